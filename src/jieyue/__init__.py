@@ -1,0 +1,26 @@
+"""jieyue (节约): Transformers on a budget. Every saving is proven exact, or its price is measured.
+
+The names below are the whole public face; each is imported from its module on first use, so ``import jieyue`` costs
+milliseconds and imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_FACE = {
+    "Tally": "jieyue.tally",
+}
+
+__all__ = ["__version__", *_FACE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module 'jieyue' has no attribute {name!r}; it has {', '.join(_FACE)}")
+    return getattr(import_module(_FACE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FACE})
