@@ -61,11 +61,11 @@ def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bo
     try:
         with _silenced():
             model, found = getattr(transformers, HEADS[head]).from_pretrained(
-                str(name), output_loading_info=True, trust_remote_code=False
+                str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
-    mismatched = sorted(str(key) for key in found["mismatched_keys"])
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
     missing = sorted(found["missing_keys"])
     inside = [key for key in missing if key.startswith(model.base_model_prefix + ".") and ".pooler." not in f".{key}"]
     if mismatched or inside or (missing and not new_head):
