@@ -8,7 +8,7 @@ Reading · tiny preset
 <BLANKLINE>
 Quality
 -------
-exact match  71.0 % [68.0 %, 74.0 %]  SQuAD rule, 1000 questions
+exact match  71.0% [68.0%, 74.0%]  SQuAD rule, 1000 questions
 
 ``report.save(folder)`` writes ``report.json`` (lossless: ``Report.load(folder) == report``) and ``report.html`` (one
 file, opens offline, asks nothing of the network). Nothing here computes: what is shown was measured elsewhere.

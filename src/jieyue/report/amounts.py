@@ -6,7 +6,7 @@ unit       meaning of the value           shown
 ``""``     a count or a plain number      ``12,345`` ``0.713``
 "bytes"    bytes                          ``1.50 GiB``
 "seconds"  seconds                        ``1 min 15 s``
-"share"    a part of one                  ``71.3 %``
+"share"    a part of one                  ``71.3%``
 "x"        a factor                       ``1.03×``
 any other  stands behind the number       ``812 tokens/s``
 ========== ============================== =================
@@ -26,7 +26,7 @@ from typing import Any
 from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 
-__all__ = ["Cell", "Estimate", "format_ticks", "format_value", "plain", "plain_text"]
+__all__ = ["Cell", "Estimate", "format_ticks", "format_value", "is_told", "plain", "plain_text"]
 
 NOT_MEASURED = "not measured"
 
@@ -89,9 +89,9 @@ def format_value(value: Cell, unit: str = "") -> str:
     """One value as people read it.
 
     >>> format_value(0.71, "share"), format_value(1536, "bytes"), format_value(12345), format_value(None, "seconds")
-    ('71.0 %', '1.5 KiB', '12,345', 'not measured')
+    ('71.0%', '1.5 KiB', '12,345', 'not measured')
     >>> format_value(Estimate(0.71, 0.68, 0.74)), format_value(Estimate(0.71, 0.684, 0.741), "share")
-    ('0.710 [0.680, 0.740]', '71.0 % [68.4 %, 74.1 %]')
+    ('0.710 [0.680, 0.740]', '71.0% [68.4%, 74.1%]')
     >>> format_value(1.034, "x"), format_value(811.96, "tokens/s"), format_value(3e-05), format_value(False)
     ('1.034×', '812 tokens/s', '3e-5', 'no')
     """
@@ -116,6 +116,11 @@ def _with_unit(text: str, unit: str) -> str:
     return text if unit in ("", "bytes", "seconds", "share", "text") else f"{text} {unit}"
 
 
+def is_told(unit: str) -> bool:
+    """Whether the ticks of an axis name the unit themselves; an axis in any other unit says it beside its label."""
+    return unit in ("", "bytes", "seconds", "share", "x", "text")
+
+
 def _decimals(width: float) -> int | None:
     """Decimals that give ``width`` two significant digits; None where it has no scale."""
     if not 0 < width < math.inf:
@@ -131,7 +136,7 @@ def _number(value: int | float, unit: str, decimals: int | None) -> str:
     if unit == "seconds":
         return format_seconds(value) if value >= 0 else f"-{format_seconds(-value)}"
     if unit == "share":
-        return f"{100 * value:.{1 if decimals is None else min(max(decimals - 2, 1), 3)}f} %"
+        return f"{100 * value:.{1 if decimals is None else min(max(decimals - 2, 1), 3)}f}%"
     if isinstance(value, int):
         return f"{value:,}"
     if decimals is not None and decimals <= 6 and abs(value) < 1e15:
@@ -154,7 +159,7 @@ def format_ticks(values: list[float], unit: str = "") -> list[str]:
     """The marks along an axis: short, and no two alike where the values differ.
 
     >>> format_ticks([0, 0.25, 0.5], "share"), format_ticks([0, 2**29, 2**30], "bytes"), format_ticks([0, 0.5, 1])
-    (['0 %', '25 %', '50 %'], ['0', '0.5 GiB', '1 GiB'], ['0.0', '0.5', '1.0'])
+    (['0%', '25%', '50%'], ['0', '0.5 GiB', '1 GiB'], ['0.0', '0.5', '1.0'])
     """
     scale, suffix = _tick_scale(max((abs(v) for v in values), default=0.0), unit)
     for decimals in range(7):
@@ -178,5 +183,5 @@ def _tick_scale(largest: float, unit: str) -> tuple[float, str]:
         steps = ((3600.0, " h"), (60.0, " min"), (1.0, " s"), (1e-3, " ms"))
         return next((step for step in steps if largest >= 2 * step[0]), steps[-1])
     if unit == "share":
-        return 0.01, " %"
+        return 0.01, "%"
     return 1.0, "×" if unit == "x" else ""

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .amounts import format_ticks, format_value
+from .amounts import format_ticks, format_value, is_told
 from .colours import SERIES
 from .picture import Axis, Picture, Series
 
@@ -89,13 +89,18 @@ class Canvas:
 
     def _label(self, artist: Text, text: str, role: str) -> Text:
         """Puts the text, or its stand-in under a number, on the artist."""
+        artist.set_text(self._laid_out(text))
+        artist.set_color(self.colours[role])
         if self.stand_in:
             artist.set_gid(f"word-{len(self.words)}")
             self.words.append(text)
-            text = "".join("W" if ord(char) > 0x2FF else char if char.isprintable() else "x" for char in text)
-        artist.set_text(text)
-        artist.set_color(self.colours[role])
         return artist
+
+    def _laid_out(self, text: str) -> str:
+        """The text, or Latin letters that take about its room."""
+        if not self.stand_in:
+            return text
+        return "".join("W" if ord(char) > 0x2FF else char if char.isprintable() else "x" for char in text)
 
     def _frame(self, axes: Axes) -> None:
         axes.set_facecolor("none")
@@ -107,16 +112,26 @@ class Canvas:
         axes.tick_params(axis="y", length=0)
         axes.set_axisbelow(True)
 
-    def _ticks(self, axes: Axes, which: str, axis: Axis, values: list[float]) -> None:
-        """Fixed, few, round ticks with our own numbers; limits that hold them and all values."""
+    def _ticks(self, axes: Axes, which: str, axis: Axis, values: list[float], *, inside: bool = False) -> None:
+        """Fixed, few, round ticks with our own numbers; ``inside`` leaves out those beyond the values."""
         if axis.log:
             getattr(axes, f"set_{which}scale")("log")
             getattr(axes, f"{which}axis").minorticks_off()
-        ticks = log_ticks(values) if axis.log else linear_ticks(values, axis.unit, 5 if self.width > _NARROW else 4)
-        getattr(axes, f"set_{which}ticks")(ticks, labels=format_ticks(ticks, axis.unit))
-        if axis.label:
+            ticks = log_ticks(values, axis.unit)
+            labels = [format_ticks([tick], axis.unit)[0] for tick in ticks]
+        else:
+            ticks = linear_ticks(values, axis.unit, 5 if self.width > _NARROW else 4)
+            if inside:
+                low, high = min(values, default=0.0), max(values, default=1.0)
+                ticks = [
+                    tick for tick in ticks if low - 0.04 * (high - low) <= tick <= high + 0.04 * (high - low)
+                ] or ticks
+            labels = format_ticks(ticks, axis.unit)
+        getattr(axes, f"set_{which}ticks")(ticks, labels=labels)
+        if axis.label or not is_told(axis.unit):
             label = getattr(axes, f"set_{which}label")("", fontsize=self.text_points)
-            self._label(label, axis.label, "muted")
+            unit = "" if is_told(axis.unit) else f"({axis.unit})"
+            self._label(label, f"{axis.label} {unit}".strip(), "muted")
 
     def _style(self, number: int) -> tuple[str, Any, str]:
         return (
@@ -145,15 +160,24 @@ class Canvas:
                 linestyle="none" if picture.form == "scatter" else dash,
                 linewidth=1.9,
                 marker=marker if few else "",
-                markersize=5,
+                markersize=7 if picture.form == "scatter" else 5,
                 markeredgewidth=0,
                 alpha=0.8 if picture.form == "scatter" else 1.0,
                 label=f"{number}",
                 solid_capstyle="round",
             )
         ends = [v for series in picture.series for part in (series.y, series.low, series.high) for v in part]
-        self._ticks(axes, "x", picture.x, [x for series in picture.series for x in series.x if not isinstance(x, str)])
+        self._ticks(
+            axes,
+            "x",
+            picture.x,
+            [x for series in picture.series for x in series.x if not isinstance(x, str)],
+            inside=True,
+        )
         self._ticks(axes, "y", picture.y, ends + [value for _, value in picture.rules])
+        if not picture.y.log:
+            ticks = axes.get_yticks()
+            axes.set_ylim(ticks[0], max(ticks[-1], axes.get_ylim()[1]))
         axes.grid(axis="y", color=self.colours["line"], linewidth=0.8)
         self._rules(axes)
 
@@ -162,7 +186,9 @@ class Canvas:
             colour, dash, _ = self._style(number)
             axes.stairs(series.y, series.x, fill=True, color=colour, alpha=0.28, linewidth=0)
             axes.stairs(series.y, series.x, color=colour, linewidth=1.6, linestyle=dash, label=f"{number}")
-        self._ticks(axes, "x", self.picture.x, [float(x) for series in self.picture.series for x in series.x])
+        self._ticks(
+            axes, "x", self.picture.x, [float(x) for series in self.picture.series for x in series.x], inside=True
+        )
         self._ticks(axes, "y", self.picture.y, [0.0, *(float(y) for series in self.picture.series for y in series.y)])
         axes.grid(axis="y", color=self.colours["line"], linewidth=0.8)
 
@@ -191,8 +217,9 @@ class Canvas:
             shift = 0.0 if stacked else (number - (len(picture.series) - 1) / 2) * thick
             places = [row + shift + (0.14 if narrow else 0) for row in range(len(names))]
             axes.barh(
-                places, known, height=thick * 0.86, left=starts if stacked else None, color=colour, label=f"{number}"
-            )
+                places, known, height=thick * 0.86, left=starts if stacked else None, label=f"{number}",
+                facecolor=colour, edgecolor=self.colours["ground"], linewidth=0.9 if stacked else 0,
+            )  # fmt: skip
             if stacked:
                 starts = [a + b for a, b in zip(starts, known, strict=True)]
             else:
@@ -247,7 +274,7 @@ class Canvas:
 
     def _names(self, axes: Axes, names: list[str], narrow: bool) -> None:
         if not narrow:
-            axes.set_yticks(range(len(names)), labels=["x"] * len(names))
+            axes.set_yticks(range(len(names)), labels=[self._laid_out(shorten(name, 34)) for name in names])
             for tick, name in zip(axes.get_yticklabels(), names, strict=True):
                 tick.set_fontsize(self.text_points)
                 self._label(tick, shorten(name, 34), "ink")
@@ -271,7 +298,7 @@ class Canvas:
         handles, labels = axes.get_legend_handles_labels()
         found = dict(zip(labels, handles, strict=True))
         legend = axes.figure.legend(
-            [found[f"{number}"] for number, _ in named], ["x" * self._num_columns(name) for _, name in named],
+            [found[f"{number}"] for number, _ in named], [self._laid_out(name) for _, name in named],
             loc="outside upper left", ncols=self._legend_columns(), frameon=False, fontsize=self.text_points,
             handlelength=1.8, columnspacing=1.6, borderpad=0.1, handletextpad=0.6,
         )  # fmt: skip
@@ -315,12 +342,13 @@ def linear_ticks(values: list[float], unit: str, count: int) -> list[float]:
     return [float(tick) * scale for tick in locator.tick_values(low / scale, high / scale)]
 
 
-def log_ticks(values: list[float]) -> list[float]:
-    """Powers of ten, with 2 and 5 between them where there are few."""
+def log_ticks(values: list[float], unit: str) -> list[float]:
+    """Powers of ten (of two for bytes), with 2 and 5 between them where there are few."""
     positive = [v for v in values if math.isfinite(v) and v > 0] or [1.0, 10.0]
-    low, high = math.floor(math.log10(min(positive)) + 1e-9), math.ceil(math.log10(max(positive)) - 1e-9)
-    steps = (1, 2, 5) if high - low <= 2 else (1,)
+    base, room = (2.0, 1.0) if unit == "bytes" else (10.0, 0.4)
+    low = math.floor(math.log(min(positive), base) + 1e-9)
+    high = math.ceil(math.log(max(positive), base) - 1e-9)
     every = max(1, math.ceil((high - low) / 6))
-    ticks = [step * 10.0**power for power in range(low, high + 1, every) for step in steps]
-    inside = [t for t in ticks if min(positive) / 2.5 <= t <= max(positive) * 2.5]
-    return inside or ticks
+    steps = (1, 2, 5) if base == 10 and high - low <= 2 else (1,)
+    ticks = [step * base**power for power in range(low, high + 1, every) for step in steps]
+    return [t for t in ticks if room * min(positive) <= t <= max(positive) / room] or ticks

@@ -15,9 +15,10 @@ from xml.etree.ElementTree import Element, tostring
 from .amounts import Cell, Estimate, format_value
 from .colours import DARK, LIGHT, root_rules
 from .drawing import svg
+from .languages import language_of, runs
 from .picture import Picture
 from .plaintext import explain, numeric
-from .values import Example, Examples, Fact, Note, Section, Table, language_of
+from .values import Example, Examples, Fact, Note, Section, Table
 
 __all__ = ["page"]
 
@@ -95,12 +96,13 @@ def _e(tag: str, attributes: dict[str, str], *children: Element | str) -> Elemen
 
 
 def _said(tag: str, text: str, language: str, name: str = "") -> Element:
-    """Text in its own language where that differs from the page's."""
+    """Text that says its language where that differs from the page's: as a whole, or piece by piece where it is mixed."""
     own = language_of(text)
     attributes = {"class": name} if name else {}
     if own and not language.startswith(own):
-        attributes["lang"] = own
-    return _e(tag, attributes, text)
+        return _e(tag, {**attributes, "lang": own}, text)
+    pieces = [(piece, "" if own or language.startswith(found or "-") else found) for piece, found in runs(text)]
+    return _e(tag, attributes, *(_e("span", {"lang": found}, piece) if found else piece for piece, found in pieces))
 
 
 def _tiles(facts: list[Fact], language: str) -> list[Element]:
@@ -123,7 +125,8 @@ def _tiles(facts: list[Fact], language: str) -> list[Element]:
                 *([_said("dd", fact.how, language, "how")] if fact.how else []),
             )
         )
-    return [_e("dl", {"class": "tiles"}, *tiles)]
+    columns = 3 if len(tiles) in (3, 5, 6, 9) else 4
+    return [_e("dl", {"class": f"tiles of{columns}"}, *tiles)]
 
 
 def _parts(value: Cell, unit: str) -> tuple[str, str]:
@@ -265,11 +268,11 @@ def _examples(item: Examples, language: str) -> Element:
     )
     if item.note:
         made.append(_said("p", item.note, language, "caption"))
-    made.extend(_example(example, language) for example in item.examples)
+    made.extend(_example(example, language, "h4" if item.title else "h3") for example in item.examples)
     return made
 
 
-def _example(example: Example, language: str) -> Element:
+def _example(example: Example, language: str, heading: str) -> Element:
     own = example.language or language_of(example.passage + example.question) or language
     lang = {} if language.startswith(own) else {"lang": own}
     badges = []
@@ -297,7 +300,7 @@ def _example(example: Example, language: str) -> Element:
         "article",
         {"class": "example" + (" missed" if example.right is False else "")},
         _e("div", {"class": "badges"}, *badges),
-        _e("h4", dict(lang), example.question),
+        _e(heading, {"class": "question", **lang}, example.question),
         *([_e("p", {"class": "from", **lang}, example.title)] if example.title else []),
         _e("p", {"class": "passage", **lang}, *_marked(example)),
         _e("dl", {}, *said),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -139,15 +138,21 @@ def _columns(text: str) -> int:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Words for scripts with spaces; a run without spaces that is too wide is cut where it fills the line."""
+    """Lines broken between words; what is wider than a line (Chinese has no spaces) is cut where it fills one."""
     lines = []
     for paragraph in text.splitlines() or [""]:
-        for line in textwrap.wrap(paragraph, max(width, 8), break_long_words=False, break_on_hyphens=False) or [""]:
-            while _columns(line) > width:
-                cut = next(i for i in range(1, len(line) + 1) if _columns(line[: i + 1]) > width)
-                lines.append(line[:cut])
-                line = line[cut:]
-            lines.append(line)
+        line = ""
+        for word in paragraph.split():
+            if line and _columns(line) + 1 + _columns(word) <= width:
+                line += f" {word}"
+                continue
+            lines += [line] if line else []
+            while _columns(word) > width:
+                cut = next(i for i in range(1, len(word)) if _columns(word[: i + 1]) > width)
+                lines.append(word[:cut])
+                word = word[cut:]
+            line = word
+        lines.append(line)
     return lines
 
 
@@ -158,7 +163,9 @@ def escape(text: str) -> str:
     'a\\\\|b \\\\*c\\\\* &lt;img src=x&gt;'
     """
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
+    line = re.sub(r"([\\`*_|~$])", r"\\\1", line)
+    if re.search(r"\]\s*[\[(:]|\[\^", line):  # else brackets can be no link: intervals stay readable
+        line = re.sub(r"([\[\]])", r"\\\1", line)
     return re.sub(r"^(\d+)([.)])(?=\s|$)|^([#+\-=])", lambda m: f"{m[1]}\\{m[2]}" if m[1] else f"\\{m[3]}", line)
 
 

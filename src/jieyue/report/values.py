@@ -12,7 +12,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from jieyue.errors import InputError
-from jieyue.text import is_cjk
 
 from .amounts import Cell, Estimate, plain, plain_text
 from .picture import Axis, Picture, Series
@@ -28,7 +27,6 @@ __all__ = [
     "Table",
     "decode",
     "encode",
-    "language_of",
 ]
 
 
@@ -258,19 +256,6 @@ def decode(found: Any) -> Any:
         return kind(**content)
     except (TypeError, AttributeError) as error:
         raise InputError(f"report: found a broken entry of kind {found['kind']!r}: {error}") from None
-
-
-def language_of(text: str) -> str:
-    """The language tag that a script betrays: "zh", "ja", "ko", or "" for anything else.
-
-    >>> language_of("图书馆 opens at 9"), language_of("ひらがな"), language_of("library")
-    ('zh', 'ja', '')
-    """
-    if any("\u3040" <= char <= "\u30ff" for char in text):
-        return "ja"
-    if any("\uac00" <= char <= "\ud7af" for char in text):
-        return "ko"
-    return "zh" if any(is_cjk(char) for char in text) else ""
 
 
 def _plain_texts(value: Any, *names: str) -> None:
