@@ -27,7 +27,7 @@ class Encoder(nn.Module):
     def __init__(self, dropout=0.0):
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, WIDTH)
-        layer = dict(d_model=WIDTH, nhead=2, dim_feedforward=8, dropout=dropout, batch_first=True)
+        layer = {"d_model": WIDTH, "nhead": 2, "dim_feedforward": 8, "dropout": dropout, "batch_first": True}
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(**layer) for _ in range(2))
         self.head = nn.Linear(WIDTH, VOCABULARY)
         self.unused = nn.Linear(2, 2)
@@ -197,7 +197,7 @@ def test_failure_in_the_last_piece_leaves_no_trace():
         return objective(model, piece)
 
     model.zero_grad()
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="out of memory"):
         accumulate(last_fails, model, batch, micro_batch=2)
     assert gap(gradients(model), whole) <= 1e-12
 
@@ -205,7 +205,7 @@ def test_failure_in_the_last_piece_leaves_no_trace():
 def test_one_row_too_many_is_a_budget_error_and_other_errors_pass():
     batch = ragged([7, 7], [7, 7])
     model = Encoder()
-    with pytest.warns(UserWarning), pytest.raises(BudgetError, match="one row"):
+    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(BudgetError, match="one row"):
         accumulate(small_only(0, []), model, batch, micro_batch=2)
 
     def broken(model, batch):

@@ -25,6 +25,7 @@ def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
 
     ``logits`` [..., V]; ``labels`` [...] of integers, ``ignored`` where nothing is asked.
 
+    >>> import torch
     >>> tally = token_loss(torch.zeros(2, 3, 4), torch.tensor([[1, 2, -100], [0, -100, -100]]))
     >>> round(float(tally.mean()), 4), int(tally.weight)
     (1.3863, 3)
