@@ -28,9 +28,7 @@ except ImportError:  # `python hatch_build.py` needs no hatchling
 ATTENTION = Path("src/jieyue/attention")
 SOURCES = ATTENTION / "csrc"
 LIBRARY = ATTENTION / "libband.so"
-FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math -ffp-contract=fast"
-)
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math -ffp-contract=fast"
 BUILDS = {"plain": ""}
 X86_BUILDS = {"avx2": "-mavx2 -mfma", "avx512": "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
 

@@ -22,7 +22,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -177,7 +177,8 @@ NATIVE = Native()
 
 def builds() -> list[str]:
     """Names of the builds that this processor runs, the fastest first: ``Native(rank)`` takes their positions."""
-    library, names = _library(), []
+    library = _library()
+    names: list[str] = []
     while (name := library.jieyue_band_name(len(names))) is not None:
         names.append(name.decode())
     return names
@@ -188,17 +189,22 @@ _PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes
 
 
 class _View(ctypes.Structure):
-    _fields_: Sequence[tuple[str, Any]] = [("data", ctypes.c_void_p), *((s, ctypes.c_int64) for s in ("batch", "head", "row"))]
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        ("data", ctypes.c_void_p),
+        *((s, ctypes.c_int64) for s in ("batch", "head", "row")),
+    ]
 
 
 class _Band(ctypes.Structure):
-    _fields_: Sequence[tuple[str, Any]] = [(s, ctypes.c_int64) for s in ("step", "lo", "hi", "hole_lo", "hole_hi")]
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        (s, ctypes.c_int64) for s in ("step", "lo", "hi", "hole_lo", "hole_hi")
+    ]
 
 
 class _Call(ctypes.Structure):
     """csrc/band.h, field by field."""
 
-    _fields_: Sequence[tuple[str, Any]] = [
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         *((s, ctypes.c_int64) for s in ("B", "H", "G", "N", "M", "D", "V", "q_offset")),
         *((s, _View) for s in ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")),
         *((s, ctypes.c_void_p) for s in ("lse", "delta", "key_mask")),
