@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from jieyue.decoding.slots import slot_logits, slot_probabilities
+from jieyue.decoding.slots import positions_of, slot_logits, slot_probabilities
 from jieyue.recipes.read import objective
 from jieyue.tally import Tally
 
@@ -143,3 +143,18 @@ def test_zero_labels_weigh_nothing():
     batch["labels"][:] = -100
     tally = objective(model, batch)
     assert isinstance(tally, Tally) and tally.detach() == Tally(0.0, 0.0)
+
+
+def test_positions_are_what_the_model_can_take():
+    """A row of that many tokens runs; one more does not, where positions are a table."""
+    for name, make in models().items():
+        model = make().eval()
+        positions = positions_of(model)
+        assert positions is not None
+        if name == "modernbert":
+            continue
+        with torch.no_grad():
+            model(input_ids=torch.full((1, positions), 5))
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, positions + 1), 5))
+    assert positions_of(Headless()) is None
