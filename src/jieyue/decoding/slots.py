@@ -76,5 +76,7 @@ def slot_probabilities(model: Any, inputs: Mapping[str, Tensor], first: int, num
     """
     logits = slot_logits(model, inputs, first, num_slots)
     tokens = inputs["input_ids"][:, None, :].expand(-1, num_slots, -1)
-    probabilities: numpy.ndarray = logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, tokens).exp().cpu().numpy()
+    probabilities: numpy.ndarray = (
+        logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, tokens).exp().cpu().numpy()
+    )
     return probabilities
