@@ -75,7 +75,27 @@ def bytelevel():
     )
 
 
-TOKENIZERS = {"wordpiece": wordpiece, "bytelevel": bytelevel}
+def metaspace():
+    """As ALBERT's: the space is a mark before the word, characters beyond the vocabulary are unknown."""
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=names, unk_token="<unk>", max_piece_length=3, show_progress=False
+    )
+    core.train_from_iterator([text for text in CORPUS for _ in range(2)] + list("".join(CORPUS)), trainer)
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        pad_token="<pad>",
+    )
+
+
+TOKENIZERS = {"wordpiece": wordpiece, "bytelevel": bytelevel, "metaspace": metaspace}
 SETTINGS = ReadSettings(answer_slots=14, question_tokens=24, window_tokens=40, overlap_tokens=16)
 
 

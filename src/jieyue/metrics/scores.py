@@ -21,12 +21,19 @@ def exact_matches(predicted: Sequence[str], questions: Sequence[tuple[str, Seque
     ]
 
 
-def _part(pairs: Sequence[tuple[float, float]]) -> dict[str, float | int]:
+def _part(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     count = len(pairs)
     if not count:
         return {"questions": 0}
     exact, f1 = (sum(column) / count for column in zip(*pairs, strict=True))
-    return {"questions": count, "exact_match": exact, "f1": f1, "final": (exact + f1) / 2}
+    interval = bootstrap_interval([exact for exact, _ in pairs])
+    return {
+        "questions": count,
+        "exact_match": exact,
+        "exact_match_interval": interval,
+        "f1": f1,
+        "final": (exact + f1) / 2,
+    }
 
 
 def score_answers(
@@ -38,7 +45,7 @@ def score_answers(
 
     Values are shares of 1. ``answerable``, ``unanswerable`` and, where ``training_golds`` are given, ``unseen`` (answerable,
     no gold of theirs is an answer in training, by the rule's normal form) repeat the same facts for their part.
-    ``rule`` names the normalisation; ``exact_match_interval`` is the 95 % bootstrap interval.
+    ``exact_match_interval``: 95 %, by bootstrap over questions. ``rule`` names the normalisation.
     """
     used: dict[Rule, int] = {}
     parts: dict[str, list[tuple[float, float]]] = {"all": [], "answerable": [], "unanswerable": [], "unseen": []}
@@ -57,8 +64,6 @@ def score_answers(
         if golds and training_golds is not None and not any(normal_form(gold, rule) in forms[rule] for gold in golds):
             parts["unseen"].append(pair)
     facts: dict[str, Any] = _part(parts["all"])
-    if parts["all"]:
-        facts["exact_match_interval"] = bootstrap_interval([exact for exact, _ in parts["all"]])
     facts["rule"] = ", ".join(f"{_NAMES[rule]} ({count} questions)" for rule, count in used.items()) or "none"
     facts["abstained"] = abstained
     facts["golds_unknown"] = unknown

@@ -21,7 +21,6 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from jieyue.data.batch import IGNORED, collate
 from jieyue.data.candidates import candidates
@@ -37,6 +36,7 @@ from jieyue.metrics.calibration import Calibration, calibration_error, cross_fit
 from jieyue.metrics.scores import exact_matches, score_answers
 from jieyue.tally import Tally
 from jieyue.text import normalize
+from jieyue.training.objective import token_loss
 
 from . import Recipe
 
@@ -186,11 +186,8 @@ def objective(model: Any, batch: Mapping[str, Tensor]) -> Tally:
     """
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = slot_logits(model, inputs, 1, labels.shape[1]).flatten(0, 1)
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return Tally(total, (labels != IGNORED).sum())
+    logits = slot_logits(model, inputs, 1, labels.shape[1])
+    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
 
 
 @dataclass(frozen=True)
