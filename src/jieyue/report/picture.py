@@ -107,7 +107,7 @@ class Picture:
         ``x="update"``, ``y=("memory", "bytes")``; ``log`` is "", "x", "y" or "xy".
         """
         series = tuple(_series(name, values, title) for name, values in curves.items())
-        return cls(title=title, form="line", series=series, **_frame(x, y, log, rules, note))
+        return cls(title=title, form="line", series=series, **_noted(_frame(x, y, log, rules, note), series))
 
     @classmethod
     def points(
@@ -123,7 +123,7 @@ class Picture:
     ) -> Picture:
         """Like ``lines``, as unconnected points; an ``Estimate`` draws an error bar."""
         series = tuple(_series(name, values, title) for name, values in clouds.items())
-        return cls(title=title, form="scatter", series=series, **_frame(x, y, log, rules, note))
+        return cls(title=title, form="scatter", series=series, **_noted(_frame(x, y, log, rules, note), series))
 
     @classmethod
     def bars(
@@ -239,6 +239,22 @@ def _frame(x: Any, y: Any, log: str, rules: Mapping[str, float] | None, note: st
         raise InputError(f"log={log!r}: expected '', 'x', 'y' or 'xy'")
     lines = tuple((plain_text(name), float(number(value, f"rule {name!r}"))) for name, value in (rules or {}).items())
     return {"x": _axis(x, "x" in log), "y": _axis(y, "y" in log), "rules": lines, "note": note}
+
+
+def _noted(frame: dict[str, Any], series: tuple[Series, ...]) -> dict[str, Any]:
+    """The frame, its note saying how many points have no place on its axes: none is left out in silence."""
+
+    def placeless(value: float | str, axis: Axis) -> bool:
+        return not isinstance(value, str) and (not math.isfinite(value) or (axis.log and value <= 0))
+
+    points = [point for each in series for point in zip(each.x, each.y, strict=False)]
+    missing = sum(placeless(x, frame["x"]) or placeless(y, frame["y"]) for x, y in points)
+    if missing:
+        reason = (
+            "not finite, or not positive on a logarithmic axis" if frame["x"].log or frame["y"].log else "not finite"
+        )
+        frame["note"] = f"{frame['note']} {missing:,} of {len(points):,} points cannot be drawn: {reason}.".strip()
+    return frame
 
 
 def _series(name: str, values: Values, title: str) -> Series:
