@@ -185,11 +185,12 @@ def read(folder: str | Path, question: str, passages: Sequence[str]) -> dict[str
         raise InputError("passage: found nothing, expected a text to look for the answer in")
     settings = reading.ReadSettings.from_dict(_record_of(folder)["settings"])
     model, tokenizer = load(folder)
-    asked = Question("1", question, tuple(Passage(text) for text in passages if text.strip()))
+    kept = [number for number, text in enumerate(passages) if text.strip()]
+    asked = Question("1", question, tuple(Passage(passages[number]) for number in kept))
     (found,) = reading.answer(model, tokenizer, [asked], settings)
     return {
         "answer": found.text,
-        "passage": found.passage,
+        "passage": kept[found.passage] if found.text else -1,
         "start": found.start,
         "end": found.end,
         "confidence": round(found.confidence, 4),
