@@ -270,6 +270,5 @@ def _show(door: Door, report: Any, sections: tuple[str, ...] | None = None) -> N
     if door.as_json:
         sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
         return
-    for section in report.sections:
-        if sections is None or section.title in sections:
-            door.say("\n" + type(report)(section.title, sections=[section]).text(width=door.console.width))
+    chosen = [section for section in report.sections if sections is None or section.title in sections]
+    door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))

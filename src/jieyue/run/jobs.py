@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jieyue.budget import Budget, format_bytes
-from jieyue.data.readers import read_questions
+from jieyue.data.readers import Passage, Question, read_questions
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, read_record
 from jieyue.machine import describe
@@ -23,7 +23,7 @@ from .story import tell_data, tell_examples, tell_memory, tell_quality, tell_sav
 from .training import Course, Prepared, fit, prepare, store
 from .watch import SILENT, Watch
 
-__all__ = ["doctor", "evaluate", "plan", "train"]
+__all__ = ["doctor", "evaluate", "plan", "read", "train"]
 
 DEFAULT_BUDGET = "4GiB"
 
@@ -157,10 +157,7 @@ def evaluate(
     watch: Watch = SILENT,
 ) -> Report:
     """Judges a trained model on files (default: the held-out part of the corpus that ships)."""
-    record = read_record(folder)
-    if record.get("recipe") != "read":
-        raise InputError(f"{folder}: its recipe is {record.get('recipe')!r}, expected 'read'")
-    settings = reading.ReadSettings.from_dict(record["settings"])
+    settings = reading.ReadSettings.from_dict(_record_of(folder)["settings"])
     model, tokenizer = load(folder)
     sources = open_sources(held_out=files, questions=None, skip_bad=skip_bad) if not files else None
     questions, findings = (sources.held_out, None) if sources else read_questions(files, skip_bad=skip_bad)
@@ -174,6 +171,39 @@ def evaluate(
         if findings.skipped:
             section.table(["record and reason"], [[line] for line in findings.skipped], title="Skipped records")
     return report
+
+
+def read(folder: str | Path, question: str, passages: Sequence[str]) -> dict[str, Any]:
+    """One question about some passages, answered by a trained reader.
+
+    ``answer`` is a slice of ``passages[passage]``, letter for letter, ``start:end`` in characters; empty when the reader
+    finds no answer. ``confidence`` is calibrated; ``rivals`` are other answers with their votes.
+    """
+    if not question.strip():
+        raise InputError("question: found nothing, expected a question")
+    if not any(text.strip() for text in passages):
+        raise InputError("passage: found nothing, expected a text to look for the answer in")
+    settings = reading.ReadSettings.from_dict(_record_of(folder)["settings"])
+    model, tokenizer = load(folder)
+    kept = [number for number, text in enumerate(passages) if text.strip()]
+    asked = Question("1", question, tuple(Passage(passages[number]) for number in kept))
+    (found,) = reading.answer(model, tokenizer, [asked], settings)
+    return {
+        "answer": found.text,
+        "passage": kept[found.passage] if found.text else -1,
+        "start": found.start,
+        "end": found.end,
+        "confidence": round(found.confidence, 4),
+        "vote": round(found.vote, 4),
+        "rivals": [{"answer": text, "vote": round(vote, 4)} for text, vote in found.rivals],
+    }
+
+
+def _record_of(folder: str | Path) -> dict[str, Any]:
+    record = read_record(folder)
+    if record.get("recipe") != "read":
+        raise InputError(f"{folder}: its recipe is {record.get('recipe')!r}, expected 'read'")
+    return record
 
 
 def _calibrate(prepared: Prepared, model: Any) -> dict[str, Any]:

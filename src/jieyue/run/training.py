@@ -18,6 +18,7 @@ from jieyue.data.batch import collate, effective_batches
 from jieyue.data.curriculum import count_sentences
 from jieyue.errors import InputError
 from jieyue.hf.loading import save
+from jieyue.hf.presets import PRESETS
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work, make_optimizer, training_arguments
 from jieyue.machine import peak_resident_bytes, resident_bytes
 from jieyue.recipes import read as reading
@@ -30,7 +31,7 @@ from .planned import Planned, plan_for
 from .sources import Sources, open_sources
 from .watch import SILENT, Watch
 
-__all__ = ["Course", "Prepared", "Trained", "fit", "prepare"]
+__all__ = ["Course", "Prepared", "Trained", "default_settings", "fit", "prepare", "store"]
 
 RESOLVED = "training.json"  # the resolved settings of a run, for --resume
 CURVE_POINTS, CURVE_QUESTIONS = 8, 200
@@ -112,8 +113,7 @@ def prepare(
     """Reads, checks and encodes; no weight is allocated. ``settings``: None = the article's, shorter for a preset."""
     sources = open_sources(data, held_out, questions=questions, seed=course.seed, skip_bad=skip_bad)
     source = open_model(model, sources.train, vocabulary=vocabulary, start=course.start, seed=course.seed, new_head=new_head)
-    if settings is None:
-        settings = reading.ReadSettings(answer_slots=12, seed=course.seed) if source.is_preset and not data else reading.ReadSettings(seed=course.seed)
+    settings = settings or default_settings(model, bool(data), course.seed)
     settings = settings.fitted(source.positions)
     rows, counts = reading.encode(sources.train, source.tokenizer, settings)
     if not rows:
@@ -122,6 +122,13 @@ def prepare(
     difficulty = [hard[sources.train[row["question"]].passages[row["passage"]].text] for row in rows]
     lengths = numpy.array([len(row["input_ids"]) for row in rows])
     return Prepared(sources, source, settings, rows, lengths, difficulty, counts)
+
+
+def default_settings(model: str, own_data: bool, seed: int = 0) -> reading.ReadSettings:
+    """The article's lengths; for a preset on the corpus that ships, ones that fit its short answers and passages."""
+    if model in PRESETS and not own_data:
+        return reading.ReadSettings(answer_slots=10, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed)
+    return reading.ReadSettings(seed=seed)
 
 
 def fit(prepared: Prepared, planned: Planned, course: Course, folder: Path, *, resume: bool = False, device: str = "cpu", watch: Watch = SILENT) -> Trained:
@@ -169,7 +176,7 @@ def fit(prepared: Prepared, planned: Planned, course: Course, folder: Path, *, r
     return Trained(trainer, losses, curve, facts)
 
 
-def store(trained: Trained, prepared: Prepared, course: Course, folder: Path, record: Mapping[str, Any]) -> None:
+def store(trained: Trained, prepared: Prepared, folder: Path, record: Mapping[str, Any]) -> None:
     """The trained model as a plain transformers folder, with what jieyue needs to read with it."""
     contents = {"recipe": "read", "version": __version__, "settings": prepared.settings.to_dict(), **record}
     save(trained.trainer.model, prepared.model.tokenizer, folder, contents)
