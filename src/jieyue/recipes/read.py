@@ -361,9 +361,9 @@ def score(
     ``calibration_error`` and ``calibration_bins`` say whether the confidences hold on these questions.
     """
     golds = None if training is None else [gold for question in training for gold in question.golds or ()]
-    facts = score_answers(
-        [one.text for one in answers], [(question.text, question.golds) for question in questions], golds
-    )
+    asked = [(question.text, question.golds) for question in questions]
+    groups = [question.passages[0].text for question in questions]
+    facts = score_answers([one.text for one in answers], asked, golds, groups)
     known, right = _known(answers, questions)
     if known:
         facts["calibration_error"], bins = calibration_error([one.confidence for one in known], right)
