@@ -1,0 +1,1 @@
+"""Reading data, checking it, and the corpus that ships."""
