@@ -16,7 +16,6 @@ __all__ = ["Passage", "Question", "compose_passage"]
 
 NUM_FACTS = (1, 2, 2, 3, 3, 4)  # drawn evenly
 NUM_FILLERS = (0, 0, 0, 1, 1, 2)
-FULL_STOPS = (".", "。", "!", "?", "！", "？")
 
 
 @dataclass(slots=True)
@@ -83,9 +82,8 @@ class _Writer:
         subjects = [self.subject(kind, shorts)]
         for _ in range(num_subjects - 1):
             subjects.append(self.subject(*self.random.choice(kinds)))
-        order = sorted((i % num_subjects for i in range(num_facts)), key=lambda i: i)
         planned: list[tuple[Subject, Pattern]] = []
-        for index in order:
+        for index in sorted(number % num_subjects for number in range(num_facts)):
             subject = subjects[index]
             free = [p for p in self.patterns if not any(a in subject.values for a in p.kinds)]
             echoes = [p for p in free if any(s is not subject and p.kinds.keys() & q.kinds.keys() for s, q in planned)]
@@ -118,13 +116,27 @@ class _Writer:
     def fact(self, subject: Subject, pattern: Pattern, follows: bool) -> Fact:
         """The sentence; one that follows another about the same subject may call it by a short reference."""
         pieces = pattern.pieces
-        leading = pieces[0] in ("", "The ") and pieces[1] == "s" and not pieces[2].startswith("'")
-        if follows and leading and subject.shorts and self.random.random() < 0.5:
-            short = self.random.choice(subject.shorts)
-            sentence, starts = self.fill((short + pieces[2], *pieces[3:]), subject)
-        else:
-            sentence, starts = self.fill(pieces, subject)
-        return Fact(pattern, subject, sentence, starts)
+        if follows and subject.shorts and self.random.random() < 0.5:
+            pieces = _shortened(pieces, self.random.choice(subject.shorts), subject.name, self.topic.language)
+        return Fact(pattern, subject, *self.fill(pieces, subject))
+
+
+def _shortened(pieces: tuple[str, ...], short: str, name: str, language: str) -> tuple[str, ...]:
+    """The sentence with its subject called by ``short``; as it was where grammar forbids that.
+
+    ``$last`` (the name's last word) and Chinese references fit everywhere, English pronouns only at the beginning.
+    """
+    place = pieces[1::2].index("s") * 2 + 1
+    before, after = pieces[place - 1], pieces[place + 1]
+    if short == "$last":
+        short = name.split(" ")[-1]
+    elif language == "zh":
+        before, after = before.removesuffix("《"), after.removeprefix("》")
+    elif before in ("", "The ") and place == 1 and not after.startswith("'"):
+        before = ""
+    else:
+        return pieces
+    return (*pieces[: place - 1], before + short + after, *pieces[place + 2 :])
 
 
 def _answerable(fact: Fact, start: int, context: str, writer: _Writer) -> list[Question]:
@@ -148,11 +160,12 @@ def _unanswerable(facts: list[Fact], writer: _Writer) -> Question | None:
     random = writer.random
     subject = random.choice(facts).subject
     if random.random() < 0.5:
+        told = set(subject.values).union(*(near for near in writer.topic.near if near & subject.values.keys()))
         asked = [
             (p, form)
             for p in writer.patterns
             for attribute, forms in p.questions.items()
-            if attribute != "s" and attribute not in subject.values
+            if attribute != "s" and attribute not in told
             for form in forms
             if set(form[1::2]) == {"s"}
         ]

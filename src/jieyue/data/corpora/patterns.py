@@ -2,7 +2,8 @@
 
 A topic file (``en/people.txt``) is read line by line; the first character says what a line is::
 
-    @ woman / She                            a kind of subject, and how later sentences may refer to it
+    @ woman / She, $last                     a kind of subject, and how later sentences may refer to it
+    & birthplace home                        facts so near in meaning that one is not asked for where another is told
     ! {s} looks back                         a title; its slots must stand in the passage
     ~ The interview took place by telephone. a sentence that holds no asked fact
     + {s} was born in {birthplace:town}.     a sentence pattern, used in training and held-out text
@@ -10,7 +11,7 @@ A topic file (``en/people.txt``) is read line by line; the first character says 
     ? birthplace: Where was {s} born?        question forms for the pattern above, several parted by ``|``
 
 ``{s}`` is the subject, ``{attribute:kind}`` a value (values.py). Patterns that state the same thing use the same
-attribute, so that a passage states it once for each subject and no passage contradicts itself.
+attribute, so that a passage states it once for each subject and no passage contradicts itself. ``$last`` is the name's last word.
 """
 
 from __future__ import annotations
@@ -43,13 +44,17 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """All that is written about one topic in one language. ``subjects`` pairs a kind of name with short references."""
+    """All that is written about one topic in one language.
+
+    ``subjects`` pairs a kind of name with short references; ``near`` holds sets of attributes close in meaning.
+    """
 
     name: str
     language: str
     subjects: tuple[tuple[str, tuple[str, ...]], ...]
     titles: tuple[tuple[str, ...], ...]
     fillers: tuple[str, ...]
+    near: tuple[frozenset[str], ...]
     patterns: tuple[Pattern, ...]
 
 
@@ -62,6 +67,7 @@ def _topic(path: Path) -> Topic:
     subjects: list[tuple[str, tuple[str, ...]]] = []
     titles: list[tuple[str, ...]] = []
     fillers: list[str] = []
+    near: list[frozenset[str]] = []
     patterns: list[Pattern] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         mark, text = line[:1], line[1:].strip()
@@ -71,6 +77,8 @@ def _topic(path: Path) -> Topic:
         if mark == "@":
             kind, _, short = text.partition("/")
             subjects.append((kind.strip(), tuple(s.strip() for s in short.split(",") if s.strip())))
+        elif mark == "&":
+            near.append(frozenset(text.split()))
         elif mark == "!":
             titles.append(_pieces(text))
         elif mark == "~":
@@ -90,7 +98,10 @@ def _topic(path: Path) -> Topic:
                 assert asked and asked <= {"s", *pattern.kinds} - {attribute}, f"{where}: {form}"
         else:
             raise AssertionError(f"{where}: unknown mark {mark!r}")
-    return Topic(path.stem, path.parent.name, tuple(subjects), tuple(titles), tuple(fillers), tuple(patterns))
+    known = {"s"}.union(*(pattern.kinds for pattern in patterns))
+    for used in [*near, *map(set, (title[1::2] for title in titles))]:
+        assert used <= known, f"{path.parent.name}/{path.name}: no pattern tells {sorted(used - known)}"
+    return Topic(path.stem, path.parent.name, *map(tuple, (subjects, titles, fillers, near, patterns)))
 
 
 @cache
