@@ -1,0 +1,1 @@
+"""Everything that touches transformers: loading, our attention and activations inside its models, its Trainer."""
