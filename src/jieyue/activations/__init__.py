@@ -1,7 +1,8 @@
 """GELU and its relatives: exact and approximate forms, and the tool that finds an approximation's constants.
 
-``gelu(x, approximate)`` and the modules ``Gelu``, ``Activation`` compute; ``fit`` and ``given`` find and measure constants, each with
-a certified bound of the error. The names of ``FORMS``, ``TARGETS`` and ``NAMED`` are what text (a configuration, the command line) may say.
+``gelu(x, approximate)`` and the modules ``Gelu``, ``Activation`` compute; ``fit`` and ``given`` find and measure
+constants, each with a certified bound of the error. The names of ``FORMS``, ``TARGETS`` and ``NAMED`` are what text (a
+configuration, the command line) may say.
 """
 
 from .certificate import Certificate, certify

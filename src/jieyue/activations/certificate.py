@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from jieyue.errors import InputError
+
 from .arithmetic import Interval, Jet, Unsupported
 from .forms import Approximation, view
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from jieyue.errors import InputError
 
 __all__ = ["CRITERIA", "Weight", "article_grid", "gaussian", "histogram"]
 

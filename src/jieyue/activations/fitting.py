@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from jieyue.errors import InputError
+
 from .certificate import certify
 from .criteria import CRITERIA, Weight, article_grid
 from .forms import Approximation, Form, Target, as_form, as_target
@@ -34,10 +36,11 @@ MOST_PEAKS = 16
 class Fit:
     """The result of ``fit``, a value: callable, printable, and accepted by ``gelu(x, approximate=...)``.
 
-    ``error``, ``at``: max |approximation − target| over the domain and a place where it is attained; ``bound`` is no smaller than the
-    true maximum, by the argument ``how`` (``proven``: without assumption). ``peaks``: extremes as (x, error). ``levelled``: the k + 1 errors
-    of a best approximation are equally large; ``alternating``: and change sign from one to the next (None where the criterion does not
-    ask for it). ``digits``: constants as decimal text, with every digit that was computed. ``rms``: the weighted root mean square error.
+    ``error``, ``at``: max |approximation − target| over the domain and a place where it is attained; ``bound`` is no
+    smaller than the true maximum, by the argument ``how`` (``proven``: without assumption). ``peaks``: extremes as
+    (x, error), on the right half where the error is even or odd. ``levelled``: the k + 1 errors of a best approximation
+    are equally large; ``alternating``: and change sign from one to the next (None where the criterion asks for neither).
+    ``digits``: constants as decimal text, every digit that was computed. ``rms``: the weighted root mean square error.
     """
 
     approximation: Approximation
@@ -107,9 +110,10 @@ def fit(
 ) -> Fit:
     """The constants of ``form`` that are best for ``target`` by ``criterion`` on ``domain``.
 
-    ``form``: one of ``FORMS``, a ``Form``, or any callable ``f(x, a, b=start, …)`` in torch code; ``target``: one of ``TARGETS``, a ``Target``, or
-    any callable of x; ``criterion``: ``"local"``, ``"minimax"``, ``"grid"``, ``"mixed"`` or a ``Weight``. ``domain``: by default (−8, 8), for the grid
-    criteria the article's 0, 0.001, … 3.999, for a weight the range where it lies; with a given domain the grid keeps its step 0.001.
+    ``form``: one of ``FORMS``, a ``Form``, or any callable ``f(x, a, b=start, …)`` in torch code; ``target``: one of
+    ``TARGETS``, a ``Target``, or any callable of x; ``criterion``: ``"local"``, ``"minimax"``, ``"grid"``, ``"mixed"`` or a
+    ``Weight``. ``domain``: by default (−8, 8), for the grid criteria the article's points 0, 0.001, … 3.999, for a weight the
+    range where it lies; a grid over a given domain keeps the step 0.001 and leaves out the end.
     ``fixed``: constants by name, a number or ``"local"`` (the value that the Taylor match gives it).
     ``lipschitz``: see ``certify``.
 
@@ -241,7 +245,7 @@ def _tensors(places: list[Any]) -> list[Tensor]:
 
 
 def _alternates(signs: list[float]) -> bool:
-    return all(a * b < 0 for a, b in zip(signs, signs[1:], strict=False))
+    return all(a * b < 0 for a, b in pairwise(signs))
 
 
 def _measured(

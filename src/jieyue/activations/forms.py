@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from jieyue.errors import InputError
+
 from .arithmetic import Jet, slope
 
 __all__ = ["FORMS", "NAMED", "TARGETS", "Approximation", "Form", "Target", "as_form", "as_target", "view"]
@@ -137,8 +138,9 @@ class Target:
 
 def _reduced(value: Any, table: Mapping[str, Any], read: Callable[[str], Any]) -> Any:
     """What pickle keeps: the name of a table's entry, the fields of anything else (whose callables may refuse)."""
-    if table.get(value.name) is value:
-        return read, (value.name,)
+    name: str = value.name
+    if table.get(name) is value:
+        return read, (name,)
     return type(value), tuple(getattr(value, each.name) for each in fields(value))
 
 
@@ -228,8 +230,10 @@ def as_target(target: str | Target | Callable[[Any], Any]) -> Target:
             f"target={target!r}: found {type(target).__name__}, expected a name, a Target or a callable of x"
         )
     known = {F.silu: "silu", F.mish: "mish", F.softplus: "softplus", F.gelu: "gelu", torch.special.ndtr: "phi"}
-    if target in known:
+    try:
         return TARGETS[known[target]]
+    except (KeyError, TypeError):
+        pass
     return Target(getattr(target, "__name__", type(target).__name__), target)
 
 
@@ -265,7 +269,8 @@ class Approximation:
         form = as_form(form)
         if set(constants) != set(form.constants):
             raise InputError(
-                f"constants of {form.name!r}: found {', '.join(constants) or 'none'}, expected {', '.join(form.constants)}"
+                f"constants of {form.name!r}: found {', '.join(constants) or 'none'}, "
+                f"expected {', '.join(form.constants)}"
             )
         return cls(form, tuple(float(constants[name]) for name in form.constants), as_target(target))
 
@@ -277,7 +282,8 @@ class Approximation:
         name, _, rest = text.strip().partition("(")
         if name not in FORMS or not rest.endswith(")"):
             raise InputError(
-                f"approximation {text!r}: expected one of {', '.join(NAMED)}, or a form with its constants, such as 'tanh(a=0.8,b=0.035)'"
+                f"approximation {text!r}: expected one of {', '.join(NAMED)}, or a form with its constants, "
+                "such as 'tanh(a=0.8,b=0.035)'"
             )
         constants = {}
         for part in filter(None, rest[:-1].split(",")):

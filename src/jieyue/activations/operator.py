@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from jieyue.errors import InputError
+
 from .fitting import Fit
 from .forms import FORMS, NAMED, Approximation, limit
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from jieyue.errors import InputError
+
 from .arithmetic import Exact, Unsupported
 from .forms import Form, Target, view
 
