@@ -88,7 +88,7 @@ class Fit:
         for name, value in self.constants.items():
             text = self.digits.get(name, repr(value))
             found.append((f"{name} (fixed)" if name in self.fixed else name, text))
-        found += list(self.ratios.items())
+        found += [(name, f"{value:.13g}") for name, value in self.ratios.items()]
         found += [("largest error", self.error), ("at x", self.at), ("certified bound", self.bound), ("by", self.how)]
         if self.rms is not None:
             found.append(("weighted rms error", self.rms))

@@ -31,6 +31,7 @@ __all__ = [
     "register",
     "register_all",
     "register_config",
+    "short_name",
     "use_gelu",
     "wired_in",
 ]
@@ -139,7 +140,7 @@ def _activation_classes() -> tuple[type, ...]:
 
 def _kind(module: object) -> str | None:
     if isinstance(module, Gelu):
-        return _short(module.approximate)
+        return short_name(module.approximate)
     if isinstance(module, nn.GELU):
         return str(module.approximate)
     return _CLASSES.get(type(module).__name__)
@@ -178,7 +179,7 @@ def use_gelu(model: Any, gelu: Variant) -> list[Holder]:
     if not holders:
         others = sorted({type(holder.held).__name__ for holder in find_activations(model)})
         raise InputError(
-            f"use(model, gelu={_short(chosen)!r}): found {', '.join(others) or 'no activation'} in {type(model).__name__}, "
+            f"use(model, gelu={short_name(chosen)!r}): found {', '.join(others) or 'no activation'} in {type(model).__name__}, "
             "expected at least one module that holds a GELU"
         )
     for holder in holders:
@@ -189,22 +190,22 @@ def use_gelu(model: Any, gelu: Variant) -> list[Holder]:
     forgetful = _forgotten(model, holders, chosen)
     if forgetful:
         warnings.warn(
-            f"use(model, gelu={_short(chosen)!r}): the configuration cannot say so for {', '.join(forgetful)}; "
+            f"use(model, gelu={short_name(chosen)!r}): the configuration cannot say so for {', '.join(forgetful)}; "
             "a saved folder will load with another activation there",
             stacklevel=2,
         )
     left = wired_in(model)
     if left:
         warnings.warn(
-            f"use(model, gelu={_short(chosen)!r}): left as it is where the class calls its own GELU: {', '.join(left)}",
+            f"use(model, gelu={short_name(chosen)!r}): left as it is where the class calls its own GELU: {', '.join(left)}",
             stacklevel=2,
         )
-    return [Holder(h.path, h.parent, h.attribute, _short(chosen)) for h in holders]
+    return [Holder(h.path, h.parent, h.attribute, short_name(chosen)) for h in holders]
 
 
 def _tell_configs(model: nn.Module, holders: list[Holder], chosen: str | Approximation) -> None:
     """Writes the name into every configuration above a swapped place, wherever it named a GELU."""
-    name = _WRITTEN.get(_short(chosen)) or register(PREFIX + _short(chosen))
+    name = _WRITTEN.get(short_name(chosen)) or register(PREFIX + short_name(chosen))
     for path, owner in model.named_modules():
         if not hasattr(owner, "config") or not any(h.path.startswith(f"{path}." if path else "") for h in holders):
             continue
@@ -232,12 +233,12 @@ def _forgotten(model: nn.Module, holders: list[Holder], chosen: str | Approximat
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = {holder.path: holder.kind for holder in find_activations(type(model)(again))}
-    return [holder.path for holder in holders if built.get(holder.path) != _short(chosen)]
+    return [holder.path for holder in holders if built.get(holder.path) != short_name(chosen)]
 
 
-def _short(chosen: str | Approximation) -> str:
+def short_name(chosen: str | Approximation) -> str:
     """The name in ``NAMED`` where there is one, else the text with its constants."""
-    return next((name for name, known in NAMED.items() if known == chosen), str(chosen))
+    return next((name for name, known in NAMED.items() if str(known) == str(chosen)), str(chosen))
 
 
 def known_mismatch(model_or_config: Any) -> str | None:
