@@ -23,10 +23,9 @@ def draw_seed() -> Tensor:
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
 
 
-def row_keys(seed: int, batch: int, heads: int, i: Tensor) -> Tensor:
-    """One word per (b, h, i): int64 [batch, heads, len(i)]."""
-    head = torch.arange(batch * heads, device=i.device).view(batch, heads, 1)
-    return _mix((_mix((seed & _WORD) ^ _mix(((seed >> 32) + head) & _WORD)) + i) & _WORD)
+def row_keys(seed: int, heads: Tensor, i: Tensor) -> Tensor:
+    """One word per head and query: int64 [..., len(i)] for ``heads`` = b·H + h of any shape."""
+    return _mix((_mix((seed & _WORD) ^ _mix(((seed >> 32) + heads) & _WORD))[..., None] + i) & _WORD)
 
 
 def kept(rows: Tensor, j: Tensor, dropout: float) -> Tensor:

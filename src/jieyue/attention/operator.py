@@ -24,7 +24,6 @@ from jieyue.errors import InputError
 
 from .dropout import draw_seed
 from .engines import Call, named, pick
-from .lowering import lower
 from .partial import Partial
 from .pattern import Pattern, parse
 from .second_order import second_backward
@@ -88,10 +87,8 @@ def _attend(
     q_offset: int,
     engine: str,
 ) -> tuple[Tensor, Tensor]:
-    call = _lifted(Call(q, k, v, parse(pattern), key_mask, dropout, q_offset))
-    out, lse = _forward(call, scale, 0 if seed is None else int(seed), engine)
-    out = out.to(q.dtype)
-    return _in_rows(out), lse.contiguous()
+    out, lse = _forward(_lifted(q, k, v, key_mask, seed, (pattern, scale, dropout, q_offset)), engine)
+    return _in_rows(out.to(q.dtype)), lse.contiguous()
 
 
 @_attend.register_fake
@@ -128,14 +125,22 @@ def _attend_backward(
     q_offset: int,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call = _lifted(Call(q, k, v, parse(pattern), key_mask, dropout, q_offset))
+    call = _lifted(q, k, v, key_mask, seed, (pattern, scale, dropout, q_offset))
+    chosen, bands = pick(call, engine), call.bands
+    if not bands:
+        dq, dk, dv = (_like_rows(x, x.shape[3]).zero_() for x in (q, k, v))
+        return dq, dk, dv
     grad_out, out = grad_out.to(call.q.dtype), out.to(call.q.dtype)
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     delta = torch.linalg.vecdot(grad_out, out)
     if grad_lse is not None:
         delta = delta - torch.where(torch.isneginf(lse), 0.0, grad_lse)
-    grads = _backward(call, grad_out, out, lse, delta, scale, 0 if seed is None else int(seed), engine)
+    grads = chosen.backward_union(
+        *(grad_out, call.q, call.k, call.v, lse, delta, bands),
+        out=out if grad_lse is None else None,
+        **call.options,
+    )
     dq, dk, dv = (_in_rows(grad.to(q.dtype)) for grad in grads)
     return dq, dk, dv
 
@@ -186,8 +191,8 @@ def _save_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 def _differentiate_second(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_out, grad_lse, q, k, v, key_mask, seed = ctx.saved_tensors
     pattern, scale, dropout, q_offset, _ = ctx.settings
-    call = Call(q, k, v, parse(pattern), key_mask, dropout, q_offset)
-    grads = second_backward(grads_of_grads, grad_out, grad_lse, call, scale, 0 if seed is None else int(seed))
+    call = Call(q, k, v, parse(pattern), key_mask, scale, dropout, 0 if seed is None else int(seed), q_offset)
+    grads = second_backward(grads_of_grads, grad_out, grad_lse, call)
     return (*grads, *(None,) * 9)
 
 
@@ -195,59 +200,27 @@ _attend.register_autograd(_differentiate, setup_context=_save)
 _attend_backward.register_autograd(_differentiate_second, setup_context=_save_second)
 
 
-def _forward(call: Call, scale: float, seed: int, engine: str) -> tuple[Tensor, Tensor]:
-    chosen = pick(call, engine)
-    bands = lower(call.pattern, call.q.shape[2], call.k.shape[2], call.q_offset)
-    options = {
-        "key_mask": call.key_mask,
-        "scale": scale,
-        "dropout": call.dropout,
-        "seed": seed,
-        "q_offset": call.q_offset,
-    }
+def _forward(call: Call, engine: str) -> tuple[Tensor, Tensor]:
+    chosen, bands = pick(call, engine), call.bands
     if not bands:
         nothing = Partial.empty(call.q, call.v)
         return nothing.out, nothing.lse
     if hasattr(chosen, "forward_union"):
-        return chosen.forward_union(call.q, call.k, call.v, bands, **options)
-    parts = [Partial(*chosen.forward(call.q, call.k, call.v, band, **options)) for band in bands]
-    whole = parts[0]
-    for part in parts[1:]:
+        return chosen.forward_union(call.q, call.k, call.v, bands, **call.options)
+    whole, *parts = (Partial(*chosen.forward(call.q, call.k, call.v, band, **call.options)) for band in bands)
+    for part in parts:
         whole = whole.merge(part)
     return whole.out, whole.lse
 
 
-def _backward(
-    call: Call, grad_out: Tensor, out: Tensor, lse: Tensor, delta: Tensor, scale: float, seed: int, engine: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = pick(call, engine)
-    q, k, v = call.q, call.k, call.v
-    bands = lower(call.pattern, q.shape[2], k.shape[2], call.q_offset)
-    options = {
-        "key_mask": call.key_mask,
-        "scale": scale,
-        "dropout": call.dropout,
-        "seed": seed,
-        "q_offset": call.q_offset,
-    }
-    if not bands:
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    if hasattr(chosen, "backward_union"):
-        return chosen.backward_union(grad_out, q, k, v, lse, delta, bands, **options)
-    parts = [chosen.backward(grad_out, q, k, v, out, lse, delta, band, **options) for band in bands]
-    dq, dk, dv = parts[0]
-    for part in parts[1:]:
-        dq, dk, dv = dq + part[0], dk + part[1], dv + part[2]
-    return dq, dk, dv
-
-
-def _lifted(call: Call) -> Call:
-    """Half precision on the CPU is computed in float32 and rounded once, at the end."""
-    if call.q.device.type != "cpu" or call.q.dtype not in (torch.float16, torch.bfloat16):
-        return call
-    return Call(
-        call.q.float(), call.k.float(), call.v.float(), call.pattern, call.key_mask, call.dropout, call.q_offset
-    )
+def _lifted(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, seed: Tensor | None, settings: tuple[Any, ...]
+) -> Call:
+    """The call as engines see it. Half precision on the CPU is computed in float32 and rounded once, at the end."""
+    pattern, scale, dropout, q_offset = settings
+    if q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16):
+        q, k, v = q.float(), k.float(), v.float()
+    return Call(q, k, v, parse(pattern), key_mask, scale, dropout, 0 if seed is None else int(seed), q_offset)
 
 
 def _in_rows(x: Tensor) -> Tensor:

@@ -30,8 +30,6 @@ def second_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     call: Call,
-    scale: float,
-    seed: int,
 ) -> list[Tensor | None]:
     """Gradients of L with respect to (grad_out, grad_lse, q, k, v); ``weights`` are (a, b, c), None = zero."""
     again = torch.is_grad_enabled()
@@ -42,7 +40,7 @@ def second_backward(
         rows = max(1, _CHUNK_SCORES // m)
         total: list[Tensor | None] = [None] * 5
         for start in range(0, n, rows):
-            inner = _inner(weights, leaves, call, scale, seed, slice(start, min(n, start + rows)))
+            inner = _inner(weights, leaves, call, slice(start, min(n, start + rows)))
             if inner is None:
                 continue
             wanted = [leaf for leaf in leaves if leaf is not None]
@@ -52,21 +50,13 @@ def second_backward(
     return total
 
 
-def _inner(
-    weights: tuple[Tensor | None, ...], leaves: list[Tensor | None], call: Call, scale: float, seed: int, rows: slice
-) -> Tensor | None:
+def _inner(weights: tuple[Tensor | None, ...], leaves: list[Tensor | None], call: Call, rows: slice) -> Tensor | None:
     """L over these rows of queries, as differentiable torch."""
     grad_out, grad_lse, q, k, v = leaves
     assert grad_out is not None and q is not None and k is not None and v is not None
     a, b, c = weights
     g, q = grad_out[:, :, rows], q[:, :, rows]
-    options = {
-        "key_mask": call.key_mask,
-        "scale": scale,
-        "dropout": call.dropout,
-        "seed": seed,
-        "q_offset": call.q_offset + rows.start,
-    }
+    options = call.options | {"q_offset": call.q_offset + rows.start}
     out, lse = DENSE.forward_union(q, k, v, call.pattern.bands, **options)
     delta = (g * out).sum(-1)
     if grad_lse is not None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from jieyue.attention.pattern import Pattern
+from jieyue.attention.lowering import lower
+from jieyue.attention.pattern import Band, Pattern
 from jieyue.errors import InputError
 
+from .composed import COMPOSED
 from .dense import DENSE
 from .native import NATIVE
 
@@ -23,18 +25,30 @@ __all__ = ["ENGINES", "Call", "named", "pick", "why"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of an engine: the tensors of ``attend`` and its settings, validated."""
+    """What is asked of an engine: the tensors of ``attend`` and its settings, validated; scale 0 = not asked yet."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     pattern: Pattern
     key_mask: Tensor | None = None
+    scale: float = 0.0
     dropout: float = 0.0
+    seed: int = 0
     q_offset: int = 0
 
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """The bands that show something to these queries."""
+        return lower(self.pattern, self.q.shape[2], self.k.shape[2], self.q_offset)
 
-ENGINES: tuple[Any, ...] = (NATIVE, DENSE)
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as every engine's passes take them."""
+        return {name: getattr(self, name) for name in ("key_mask", "scale", "dropout", "seed", "q_offset")}
+
+
+ENGINES: tuple[Any, ...] = (NATIVE, DENSE, COMPOSED)
 
 
 def named(name: str) -> Any:

@@ -72,6 +72,7 @@ class Dense:
         dropout: float,
         seed: int,
         q_offset: int,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk, dv, given lse and delta of the whole softmax (of which these bands may be a part)."""
         groups = k.shape[1]
@@ -105,7 +106,8 @@ class Dense:
     def keep_scale(q: Tensor, m: int, dropout: float, seed: int, q_offset: int) -> Tensor:
         """What each weight is multiplied by: 0, or 1/(1 − dropout)."""
         i = torch.arange(q_offset, q_offset + q.shape[2], device=q.device)
-        keep = kept(row_keys(seed, q.shape[0], q.shape[1], i), torch.arange(m, device=q.device), dropout)
+        heads = torch.arange(q.shape[0] * q.shape[1], device=q.device).view(q.shape[:2])
+        keep = kept(row_keys(seed, heads, i), torch.arange(m, device=q.device), dropout)
         return keep.to(q.dtype) / (1 - dropout)
 
 
