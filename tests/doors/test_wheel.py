@@ -42,10 +42,23 @@ def test_fresh_install_trains(wheel, tmp_path):
     (site,) = home.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     python = home / "bin" / "python"
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        str(wheel),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    where = subprocess.check_output([python, "-c", "import jieyue; print(jieyue.__file__)"], text=True, cwd=tmp_path, env=clean)
+    where = subprocess.check_output(
+        [python, "-c", "import jieyue; print(jieyue.__file__)"], text=True, cwd=tmp_path, env=clean
+    )
     assert str(home) in where
     cli = home / "bin" / "jieyue"
     version = subprocess.run([cli, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path, env=clean)

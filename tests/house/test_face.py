@@ -10,7 +10,7 @@ import pytest
 
 import jieyue
 
-FACE = ["Tally"]
+FACE = ["Tally", "atrous", "attend", "full", "local", "parse", "sparse"]
 
 
 def modules():

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
-from ..errors import InputError
+from jieyue import __version__
+from jieyue.errors import InputError
 
 __all__ = ["app", "main"]
 
@@ -31,7 +31,9 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _start(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Transformers on a budget: every saving is proven exact, or its price is measured."""
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ..budget import format_seconds
+from jieyue.budget import format_seconds
 
 __all__ = ["Door"]
 
@@ -44,7 +44,9 @@ class Door:
             for row in rows:
                 self.fact(event or title, **dict(zip(columns, row, strict=True)))
             return
-        drawn = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+        drawn = Table(
+            title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+        )
         for number, column in enumerate(columns):
             numeric = number > 0 and all(not row[number] or row[number][0] in "0123456789-+.<≤≥±" for row in rows)
             drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -81,7 +83,9 @@ class _JsonProgress:
         now = time.monotonic()
         if done == total or now - self.last >= 1:
             self.last = now
-            self.door.fact(self.what, done=done, total=total, **{name: round(value, 6) for name, value in facts.items()})
+            self.door.fact(
+                self.what, done=done, total=total, **{name: round(value, 6) for name, value in facts.items()}
+            )
 
 
 def _short(name: str, value: float) -> str:

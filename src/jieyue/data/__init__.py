@@ -1,0 +1,1 @@
+"""From files to rows: questions with their passages, tokens with their places, windows, batches."""
