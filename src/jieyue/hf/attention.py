@@ -60,7 +60,7 @@ def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None
     own = [(name, module) for name, module in named if not _is_cross(name)]
     if not own:
         raise InputError(f"use(attention=...): {type(model).__name__} has no attention module of transformers' interface")
-    if len(patterns) > 1 and any(getattr(module, "layer_idx", 0) is None for _, module in own):
+    if len(patterns) > 1 and len(own) < getattr(model.config, "num_hidden_layers", 0):
         raise InputError(
             f"use(attention={attention!r}): the layers of {type(model).__name__} share one module, so a list of patterns "
             "has nothing to tile over; expected one pattern, or unshare the layers first"
