@@ -73,7 +73,9 @@ def test_the_pattern_matters():
     ids, mask = inputs()
     use_attention(model, "local(5)")
     out = model(input_ids=ids, attention_mask=mask).logits
-    assert not torch.allclose(out, twin(input_ids=ids, attention_mask=dense_mask("local(6)", mask, False)).logits, atol=1e-6)
+    assert not torch.allclose(
+        out, twin(input_ids=ids, attention_mask=dense_mask("local(6)", mask, False)).logits, atol=1e-6
+    )
 
 
 def test_a_list_is_tiled_over_the_layers():
@@ -91,13 +93,25 @@ def test_a_list_is_tiled_over_the_layers():
 
 
 def test_layers_with_a_window_keep_it():
-    model = make("modernbert", num_hidden_layers=3, layer_types=["full_attention", "sliding_attention", "full_attention"], local_attention=8)
-    twin = make("modernbert", num_hidden_layers=3, layer_types=["full_attention", "sliding_attention", "full_attention"], local_attention=8)
+    model = make(
+        "modernbert",
+        num_hidden_layers=3,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        local_attention=8,
+    )
+    twin = make(
+        "modernbert",
+        num_hidden_layers=3,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        local_attention=8,
+    )
     twin.load_state_dict(model.state_dict())
     assert list(use_attention(model, "full()").values()) == ["full()", "local(4)", "full()"]
     ids, mask = inputs()
     real = mask.bool()
-    assert torch.allclose(model(ids, attention_mask=mask).logits[real], twin(ids, attention_mask=mask).logits[real], atol=1e-11)
+    assert torch.allclose(
+        model(ids, attention_mask=mask).logits[real], twin(ids, attention_mask=mask).logits[real], atol=1e-11
+    )
 
 
 def test_mistral_keeps_its_window():
@@ -119,7 +133,9 @@ def test_bart_keeps_cross_attention_full():
     expected = model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits
     given = use_attention(model, "full()")
     assert len(given) == 4
-    assert torch.allclose(model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits, expected, atol=1e-11)
+    assert torch.allclose(
+        model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits, expected, atol=1e-11
+    )
     use_attention(model, "local(2)")
     changed = model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits
     assert not torch.allclose(changed, expected, atol=1e-6)

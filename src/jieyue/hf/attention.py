@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Pattern, attend, full, local, parse
-from ..errors import InputError, message
+from jieyue.attention import Pattern, attend, full, local, parse
+from jieyue.errors import InputError, message
+
 from .masks import padding_only
 
 __all__ = ["LayerAttention", "attention_modules", "interface_name", "layers_of", "remove_attention", "use_attention"]
@@ -59,7 +60,9 @@ def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None
     named = list(attention_modules(model))
     own = [(name, module) for name, module in named if not _is_cross(name)]
     if not own:
-        raise InputError(f"use(attention=...): {type(model).__name__} has no attention module of transformers' interface")
+        raise InputError(
+            f"use(attention=...): {type(model).__name__} has no attention module of transformers' interface"
+        )
     if len(patterns) > 1 and len(own) < getattr(model.config, "num_hidden_layers", 0):
         raise InputError(
             f"use(attention={attention!r}): the layers of {type(model).__name__} share one module, so a list of patterns "
@@ -67,7 +70,9 @@ def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None
         )
     given: dict[str, str] = {}
     for name, module in named:
-        pattern = full() if _is_cross(name) else patterns[len(given) % len(patterns)] if len(patterns) > 1 else patterns[0]
+        pattern = (
+            full() if _is_cross(name) else patterns[len(given) % len(patterns)] if len(patterns) > 1 else patterns[0]
+        )
         window = None if _is_cross(name) or len(patterns) > 1 else _own_window(module)
         pattern = pattern if window is None else local(window)
         setattr(module, _SLOT, LayerAttention(pattern, dropout))
@@ -97,7 +102,11 @@ def remove_attention(model: Any) -> None:
 
 def layers_of(model: nn.Module) -> dict[str, str]:
     """Layer name -> pattern text of every self-attention that has one of ours; empty when the model has none."""
-    return {name: str(vars(module)[_SLOT].pattern) for name, module in attention_modules(model) if _SLOT in vars(module) and not _is_cross(name)}
+    return {
+        name: str(vars(module)[_SLOT].pattern)
+        for name, module in attention_modules(model)
+        if _SLOT in vars(module) and not _is_cross(name)
+    }
 
 
 def split_layers(text: str) -> list[str]:
@@ -138,7 +147,9 @@ def attention_forward(
     """The function that transformers calls: query [B,H,N,D], key and value [B,G,M,D] -> ([B,N,H,D], None)."""
     layer: LayerAttention | None = vars(module).get(_SLOT)
     if layer is None:
-        raise InputError(f"{type(module).__name__}: no pattern was given to this layer; call jieyue.use(model, attention=...)")
+        raise InputError(
+            f"{type(module).__name__}: no pattern was given to this layer; call jieyue.use(model, attention=...)"
+        )
     _refuse(module, attention_mask, kwargs)
     layer.called = True
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -180,7 +191,9 @@ def _check_model(model: Any) -> None:
         )
     for key in ("attn_logit_softcapping", "attn_logit_soft_cap"):
         if getattr(model.config, key, None):
-            raise InputError(f"use(attention=...): {type(model).__name__} caps its logits ({key}), which a pattern cannot honour")
+            raise InputError(
+                f"use(attention=...): {type(model).__name__} caps its logits ({key}), which a pattern cannot honour"
+            )
     if getattr(model.config, "output_attentions", False):
         raise InputError("use(attention=...): config.output_attentions is set, but no attention matrix is ever formed")
 
@@ -222,7 +235,9 @@ def _prove_at_first_forward(model: nn.Module) -> None:
 
     def prove(module: nn.Module, *_: Any) -> None:
         handle.remove()
-        silent = [name for name, part in attention_modules(module) if _SLOT in vars(part) and not vars(part)[_SLOT].called]
+        silent = [
+            name for name, part in attention_modules(module) if _SLOT in vars(part) and not vars(part)[_SLOT].called
+        ]
         if silent and not torch.compiler.is_compiling():
             raise RuntimeError(f"the pattern was not used by {', '.join(silent)}; their attention ran without it")
 

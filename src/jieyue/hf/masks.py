@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from jieyue.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from ..errors import InputError, message
-from ..text import is_cjk
+from jieyue.errors import InputError, message
 
 __all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary"]
 
@@ -30,7 +29,7 @@ _SPELLING = (*string.ascii_letters, *string.digits)
 _CJK = r"\x{3000}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}\x{F900}-\x{FAFF}\x{FF00}-\x{FFEF}"
 
 
-def _backend(vocabulary: dict[str, int], lowercase: bool):  # noqa: ANN202
+def _backend(vocabulary: dict[str, int], lowercase: bool):
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(
@@ -80,7 +79,9 @@ def read_vocabulary(path: str | Path) -> list[str]:
     vocabulary = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
     missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
     if missing:
-        raise InputError(message(f"{path}", f"no {', '.join(missing)}", "one token a line, the special ones among them"))
+        raise InputError(
+            message(f"{path}", f"no {', '.join(missing)}", "one token a line, the special ones among them")
+        )
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(token for index, token in enumerate(vocabulary) if token in vocabulary[:index])
         raise InputError(message(f"{path}", f"{repeated!r} twice", "each token once"))

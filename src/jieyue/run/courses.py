@@ -16,12 +16,15 @@ from jieyue.training.accumulation import accumulate
 __all__ = ["course_for_seconds", "num_positions", "seconds_per_position"]
 
 
-def num_positions(lengths: numpy.ndarray, batches: Sequence[Any], micro_batch: int) -> int:
+def num_positions(lengths: Sequence[int], batches: Sequence[Any], micro_batch: int) -> int:
     """Positions that pass through the model, padding of each piece included: what time is proportional to."""
-    total = 0
+    total, every = 0, numpy.asarray(lengths)
     for batch in batches:
-        own = lengths[batch]
-        total += sum(int(own[at : at + micro_batch].max()) * len(own[at : at + micro_batch]) for at in range(0, len(own), micro_batch))
+        own = every[batch]
+        total += sum(
+            int(own[at : at + micro_batch].max()) * len(own[at : at + micro_batch])
+            for at in range(0, len(own), micro_batch)
+        )
     return total
 
 
@@ -52,7 +55,7 @@ def seconds_per_position(
 def course_for_seconds(
     seconds: float,
     rate: float,
-    lengths: numpy.ndarray,
+    lengths: Sequence[int],
     effective_batch: int,
     micro_batch: int,
     **options: Any,
@@ -60,7 +63,9 @@ def course_for_seconds(
     """The longest course of batches (``effective_batches`` with ``options``) that ``rate`` seconds a position allow."""
 
     def lasts(steps: int) -> float:
-        return rate * num_positions(lengths, effective_batches(lengths, effective_batch, steps=steps, **options), micro_batch)
+        return rate * num_positions(
+            lengths, effective_batches(lengths, effective_batch, steps=steps, **options), micro_batch
+        )
 
     if lasts(1) > seconds:
         raise InputError(f"time={seconds:.0f} s: one update takes {lasts(1):.1f} s; expected time for at least one")

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from jieyue import __version__
-from jieyue.budget import Budget, Plan, format_bytes, format_seconds
+from jieyue.budget import Plan
 from jieyue.data.batch import collate, effective_batches
 from jieyue.data.curriculum import count_sentences
 from jieyue.errors import InputError
 from jieyue.hf.loading import save
 from jieyue.hf.presets import PRESETS
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work, make_optimizer, training_arguments
-from jieyue.machine import peak_resident_bytes, resident_bytes
+from jieyue.machine import peak_resident_bytes
 from jieyue.recipes import read as reading
-from jieyue.report import Report, write_whole
+from jieyue.report import write_whole
 from jieyue.training.microbatch import MicroBatch
 
 from .courses import course_for_seconds, seconds_per_position
 from .models import ModelSource, open_model
-from .planned import Planned, plan_for
+from .planned import Planned
 from .sources import Sources, open_sources
 from .watch import SILENT, Watch
 
-__all__ = ["Course", "Prepared", "Trained", "default_settings", "fit", "prepare", "store"]
+__all__ = ["Course", "Materials", "Prepared", "Trained", "default_settings", "fit", "prepare", "store"]
 
 RESOLVED = "training.json"  # the resolved settings of a run, for --resume
 CURVE_POINTS, CURVE_QUESTIONS = 8, 200
@@ -68,6 +67,24 @@ class Course:
                 raise InputError(f"{name}={value}: expected more than 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What to train, and on what. ``model``: a preset, a folder or a hub name; ``data`` and ``held_out``: files, () = shipped.
+
+    ``settings``: lengths of the rows, None = ``default_settings``. ``vocabulary``: a ``vocab.txt`` for a preset, None =
+    learned from the data. ``questions``: at most so many. ``new_head``: a checkpoint may lack the masked-LM head.
+    """
+
+    model: str = "tiny"
+    data: Sequence[str | Path] = ()
+    held_out: Sequence[str | Path] = ()
+    settings: reading.ReadSettings | None = None
+    vocabulary: Path | None = None
+    questions: int | None = None
+    skip_bad: bool = False
+    new_head: bool = False
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that is known before a weight is allocated: questions, tokenizer, rows, lengths, and how hard each row is."""
@@ -76,7 +93,7 @@ class Prepared:
     model: ModelSource
     settings: reading.ReadSettings
     rows: list[dict[str, Any]]
-    lengths: numpy.ndarray
+    lengths: list[int]
     difficulty: list[float]
     counts: Mapping[str, int]
 
@@ -85,7 +102,7 @@ class Prepared:
 
     def longest(self, count: int) -> dict[str, Any]:
         """A batch of ``count`` rows as long as the longest: what memory must hold."""
-        return self.batch([int(self.lengths.argmax())] * count)
+        return self.batch([self.lengths.index(max(self.lengths))] * count)
 
 
 @dataclass(frozen=True)
@@ -98,40 +115,48 @@ class Trained:
     facts: dict[str, Any]
 
 
-def prepare(
-    model: str = "tiny",
-    *,
-    data: Sequence[str | Path] = (),
-    held_out: Sequence[str | Path] = (),
-    settings: reading.ReadSettings | None = None,
-    course: Course = Course(),
-    vocabulary: Path | None = None,
-    questions: int | None = None,
-    skip_bad: bool = False,
-    new_head: bool = False,
-) -> Prepared:
-    """Reads, checks and encodes; no weight is allocated. ``settings``: None = the article's, shorter for a preset."""
-    sources = open_sources(data, held_out, questions=questions, seed=course.seed, skip_bad=skip_bad)
-    source = open_model(model, sources.train, vocabulary=vocabulary, start=course.start, seed=course.seed, new_head=new_head)
-    settings = settings or default_settings(model, bool(data), course.seed)
+def prepare(materials: Materials, course: Course) -> Prepared:
+    """Reads, checks and encodes; no weight is allocated."""
+    data, seed = materials.data, course.seed
+    sources = open_sources(data, materials.held_out, questions=materials.questions, seed=seed, skip_bad=materials.skip_bad)
+    source = open_model(
+        materials.model,
+        sources.train,
+        vocabulary=materials.vocabulary,
+        start=course.start,
+        seed=seed,
+        new_head=materials.new_head,
+    )
+    settings = materials.settings or default_settings(materials.model, bool(data), seed)
     settings = settings.fitted(source.positions)
     rows, counts = reading.encode(sources.train, source.tokenizer, settings)
     if not rows:
-        raise InputError(f"{sources.name}: encoding gave no training row; {dict(counts)}")
+        raise InputError(f"{sources.name}: encoding gave no training row; counted {dict(counts)}")
     hard = {text: float(count_sentences(text)) for text in {p.text for q in sources.train for p in q.passages}}
     difficulty = [hard[sources.train[row["question"]].passages[row["passage"]].text] for row in rows]
-    lengths = numpy.array([len(row["input_ids"]) for row in rows])
+    lengths = [len(row["input_ids"]) for row in rows]
     return Prepared(sources, source, settings, rows, lengths, difficulty, counts)
 
 
 def default_settings(model: str, own_data: bool, seed: int = 0) -> reading.ReadSettings:
     """The article's lengths; for a preset on the corpus that ships, ones that fit its short answers and passages."""
     if model in PRESETS and not own_data:
-        return reading.ReadSettings(answer_slots=10, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed)
+        return reading.ReadSettings(
+            answer_slots=10, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed
+        )
     return reading.ReadSettings(seed=seed)
 
 
-def fit(prepared: Prepared, planned: Planned, course: Course, folder: Path, *, resume: bool = False, device: str = "cpu", watch: Watch = SILENT) -> Trained:
+def fit(
+    prepared: Prepared,
+    planned: Planned,
+    course: Course,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    watch: Watch = SILENT,
+) -> Trained:
     """Trains as planned and writes checkpoints under ``folder/checkpoints``; Ctrl-C leaves one that ``resume`` continues."""
     model = prepared.model.build()
     micro = MicroBatch(planned.plan, mask="attention_mask")
@@ -139,17 +164,23 @@ def fit(prepared: Prepared, planned: Planned, course: Course, folder: Path, *, r
     resolved = folder / RESOLVED
     if resume and not resolved.is_file():
         raise InputError(f"resume: no {RESOLVED} in {folder}; expected the folder of an interrupted run")
-    batches = _batches(prepared, course, planned.plan, model, arguments, json.loads(resolved.read_text()) if resume else None)
+    batches = _batches(
+        prepared, course, planned.plan, model, arguments, json.loads(resolved.read_text()) if resume else None
+    )
     _resolve(resolved, course, prepared, len(batches), resume)
     arguments = _arguments(prepared, course, folder, len(batches), device)
     losses: list[tuple[int, float]] = []
     curve: list[tuple[int, float]] = []
-    started, tokens = time.perf_counter(), sum(int(prepared.lengths[batch].sum()) for batch in batches)
+    started, tokens = time.perf_counter(), sum(prepared.lengths[number] for batch in batches for number in batch)
     with watch.progress("training") as update:
 
         def progressed(state: Progress) -> None:
             losses.append((state.step, state.loss))
-            facts = {"loss": state.loss, "tokens_per_second": state.tokens_per_second, "remaining_seconds": state.remaining_seconds}
+            facts = {
+                "loss": state.loss,
+                "tokens_per_second": state.tokens_per_second,
+                "remaining_seconds": state.remaining_seconds,
+            }
             update(state.step, state.steps, facts)
             if state.step % max(1, state.steps // CURVE_POINTS) == 0:
                 curve.append((state.step, _exact_match(trainer.model, prepared)))
@@ -211,8 +242,16 @@ def _batches(
     if course.seconds is not None:
         first = effective_batches(prepared.lengths, plan.effective_batch, steps=6, seed=course.seed)
         tried = [prepared.batch(batch) for batch in first]
-        rate = seconds_per_position(model, lambda twin: make_optimizer(twin, arguments), reading.objective, tried, MicroBatch(plan, mask="attention_mask"))
-        return course_for_seconds(course.seconds, rate, prepared.lengths, plan.effective_batch, plan.micro_batch, **order)
+        rate = seconds_per_position(
+            model,
+            lambda twin: make_optimizer(twin, arguments),
+            reading.objective,
+            tried,
+            MicroBatch(plan, mask="attention_mask"),
+        )
+        return course_for_seconds(
+            course.seconds, rate, prepared.lengths, plan.effective_batch, plan.micro_batch, **order
+        )
     if course.steps is not None:
         return effective_batches(prepared.lengths, plan.effective_batch, steps=course.steps, **order)
     return effective_batches(prepared.lengths, plan.effective_batch, epochs=course.epochs or 2.0, **order)
@@ -230,7 +269,9 @@ def _resolve(path: Path, course: Course, prepared: Prepared, steps: int, resume:
     other = [name for name in values if name not in ("version", "steps") and before.get(name) != values[name]]
     if other:
         name = other[0]
-        raise InputError(f"resume: {name} is {values[name]!r}, but the interrupted run had {before.get(name)!r}; expected the same")
+        raise InputError(
+            f"resume: {name} is {values[name]!r}, but the interrupted run had {before.get(name)!r}; expected the same"
+        )
 
 
 def _exact_match(model: Any, prepared: Prepared) -> float:
