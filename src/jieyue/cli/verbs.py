@@ -72,7 +72,7 @@ def train_read(
         str, typer.Option(help="How a preset's weights begin: orthogonal-copy or normal.")
     ] = "orthogonal-copy",
     curriculum: Annotated[
-        str | None, typer.Option(help="Such as 0.22:1,0.42:2 (share of the updates: most sentences), or none.")
+        str | None, typer.Option(help="Passages grow: sentences:share of the updates, such as 1:0.22,2:0.42, or none.")
     ] = None,
     vocabulary: Vocabulary = None,
     answer_slots: Slots = None,
@@ -99,7 +99,7 @@ def train_read(
         learning_rate=learning_rate,
         seed=seed,
         start=start,
-        curriculum=_curriculum(curriculum),
+        curriculum=curriculum,
         checkpointing=checkpointing,
         save_steps=save_steps,
     )
@@ -255,20 +255,6 @@ def _decoded(raw: bytes, name: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: not UTF-8 (byte {error.start}); expected UTF-8 text") from error
-
-
-def _curriculum(text: str | None) -> tuple[tuple[float, float], ...] | None:
-    if text is None:
-        return None
-    if text == "none":
-        return ()
-    try:
-        stages = tuple(
-            (float(share), float(hardest)) for share, hardest in (part.split(":") for part in text.split(","))
-        )
-    except ValueError:
-        raise InputError(f"curriculum={text!r}: expected share:sentences,… such as 0.22:1,0.42:2, or none") from None
-    return stages
 
 
 def _settings(model: str, own_data: bool, answer_slots: int | None, window_tokens: int | None, seed: int) -> Any:

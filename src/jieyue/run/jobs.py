@@ -44,7 +44,9 @@ def plan(
     device: str = "cpu",
 ) -> Report:
     """What would be done under the budget, predicted before any weight is allocated; nothing is trained."""
-    planned = plan_for(prepare(materials, course), Budget.parse(budget, device), course)
+    planned = plan_for(
+        prepare(materials, course), Budget.parse(budget, device), course.effective_batch, course.checkpointing
+    )
     report = Report(f"Plan · reading · {materials.model}")
     tell_memory(report, planned.plan, {}, planned.budget.memory_bytes)
     return report
@@ -70,7 +72,7 @@ def train(
     watch.say(f"Reading {', '.join(map(str, data)) if data else SHIPPED}")
     prepared = prepare(materials, course)
     _say_data(watch, prepared)
-    planned = plan_for(prepared, Budget.parse(budget, device), course)
+    planned = plan_for(prepared, Budget.parse(budget, device), course.effective_batch, course.checkpointing)
     _say_plan(watch, planned)
     trained = fit(prepared, planned, course, folder, resume=resume, device=device, watch=watch)
     if not trained.trainer.is_world_process_zero():

@@ -63,7 +63,9 @@ def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str,
     on_gpu = planned.budget.device != "cpu"
     return {
         "peak_bytes": peak,
-        "peak_how": "max_memory_allocated" if on_gpu else "live bytes of torch's allocator, one warm update on the longest rows",
+        "peak_how": "max_memory_allocated"
+        if on_gpu
+        else "live bytes of torch's allocator, one warm update on the longest rows",
         "fixed_bytes": None,
         "fixed_how": "resident before a weight was allocated: interpreter, libraries, data",
         "process_bytes": trained.facts["process_peak_bytes"],
@@ -83,17 +85,30 @@ def savings(prepared: Prepared, planned: Planned, trained: Trained) -> list[dict
         settings.append((f"micro-batches of {plan.micro_batch}", replace(plan, checkpointing=False)))
     else:
         smaller = max(1, plan.effective_batch // 4)
-        settings.append((f"micro-batches of {smaller} (not needed here)", replace(plan, micro_batch=smaller, checkpointing=False)))
-    settings.append(("and checkpointing" + ("" if plan.checkpointing else " (not needed here)"), replace(settings[-1][1], checkpointing=True)))
+        settings.append(
+            (f"micro-batches of {smaller} (not needed here)", replace(plan, micro_batch=smaller, checkpointing=False))
+        )
+    settings.append(
+        (
+            "and checkpointing" + ("" if plan.checkpointing else " (not needed here)"),
+            replace(settings[-1][1], checkpointing=True),
+        )
+    )
     rows = []
     for name, setting in settings:
         row: dict[str, Any] = {"setting": name, "exact": True}
         cost = predict(
-            planned.step, effective_batch=setting.effective_batch, micro_batch=setting.micro_batch, checkpointing=setting.checkpointing
+            planned.step,
+            effective_batch=setting.effective_batch,
+            micro_batch=setting.micro_batch,
+            checkpointing=setting.checkpointing,
         )
         assert plan.predicted is not None
         if allowed is not None and cost.peak_bytes + plan.predicted.fixed_bytes > allowed:
-            rows.append(row | {"peak_bytes": cost.peak_bytes, "seconds": None, "how": "predicted; beyond the budget, so not run"})
+            rows.append(
+                row
+                | {"peak_bytes": cost.peak_bytes, "seconds": None, "how": "predicted; beyond the budget, so not run"}
+            )
             continue
         row |= {"peak_bytes": _peak(prepared, trained, setting), "seconds": _seconds(prepared, trained, setting)}
         rows.append(row | {"how": "measured"})

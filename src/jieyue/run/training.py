@@ -13,8 +13,8 @@ import numpy
 
 from jieyue import __version__
 from jieyue.budget import Plan
-from jieyue.data.batch import collate, effective_batches
-from jieyue.data.curriculum import count_sentences
+from jieyue.data.batch import collate
+from jieyue.data.curriculum import Curriculum
 from jieyue.errors import InputError
 from jieyue.hf.loading import save
 from jieyue.hf.presets import PRESETS
@@ -24,7 +24,7 @@ from jieyue.recipes import read as reading
 from jieyue.report import write_whole
 from jieyue.training.microbatch import MicroBatch
 
-from .courses import course_for_seconds, seconds_per_position
+from .courses import Stage, num_positions, seconds_per_position, staged_batches, stages_of, updates_within
 from .models import ModelSource, open_model
 from .planned import Planned
 from .sources import Sources, open_sources
@@ -33,6 +33,7 @@ from .watch import SILENT, Watch
 __all__ = ["Course", "Materials", "Prepared", "Trained", "default_settings", "fit", "prepare", "store"]
 
 RESOLVED = "training.json"  # the resolved settings of a run, for --resume
+PRESET_CURRICULUM = "1:0.22,2:0.42"
 CURVE_POINTS, CURVE_QUESTIONS = 8, 200
 
 
@@ -41,8 +42,8 @@ class Course:
     """How to train; every default is a real value, None means "decide for me" and the report says what was decided.
 
     At most one of ``steps``, ``epochs`` and ``seconds`` (none: two epochs). ``learning_rate``: None = 1e-3 for a preset,
-    3e-5 for a checkpoint. ``curriculum``: ((share of the steps, most sentences a passage may have), …), None = the
-    preset's own, ``()`` = all rows from the beginning. ``start``: how a preset's weights begin.
+    3e-5 for a checkpoint. ``curriculum``: as ``data.curriculum.Curriculum`` reads it, such as "1:0.22,2:0.42"; None = the
+    preset's own, "none" = whole passages from the beginning. ``start``: how a preset's weights begin.
     """
 
     effective_batch: int = 32
@@ -53,7 +54,7 @@ class Course:
     warmup_steps: int | None = None
     seed: int = 0
     start: str = "orthogonal-copy"
-    curriculum: tuple[tuple[float, float], ...] | None = None
+    curriculum: str | None = None
     checkpointing: bool | None = None
     save_steps: int = 200
 
@@ -87,14 +88,14 @@ class Materials:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is known before a weight is allocated: questions, tokenizer, rows, lengths, and how hard each row is."""
+    """All that is known before a weight is allocated: questions, tokenizer, rows, lengths, and the stages of the course."""
 
     sources: Sources
     model: ModelSource
     settings: reading.ReadSettings
     rows: list[dict[str, Any]]
     lengths: list[int]
-    difficulty: list[float]
+    stages: list[Stage]
     counts: Mapping[str, int]
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
@@ -118,7 +119,9 @@ class Trained:
 def prepare(materials: Materials, course: Course) -> Prepared:
     """Reads, checks and encodes; no weight is allocated."""
     data, seed = materials.data, course.seed
-    sources = open_sources(data, materials.held_out, questions=materials.questions, seed=seed, skip_bad=materials.skip_bad)
+    sources = open_sources(
+        data, materials.held_out, questions=materials.questions, seed=seed, skip_bad=materials.skip_bad
+    )
     source = open_model(
         materials.model,
         sources.train,
@@ -129,13 +132,18 @@ def prepare(materials: Materials, course: Course) -> Prepared:
     )
     settings = materials.settings or default_settings(materials.model, bool(data), seed)
     settings = settings.fitted(source.positions)
-    rows, counts = reading.encode(sources.train, source.tokenizer, settings)
-    if not rows:
-        raise InputError(f"{sources.name}: encoding gave no training row; counted {dict(counts)}")
-    hard = {text: float(count_sentences(text)) for text in {p.text for q in sources.train for p in q.passages}}
-    difficulty = [hard[sources.train[row["question"]].passages[row["passage"]].text] for row in rows]
-    lengths = [len(row["input_ids"]) for row in rows]
-    return Prepared(sources, source, settings, rows, lengths, difficulty, counts)
+    rows: list[dict[str, Any]] = []
+    stages: list[Stage] = []
+    counts: Mapping[str, int] = {}
+    for until, questions in stages_of(_curriculum(course, source.is_preset), sources.train, seed):
+        own, counts = reading.encode(
+            questions, source.tokenizer, settings
+        )  # the last stage's counts: all questions, uncut
+        if not own:
+            raise InputError(f"{sources.name}: encoding gave no training row; counted {dict(counts)}")
+        stages.append(Stage(until, len(rows), len(rows) + len(own)))
+        rows += own
+    return Prepared(sources, source, settings, rows, [len(row["input_ids"]) for row in rows], stages, counts)
 
 
 def default_settings(model: str, own_data: bool, seed: int = 0) -> reading.ReadSettings:
@@ -235,26 +243,34 @@ def _batches(
     prepared: Prepared, course: Course, plan: Plan, model: Any, arguments: Any, resolved: Mapping[str, Any] | None
 ) -> list[numpy.ndarray]:
     """The whole course of training, decided here; a resumed run takes the number of updates that was decided first."""
-    curriculum = course.curriculum if course.curriculum is not None else ()
-    order: dict[str, Any] = {"seed": course.seed, "difficulty": prepared.difficulty, "curriculum": curriculum}
+
+    def batches(steps: int) -> list[numpy.ndarray]:
+        return staged_batches(prepared.lengths, prepared.stages, plan.effective_batch, steps=steps, seed=course.seed)
+
     if resolved is not None:
-        return effective_batches(prepared.lengths, plan.effective_batch, steps=resolved["steps"], **order)
-    if course.seconds is not None:
-        first = effective_batches(prepared.lengths, plan.effective_batch, steps=6, seed=course.seed)
-        tried = [prepared.batch(batch) for batch in first]
-        rate = seconds_per_position(
-            model,
-            lambda twin: make_optimizer(twin, arguments),
-            reading.objective,
-            tried,
-            MicroBatch(plan, mask="attention_mask"),
-        )
-        return course_for_seconds(
-            course.seconds, rate, prepared.lengths, plan.effective_batch, plan.micro_batch, **order
-        )
+        return batches(resolved["steps"])
     if course.steps is not None:
-        return effective_batches(prepared.lengths, plan.effective_batch, steps=course.steps, **order)
-    return effective_batches(prepared.lengths, plan.effective_batch, epochs=course.epochs or 2.0, **order)
+        return batches(course.steps)
+    if course.seconds is not None:
+        tried = [prepared.batch(batch) for batch in batches(400)[40::60]]
+        micro = MicroBatch(plan, mask="attention_mask")
+        rate = seconds_per_position(
+            model, lambda twin: make_optimizer(twin, arguments), reading.objective, tried, micro
+        )
+        return batches(
+            updates_within(
+                course.seconds, lambda steps: rate * num_positions(prepared.lengths, batches(steps), plan.micro_batch)
+            )
+        )
+    rows = prepared.stages[-1].stop - prepared.stages[-1].first
+    return batches(max(1, round((course.epochs or 2.0) * rows / plan.effective_batch)))
+
+
+def _curriculum(course: Course, is_preset: bool) -> Curriculum:
+    """A preset's own curriculum, a given one, or none: checkpoints need none."""
+    if course.curriculum is None:
+        return Curriculum.parse(PRESET_CURRICULUM) if is_preset else Curriculum()
+    return Curriculum.parse(course.curriculum)
 
 
 def _resolve(path: Path, course: Course, prepared: Prepared, steps: int, resume: bool) -> None:
