@@ -10,7 +10,7 @@ import pytest
 
 import jieyue
 
-FACE = ["Tally"]
+FACE = ["Report", "Tally"]
 
 
 def modules():
