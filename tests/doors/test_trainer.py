@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +48,9 @@ def batches(steps=6, size=5):
     return [torch.randperm(ROWS, generator=generator)[: size - step % 2].tolist() for step in range(steps)]
 
 
-def trainer(folder, *, dropout=0.1, micro_batch=2, objective=objective, steps=6, progress=None, callbacks=(), **options):
+def trainer(
+    folder, *, dropout=0.1, micro_batch=2, objective=objective, steps=6, progress=None, callbacks=(), **options
+):
     work = Work(objective=objective, rows=rows(), collate=collate, batches=batches(steps), micro_batch=micro_batch)
     options = {"learning_rate": 1e-2, "warmup_steps": 2, "seed": 11} | options
     arguments = training_arguments(folder, steps=steps, **options)
@@ -259,3 +264,31 @@ def test_plain_transformers_accumulation_differs(tmp_path):
     theirs = Caught(model(0.0), arguments, data_collator=collate, train_dataset=rows()[:4])
     theirs.train()
     assert caught[0].norm() > 2 * whole.norm()
+
+
+def test_two_processes_give_the_same_update(tmp_path):
+    """torchrun with gloo, ragged and empty shares, an out-of-memory on one rank: as one process, to 1e-6."""
+    script = Path(__file__).with_name("two_processes.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, script, tmp_path, "5"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == ""
+    together = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert together["rows"] == 1  # the second process ran out of memory with two, and both went down together
+    single = trainer_alone(tmp_path / "alone")
+    for name, value in single.model.state_dict().items():
+        assert torch.allclose(together["weights"][name], value, rtol=1e-6, atol=1e-6), name
+    logged = [entry["loss"] for entry in single.state.log_history if "loss" in entry]
+    assert together["losses"] == pytest.approx(logged, rel=1e-6)
+
+
+def trainer_alone(folder):
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        from two_processes import run
+    finally:
+        sys.path.pop(0)
+    return run(folder, 5)

@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from ..budget import Plan
-from ..errors import InputError, message
-from ..tally import Tally
-from ..training.accumulation import accumulate
-from ..training.microbatch import MicroBatch, RandomState
-from ..training.objective import Objective
-from ..training.ranks import Ranks
+from jieyue.budget import Plan
+from jieyue.errors import InputError, message
+from jieyue.tally import Tally
+from jieyue.training.accumulation import accumulate
+from jieyue.training.microbatch import MicroBatch, RandomState
+from jieyue.training.objective import Objective
+from jieyue.training.ranks import Ranks
 from .interrupts import Interrupted, Interrupts
 
 __all__ = ["EffectiveBatchTrainer", "Interrupted", "Progress", "Work", "make_optimizer", "training_arguments"]

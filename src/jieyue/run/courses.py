@@ -11,7 +11,7 @@ import numpy
 
 from jieyue.data.batch import effective_batches
 from jieyue.errors import InputError
-from jieyue.training import accumulate
+from jieyue.training.accumulation import accumulate
 
 __all__ = ["course_for_seconds", "num_positions", "seconds_per_position"]
 
