@@ -10,7 +10,7 @@ import pytest
 
 import jieyue
 
-FACE = ["Tally", "atrous", "attend", "full", "local", "parse", "sparse"]
+FACE = ["Report", "Tally", "atrous", "attend", "full", "local", "parse", "sparse"]
 
 
 def modules():
