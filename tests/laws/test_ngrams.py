@@ -48,7 +48,9 @@ def test_intervals_hold_exactly_the_windows_ngrams(window, prefix):
     inside = tokens[first:stop]
     occurrences = [first + i for i in range(len(inside) - n) if inside[i : i + n] == prefix]
     assert sorted(interval.places() - n) == occurrences
-    assert set(interval.following().tolist()) == {gram[-1] for gram in ngrams(inside, n + 1) if list(gram[:-1]) == prefix}
+    assert set(interval.following().tolist()) == {
+        gram[-1] for gram in ngrams(inside, n + 1) if list(gram[:-1]) == prefix
+    }
 
 
 def read(order_of, tokens, first, stop, table):

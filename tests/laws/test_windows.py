@@ -65,9 +65,7 @@ def test_every_answer_that_the_overlap_allows_is_a_target(num_tokens, start, len
     assert len(answered) + len(empty) == len(windows(num_tokens, 20, 8))
 
 
-scores = st.lists(
-    st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 1)), min_size=1, max_size=6
-)
+scores = st.lists(st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 1)), min_size=1, max_size=6)
 
 
 @given(scores)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
-from ..errors import InputError
+from jieyue import __version__
+from jieyue.errors import InputError
 
 __all__ = ["app", "main"]
 

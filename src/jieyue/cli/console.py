@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ..budget import format_seconds
+from jieyue.budget import format_seconds
 
 __all__ = ["Door"]
 

@@ -43,9 +43,8 @@ def _target(passage: Passage, tokens: Tokens, longest_answer: int, counts: Count
 
 def _holds(ids: numpy.ndarray, run: numpy.ndarray) -> bool:
     """True if ``run`` stands somewhere in ``ids``."""
-    if len(run) > len(ids):
-        return False
-    return bool((numpy.lib.stride_tricks.sliding_window_view(ids, len(run)) == run).all(axis=1).any())
+    starts = numpy.flatnonzero(ids[: max(0, len(ids) - len(run) + 1)] == run[0])
+    return any(numpy.array_equal(ids[start : start + len(run)], run) for start in starts)
 
 
 def candidates(

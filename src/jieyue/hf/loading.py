@@ -15,12 +15,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, message
+from jieyue.errors import InputError, message
+from jieyue.report import write_whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["HEADS", "RECORD", "load", "load_model", "load_tokenizer", "quiet", "read_record", "save", "write_text"]
+__all__ = [
+    "HEADS",
+    "RECORD",
+    "load",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_from_config",
+    "quiet",
+    "read_record",
+    "save",
+]
 
 RECORD = "jieyue.json"
 HEADS = {
@@ -92,6 +104,28 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise InputError(f"load({str(name)!r}): no tokenizer could be loaded: {_first_line(error)}") from error
 
 
+def load_config(name: str | Path) -> PretrainedConfig:
+    """The configuration alone, no weight read; see ``load``."""
+    from transformers import AutoConfig
+
+    _check_name(name)
+    try:
+        return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"load({str(name)!r}): no configuration could be loaded: {_first_line(error)}") from error
+
+
+def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrainedModel:
+    """A model of this configuration with fresh weights; under fake tensors it allocates nothing."""
+    import transformers
+
+    try:
+        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(config)
+    except ValueError as error:
+        raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
+    return model
+
+
 def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:
     """Writes model, tokenizer and ``jieyue.json`` into ``folder``; each file appears whole or not at all.
 
@@ -107,7 +141,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, An
                 target = folder / part.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(part, target)
-    write_text(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+    write_whole(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
     return folder
 
 
@@ -120,15 +154,6 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the JSON object that `jieyue train` writes: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 under a temporary name in the same folder, then moves it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 def _check_name(name: str | Path) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from jieyue.data.batch import IGNORED, collate
 from jieyue.data.candidates import candidates
@@ -29,7 +28,7 @@ from jieyue.data.findings import Findings
 from jieyue.data.readers import Question, read_questions
 from jieyue.data.windows import Specials, Tokens, specials, tokenize, windows
 from jieyue.decoding.constraints import Reading, SuffixOrder, read_slots
-from jieyue.decoding.slots import slot_logits, slot_probabilities
+from jieyue.decoding.slots import positions_of, slot_logits, slot_probabilities
 from jieyue.decoding.vote import merge_windows, vote
 from jieyue.errors import InputError, message
 from jieyue.metrics.baselines import compare_baselines
@@ -37,6 +36,7 @@ from jieyue.metrics.calibration import Calibration, calibration_error, cross_fit
 from jieyue.metrics.scores import exact_matches, score_answers
 from jieyue.tally import Tally
 from jieyue.text import normalize
+from jieyue.training.objective import token_loss
 
 from . import Recipe
 
@@ -186,11 +186,8 @@ def objective(model: Any, batch: Mapping[str, Tensor]) -> Tally:
     """
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = slot_logits(model, inputs, 1, labels.shape[1]).flatten(0, 1)
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    total = cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return Tally(total, (labels != IGNORED).sum())
+    logits = slot_logits(model, inputs, 1, labels.shape[1])
+    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
 
 
 @dataclass(frozen=True)
@@ -323,6 +320,11 @@ def answer(
     """
     special = specials(tokenizer)
     every = _all_windows(questions, tokenizer, settings)
+    longest, positions = max(map(len, every), default=0), positions_of(model)
+    if positions is not None and longest > positions:
+        raise InputError(
+            message("answer()", f"rows of {longest} tokens", f"at most {positions}", "use settings.fitted(positions)")
+        )
     readings: list[list[tuple[_Window, Reading]]] = [[] for _ in questions]
     orders: dict[int, SuffixOrder] = {}
     by_length = sorted(range(len(every)), key=lambda at: -len(every[at]))
@@ -359,9 +361,9 @@ def score(
     ``calibration_error`` and ``calibration_bins`` say whether the confidences hold on these questions.
     """
     golds = None if training is None else [gold for question in training for gold in question.golds or ()]
-    facts = score_answers(
-        [one.text for one in answers], [(question.text, question.golds) for question in questions], golds
-    )
+    asked = [(question.text, question.golds) for question in questions]
+    groups = [question.passages[0].text for question in questions]
+    facts = score_answers([one.text for one in answers], asked, golds, groups)
     known, right = _known(answers, questions)
     if known:
         facts["calibration_error"], bins = calibration_error([one.confidence for one in known], right)

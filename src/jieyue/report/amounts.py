@@ -26,7 +26,7 @@ from typing import Any
 from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 
-__all__ = ["Cell", "Estimate", "format_ticks", "format_value", "is_told", "plain", "plain_text"]
+__all__ = ["Cell", "Estimate", "format_tick", "format_ticks", "format_value", "is_told", "plain", "plain_text"]
 
 NOT_MEASURED = "not measured"
 
@@ -43,14 +43,15 @@ class Estimate:
     def __post_init__(self) -> None:
         for name in ("value", "low", "high"):
             object.__setattr__(self, name, number(getattr(self, name), f"Estimate({name}=...)"))
+        object.__setattr__(self, "how", plain_text(self.how))
 
 
 Cell = None | bool | int | float | str | Estimate
 
 
 def plain_text(text: str) -> str:
-    """The text itself, but lone surrogates (which no file can hold) as U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    """The text, with U+FFFD for what no file, page or terminal can hold: lone surrogates and control characters."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
 def number(value: Any, argument: str) -> int | float:
@@ -162,7 +163,7 @@ def format_ticks(values: list[float], unit: str = "") -> list[str]:
     (['0%', '25%', '50%'], ['0', '0.5 GiB', '1 GiB'], ['0.0', '0.5', '1.0'])
     """
     scale, suffix = _tick_scale(max((abs(v) for v in values), default=0.0), unit)
-    for decimals in range(7):
+    for decimals in range(5):
         texts = [f"{v / scale:,.{decimals}f}" for v in values]
         if all(
             abs(float(t.replace(",", "")) - v / scale) <= 1e-6 * abs(v / scale)
@@ -184,4 +185,19 @@ def _tick_scale(largest: float, unit: str) -> tuple[float, str]:
         return next((step for step in steps if largest >= 2 * step[0]), steps[-1])
     if unit == "share":
         return 0.01, "%"
+    if largest >= 1e6:
+        power = 3 * math.floor(math.log10(largest) / 3)
+        return 10.0**power, "M" if power == 6 else f"e{power}"
     return 1.0, "×" if unit == "x" else ""
+
+
+def format_tick(value: float, unit: str = "") -> str:
+    """One mark of a logarithmic axis, in the unit that suits it alone.
+
+    >>> [format_tick(v, "seconds") for v in (0.01, 1, 1000)], format_tick(2**31, "bytes")
+    (['10 ms', '1 s', '1,000 s'], '2 GiB')
+    """
+    if unit != "seconds":
+        return format_ticks([value], unit)[0]
+    scale, suffix = (1.0, "s") if value >= 1 else (1e-3, "ms") if value >= 1e-3 else (1e-6, "µs")
+    return f"{_four_digits(value / scale)} {suffix}"

@@ -7,9 +7,10 @@ import unicodedata
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .amounts import format_ticks, format_value, is_told
+from .amounts import format_tick, format_ticks, format_value, is_told
 from .colours import SERIES
 from .picture import Axis, Picture, Series
+from .ticks import given_ticks, linear_ticks, log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,15 +40,19 @@ class Canvas:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        figure = Figure(
-            figsize=(self.width / 72, self._height() / 72),
-            dpi=72,
-            layout=ConstrainedLayoutEngine(w_pad=4 / 72, h_pad=4 / 72),
-        )
+        figure = Figure(figsize=(self.width / 72, self._height() / 72), dpi=72)
+        left, bottom, width, height = self._room()
+        rect = (left / self.width, bottom / self._height(), width / self.width, height / self._height())
+        figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=4 / 72, h_pad=4 / 72, rect=rect))
+        if self.titled:
+            place, size = 1 - self._title_height() / self._height(), self.text_points + 2
+            title = figure.text((left + 4) / self.width, place, "", va="bottom", size=size, weight="bold")
+            self._label(title, self.picture.title, "ink")
         axes = figure.add_subplot()
         self._frame(axes)
-        if not any(math.isfinite(y) for series in self.picture.series for y in series.y):
-            self._label(axes.text(0.5, 0.5, "", ha="center", transform=axes.transAxes), "no finite values", "muted")
+        if self._blank():
+            text = axes.text(0.5, 0.5, "", ha="center", va="center", transform=axes.transAxes)
+            self._label(text, "no finite values", "muted")
             axes.set_axis_off()
             return figure
         draw: dict[str, Callable[[Axes], None]] = {
@@ -59,13 +64,32 @@ class Canvas:
         }
         draw[self.picture.form](axes)
         self._legend(axes)
-        if self.titled:
-            title = axes.set_title("", loc="left", fontsize=self.text_points + 2, fontweight="bold", pad=10)
-            self._label(title, self.picture.title, "ink")
         return figure
 
+    def _room(self) -> tuple[float, float, float, float]:
+        """Left, bottom, width, height of what title, legend and margins leave to the axes, in units."""
+        side, bottom = (12.0, 8.0) if self.titled else (0.0, 0.0)
+        return (
+            side,
+            bottom,
+            self.width - 2 * side,
+            self._height() - bottom - self._title_height() - self._legend_height(),
+        )
+
+    def _title_height(self) -> float:
+        return 36.0 if self.titled else 0.0
+
+    def _legend_height(self) -> float:
+        rows = 0 if self._blank() else self._legend_rows()
+        return rows * self.text_points * 1.55 + 8 if rows else 0.0
+
+    def _blank(self) -> bool:
+        return not any(math.isfinite(y) for series in self.picture.series for y in series.y)
+
     def _height(self) -> float:
-        extra = (24 if self.titled else 0) + (18 * self._legend_rows())
+        if self._blank():
+            return 64 + self._title_height()
+        extra = (self._title_height() + 8 if self.titled else 0) + self._legend_height()
         if self.picture.form not in ("bar", "stack"):
             return (330 if self.width > _NARROW else 240) + extra
         names = len(self.picture.series[0].x) if self.picture.series else 1
@@ -113,19 +137,15 @@ class Canvas:
         axes.set_axisbelow(True)
 
     def _ticks(self, axes: Axes, which: str, axis: Axis, values: list[float], *, inside: bool = False) -> None:
-        """Fixed, few, round ticks with our own numbers; ``inside`` leaves out those beyond the values."""
+        """Fixed, few, round ticks with our own numbers; ``inside`` keeps them within the values, or at the values."""
+        few, many = (4, 5) if self.width <= _NARROW else (5, 7)
         if axis.log:
-            getattr(axes, f"set_{which}scale")("log")
+            getattr(axes, f"set_{which}scale")("log", nonpositive="mask" if self.picture.form == "line" else "clip")
             getattr(axes, f"{which}axis").minorticks_off()
-            ticks = log_ticks(values, axis.unit)
-            labels = [format_ticks([tick], axis.unit)[0] for tick in ticks]
+            ticks = (given_ticks(values, many) if inside else []) or log_ticks(values, axis.unit, many)
+            labels = [format_tick(tick, axis.unit) for tick in ticks]
         else:
-            ticks = linear_ticks(values, axis.unit, 5 if self.width > _NARROW else 4)
-            if inside:
-                low, high = min(values, default=0.0), max(values, default=1.0)
-                ticks = [
-                    tick for tick in ticks if low - 0.04 * (high - low) <= tick <= high + 0.04 * (high - low)
-                ] or ticks
+            ticks = linear_ticks(values, axis.unit, few, inside=inside)
             labels = format_ticks(ticks, axis.unit)
         getattr(axes, f"set_{which}ticks")(ticks, labels=labels)
         if axis.label or not is_told(axis.unit):
@@ -230,9 +250,10 @@ class Canvas:
         self._names(axes, names, narrow)
         self._ticks(axes, "x", picture.y, ends + [value for _, value in picture.rules])
         axes.set_ylim(len(names) - 0.45, -0.55)
-        axes.set_xlim(
-            right=axes.get_xlim()[1] + 0.16 * (max(ends) - min(0.0, *ends) or 1.0)
-        ) if not picture.y.log else None
+        if not picture.y.log:  # room for the values at the bars' ends
+            room = 0.16 * (max(ends) - min(ends) or 1.0)
+            low, high = axes.get_xlim()
+            axes.set_xlim(min(low, min(ends) - room) if min(ends) < 0 else 0, max(high, max(ends) + room))
         for name, value in picture.rules:
             axes.axvline(value, color=self.colours["ink"], linewidth=1, linestyle=(0, (4, 3)))
             text = axes.annotate(
@@ -250,11 +271,12 @@ class Canvas:
             if series.low and known:
                 low, high = series.low[index], series.high[index]
                 axes.plot([low, high], [place, place], color=self.colours["ink"], linewidth=1.2, solid_capstyle="butt")
-                end = max(end, high)
+                end = low if end < 0 else max(end, high)
                 reach += [low, high]
             text = axes.annotate(
-                "", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=self.text_points - 1
-            )
+                "", (end, place), xytext=(-5 if end < 0 else 5, 0), textcoords="offset points",
+                ha="right" if end < 0 else "left", va="center", fontsize=self.text_points - 1,
+            )  # fmt: skip
             shown = format_value(value if known or not math.isnan(value) else None, self.picture.y.unit)
             self._label(text, shown, "ink" if known else "muted")
             reach.append(end)
@@ -299,9 +321,11 @@ class Canvas:
         found = dict(zip(labels, handles, strict=True))
         legend = axes.figure.legend(
             [found[f"{number}"] for number, _ in named], [self._laid_out(name) for _, name in named],
-            loc="outside upper left", ncols=self._legend_columns(), frameon=False, fontsize=self.text_points,
-            handlelength=1.8, columnspacing=1.6, borderpad=0.1, handletextpad=0.6,
+            loc="upper left", bbox_to_anchor=(self._room()[0] / self.width, 1 - self._title_height() / self._height()),
+            ncols=self._legend_columns(), frameon=False, fontsize=self.text_points, borderaxespad=0.2, borderpad=0.1,
+            handlelength=1.8, columnspacing=1.6, handletextpad=0.6, labelspacing=0.4,
         )  # fmt: skip
+        legend.set_in_layout(False)
         for text, (_, name) in zip(legend.get_texts(), named, strict=True):
             self._label(text, name, "ink")
 
@@ -321,34 +345,3 @@ def shorten(text: str, columns: int) -> str:
             return text[:index] + "…"
         taken += width
     return text
-
-
-def linear_ticks(values: list[float], unit: str, count: int) -> list[float]:
-    """Round places across the values: multiples of 1, 2, 2.5 or 5 (of a power of 1024 for bytes, of a minute for seconds)."""
-    from matplotlib.ticker import MaxNLocator
-
-    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    if low > 0 and low < 0.5 * high:
-        low = 0.0
-    largest = max(abs(low), abs(high))
-    scale = 1.0
-    if unit == "bytes" and largest >= 1024:
-        scale = 1024.0 ** min(3, math.floor(math.log2(largest) / 10))
-    elif unit == "seconds" and largest >= 120:
-        scale = 3600.0 if largest >= 7200 else 60.0
-    whole = unit == "" and all(float(v).is_integer() for v in finite)
-    locator = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10], integer=whole and largest / scale >= 2)
-    return [float(tick) * scale for tick in locator.tick_values(low / scale, high / scale)]
-
-
-def log_ticks(values: list[float], unit: str) -> list[float]:
-    """Powers of ten (of two for bytes), with 2 and 5 between them where there are few."""
-    positive = [v for v in values if math.isfinite(v) and v > 0] or [1.0, 10.0]
-    base, room = (2.0, 1.0) if unit == "bytes" else (10.0, 0.4)
-    low = math.floor(math.log(min(positive), base) + 1e-9)
-    high = math.ceil(math.log(max(positive), base) - 1e-9)
-    every = max(1, math.ceil((high - low) / 6))
-    steps = (1, 2, 5) if base == 10 and high - low <= 2 else (1,)
-    ticks = [step * base**power for power in range(low, high + 1, every) for step in steps]
-    return [t for t in ticks if room * min(positive) <= t <= max(positive) / room] or ticks

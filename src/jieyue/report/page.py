@@ -193,10 +193,13 @@ def _table(table: Table, language: str) -> Element:
     )
     body = []
     for row in table.rows:
-        cells = []
+        cells: list[Element] = []
         for cell, column, number in zip(row, table.columns, right, strict=True):
             value, interval = _parts(cell, column.unit)
-            made = _said("td", value, language, "number" if number else "")
+            names = cells == [] and not number and cell is not None  # the first column names its row
+            made = _said("th" if names else "td", value, language, "number" if number else "")
+            if names:
+                made.set("scope", "row")
             if cell is None:
                 made.set("class", "number none" if number else "none")
             if interval:
@@ -255,17 +258,18 @@ def _examples(item: Examples, language: str) -> Element:
     made = _e("div", {"class": "examples"})
     if item.title:
         made.append(_said("h3", item.title, language))
-    made.append(
-        _e(
-            "p",
-            {"class": "legend"},
-            "In each passage: ",
-            _e("mark", {"class": "answer"}, "the answer given"),
-            ", ",
-            _e("span", {"class": "gold"}, "the gold answer"),
-            ".",
+    if any(example.passage for example in item.examples):
+        made.append(
+            _e(
+                "p",
+                {"class": "legend"},
+                "In each passage: ",
+                _e("mark", {"class": "answer"}, "the answer given"),
+                ", ",
+                _e("span", {"class": "gold"}, "the gold answer"),
+                ".",
+            )
         )
-    )
     if item.note:
         made.append(_said("p", item.note, language, "caption"))
     made.extend(_example(example, language, "h4" if item.title else "h3") for example in item.examples)
@@ -302,7 +306,7 @@ def _example(example: Example, language: str, heading: str) -> Element:
         _e("div", {"class": "badges"}, *badges),
         _e(heading, {"class": "question", **lang}, example.question),
         *([_e("p", {"class": "from", **lang}, example.title)] if example.title else []),
-        _e("p", {"class": "passage", **lang}, *_marked(example)),
+        *([_e("p", {"class": "passage", **lang}, *_marked(example))] if example.passage else []),
         _e("dl", {}, *said),
     )
 

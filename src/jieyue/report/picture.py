@@ -32,6 +32,10 @@ class Axis:
     unit: str = ""
     log: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", plain_text(self.label))
+        object.__setattr__(self, "unit", plain_text(self.unit))
+
 
 @dataclass(frozen=True)
 class Series:
@@ -87,6 +91,8 @@ class Picture:
                     f"picture {self.title!r}, series {series.name!r}: found {len(series.low)} low and {len(series.high)} high, "
                     f"expected none or {len(series.y)} of each"
                 )
+        rules = tuple((plain_text(name), number(value, f"rule {name!r}")) for name, value in self.rules)
+        object.__setattr__(self, "rules", rules)
         object.__setattr__(self, "title", plain_text(self.title))
         object.__setattr__(self, "note", plain_text(self.note))
 
@@ -107,7 +113,7 @@ class Picture:
         ``x="update"``, ``y=("memory", "bytes")``; ``log`` is "", "x", "y" or "xy".
         """
         series = tuple(_series(name, values, title) for name, values in curves.items())
-        return cls(title=title, form="line", series=series, **_frame(x, y, log, rules, note))
+        return cls(title=title, form="line", series=series, **_noted(_frame(x, y, log, rules, note), series))
 
     @classmethod
     def points(
@@ -123,7 +129,7 @@ class Picture:
     ) -> Picture:
         """Like ``lines``, as unconnected points; an ``Estimate`` draws an error bar."""
         series = tuple(_series(name, values, title) for name, values in clouds.items())
-        return cls(title=title, form="scatter", series=series, **_frame(x, y, log, rules, note))
+        return cls(title=title, form="scatter", series=series, **_noted(_frame(x, y, log, rules, note), series))
 
     @classmethod
     def bars(
@@ -231,14 +237,29 @@ class Picture:
 
 def _axis(axis: str | tuple[str, str] | Axis, log: bool) -> Axis:
     made = axis if isinstance(axis, Axis) else Axis(axis) if isinstance(axis, str) else Axis(*axis)
-    return Axis(plain_text(made.label), plain_text(made.unit), made.log or log)
+    return Axis(made.label, made.unit, made.log or log)
 
 
 def _frame(x: Any, y: Any, log: str, rules: Mapping[str, float] | None, note: str) -> dict[str, Any]:
     if log not in ("", "x", "y", "xy"):
         raise InputError(f"log={log!r}: expected '', 'x', 'y' or 'xy'")
-    lines = tuple((plain_text(name), float(number(value, f"rule {name!r}"))) for name, value in (rules or {}).items())
-    return {"x": _axis(x, "x" in log), "y": _axis(y, "y" in log), "rules": lines, "note": note}
+    return {"x": _axis(x, "x" in log), "y": _axis(y, "y" in log), "rules": tuple((rules or {}).items()), "note": note}
+
+
+def _noted(frame: dict[str, Any], series: tuple[Series, ...]) -> dict[str, Any]:
+    """The frame, its note saying how many points have no place on its axes: none is left out in silence."""
+
+    def placeless(value: float | str, axis: Axis) -> bool:
+        return not isinstance(value, str) and (not math.isfinite(value) or (axis.log and value <= 0))
+
+    points = [point for each in series for point in zip(each.x, each.y, strict=False)]
+    missing = sum(placeless(x, frame["x"]) or placeless(y, frame["y"]) for x, y in points)
+    if missing:
+        reason = (
+            "not finite, or not positive on a logarithmic axis" if frame["x"].log or frame["y"].log else "not finite"
+        )
+        frame["note"] = f"{frame['note']} {missing:,} of {len(points):,} points cannot be drawn: {reason}.".strip()
+    return frame
 
 
 def _series(name: str, values: Values, title: str) -> Series:

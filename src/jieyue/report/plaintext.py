@@ -86,7 +86,7 @@ def _told(example: Example) -> tuple[tuple[str, ...], ...]:
         rows.append(("judged", "right" if example.right else "wrong"))
     if example.title:
         rows.append(("from", example.title))
-    return (*rows, ("passage", example.passage))
+    return (*rows, ("passage", example.passage)) if example.passage else tuple(rows)
 
 
 def text(title: str, about: str, found: Sequence[Block], width: int) -> str:

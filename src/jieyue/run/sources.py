@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jieyue.data.corpora import compose, heldout_path
 from jieyue.data.findings import Findings, overlap
-from jieyue.data.readers import Question, questions_of, read_questions
+from jieyue.data.readers import Question, read_questions
 from jieyue.errors import InputError
 
 __all__ = ["Sources", "open_sources", "split_by_passage"]
@@ -53,7 +54,11 @@ def open_sources(
         train, findings = read_questions(data, skip_bad=skip_bad)
         name = ", ".join(Path(path).name for path in data)
     else:
-        train, findings = questions_of(compose("train", seed, questions or 60_000))
+        with tempfile.TemporaryDirectory(prefix="jieyue-") as folder:
+            path = Path(folder) / "train.json"
+            path.write_text(json.dumps(compose("train", seed, questions or 60_000)), encoding="utf-8")
+            train, findings = read_questions(path)
+        findings.encodings.clear()
         name = SHIPPED
     if held_out or not data:
         judged, judged_findings = read_questions(held_out or heldout_path(), skip_bad=skip_bad)
@@ -66,7 +71,9 @@ def open_sources(
         raise InputError(f"{name}: none of the {len(train)} questions has a gold answer (or says that there is none)")
     fit, calibration = split_by_passage(known, min(0.02, 400 / len(known)))
     if not fit or not judged:
-        raise InputError(f"{name}: {len(known)} questions are too few to hold some out; name a held-out file (--held-out)")
+        raise InputError(
+            f"{name}: {len(known)} questions are too few to hold some out; name a held-out file (--held-out)"
+        )
     return Sources(name, fit, calibration or fit[-20:], judged, findings, judged_findings, overlap(fit, judged))
 
 
@@ -78,5 +85,3 @@ def split_by_passage(questions: Sequence[Question], share: float) -> tuple[list[
         checksum = zlib.crc32(question.passages[0].text.encode()) / 2**32
         (held if checksum < share else rest).append(question)
     return rest, held
-
-

@@ -12,7 +12,15 @@ from jieyue.report import Estimate, Example, Picture, Report
 
 from .sources import Sources
 
-__all__ = ["tell_data", "tell_examples", "tell_memory", "tell_quality", "tell_savings", "tell_settings", "tell_training"]
+__all__ = [
+    "tell_data",
+    "tell_examples",
+    "tell_memory",
+    "tell_quality",
+    "tell_savings",
+    "tell_settings",
+    "tell_training",
+]
 
 
 def tell_settings(report: Report, settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
@@ -52,17 +60,23 @@ def tell_training(
     for name in ("steps", "rows", "tokens"):
         section.fact(name, facts[name])
     section.fact("time", facts["seconds"], "seconds", how="training alone", key=True)
-    section.fact("speed", facts["tokens"] / max(facts["seconds"], 1e-9), "per second", how="tokens, padding not counted")
+    section.fact(
+        "speed", facts["tokens"] / max(facts["seconds"], 1e-9), "per second", how="tokens, padding not counted"
+    )
     if losses:
         xs, ys = zip(*losses, strict=True)
         section.picture(Picture.lines("Loss", {"training": (list(xs), list(ys))}, x="update", y="nats per label"))
     if curve:
         xs, ys = zip(*curve, strict=True)
         title = "Exact match while training, on questions set aside"
-        section.picture(Picture.lines(title, {"set aside": (list(xs), list(ys))}, x="update", y=("exact match", "share")))
+        section.picture(
+            Picture.lines(title, {"set aside": (list(xs), list(ys))}, x="update", y=("exact match", "share"))
+        )
 
 
-def tell_quality(report: Report, scores: Mapping[str, Any], baselines: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
+def tell_quality(
+    report: Report, scores: Mapping[str, Any], baselines: Mapping[str, Any], calibration: Mapping[str, Any]
+) -> None:
     """Exact match, F1 and Final by kind of question, against the three baselines; calibration of the confidence."""
     section = report.section("Quality on held-out questions")
     how = f"{scores['questions']} questions; rule: {scores['rule']}; maximum over gold answers"
@@ -71,8 +85,15 @@ def tell_quality(report: Report, scores: Mapping[str, Any], baselines: Mapping[s
     section.fact("Final", scores["final"], "share", "mean of exact match and F1", key=True)
     if "gain" in baselines:
         best = f"exact match on answerable questions, over “{baselines['best_baseline']}”; 95 % bootstrap interval"
-        section.fact("gain over the best baseline", baselines["gain"], "share", best, interval=baselines["gain_interval"])
-    parts = {"all": "all", "answerable": "answerable", "unseen": "answerable, answer never in training", "unanswerable": "unanswerable"}
+        section.fact(
+            "gain over the best baseline", baselines["gain"], "share", best, interval=baselines["gain_interval"]
+        )
+    parts = {
+        "all": "all",
+        "answerable": "answerable",
+        "unseen": "answerable, answer never in training",
+        "unanswerable": "unanswerable",
+    }
     systems = {"this reader": scores, **baselines["baselines"]}
     rows = []
     for part, words in parts.items():
@@ -80,15 +101,26 @@ def tell_quality(report: Report, scores: Mapping[str, Any], baselines: Mapping[s
             own = facts if part == "all" else facts.get(part, {})
             if own.get("questions"):
                 rows.append([words, name, own["questions"], own["exact_match"], own["f1"], own["final"]])
-    columns = ["questions", "answers by", "number", ("exact match", "share"), ("F1", "share"), ("Final", "share")]
+    columns: list[str | tuple[str, str]] = [
+        "questions",
+        "answers by",
+        "number",
+        ("exact match", "share"),
+        ("F1", "share"),
+        ("Final", "share"),
+    ]
     section.table(columns, rows, title="By kind of question, with three baselines")
-    bars = {name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts}
+    bars = {
+        name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts
+    }
     if "exact_match_interval" in scores.get("answerable", {}):
         low, high = scores["answerable"]["exact_match_interval"]
         bars["this reader"] = Estimate(bars["this reader"], low, high)
     section.picture(Picture.bars("Exact match on answerable questions", bars, value=("exact match", "share")))
     section = report.section("Confidence")
-    section.fact("temperature", calibration["temperature"], how=f"fitted on {calibration['questions']} questions set aside")
+    section.fact(
+        "temperature", calibration["temperature"], how=f"fitted on {calibration['questions']} questions set aside"
+    )
     if "calibration_error" in scores:
         section.fact("expected calibration error", scores["calibration_error"], "share", "held-out questions, ten bins")
         bins = scores["calibration_bins"]
@@ -99,7 +131,9 @@ def tell_quality(report: Report, scores: Mapping[str, Any], baselines: Mapping[s
         )
 
 
-def tell_examples(report: Report, questions: Sequence[Question], answers: Sequence[Answer], right: Sequence[bool]) -> None:
+def tell_examples(
+    report: Report, questions: Sequence[Question], answers: Sequence[Answer], right: Sequence[bool]
+) -> None:
     """A dozen answered questions, right and wrong, answered and abstained, in each language."""
     chosen = []
     for question, answer, is_right in zip(questions, answers, right, strict=True):
@@ -117,7 +151,9 @@ def tell_examples(report: Report, questions: Sequence[Question], answers: Sequen
                 title=question.title,
             )
         )
-    report.section("Answered examples").examples(chosen, note="Taken in order from the held-out questions, not picked by hand.")
+    report.section("Answered examples").examples(
+        chosen, note="Taken in order from the held-out questions, not picked by hand."
+    )
 
 
 def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_bytes: int | None) -> None:
@@ -127,12 +163,19 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
     assert cost is not None
     if budget_bytes is not None:
         section.fact("budget", budget_bytes, "bytes", "for the whole process", key=True)
-    section.fact("micro-batch", plan.micro_batch, how=f"rows; an update sees {plan.effective_batch} rows in {plan.pieces} pieces")
+    section.fact(
+        "micro-batch", plan.micro_batch, how=f"rows; an update sees {plan.effective_batch} rows in {plan.pieces} pieces"
+    )
     section.fact("activation checkpointing", "on" if plan.checkpointing else "off", how="exact")
     rows = [["tensors at the peak of a step", cost.peak_bytes, measured.get("peak_bytes"), measured["peak_how"]]]
     rows += [["fixed: interpreter and libraries", cost.fixed_bytes, measured.get("fixed_bytes"), measured["fixed_how"]]]
     rows += [["whole process", cost.process_bytes, measured.get("process_bytes"), measured["process_how"]]]
-    columns = ["what", ("predicted", "bytes"), ("measured", "bytes"), "how it was measured"]
+    columns: list[str | tuple[str, str]] = [
+        "what",
+        ("predicted", "bytes"),
+        ("measured", "bytes"),
+        "how it was measured",
+    ]
     section.table(columns, rows, title="Predicted before training, measured in it")
     parts = {"weights": cost.weight_bytes, "gradients": cost.gradient_bytes, "optimizer": cost.optimizer_bytes,
              "activations": cost.activation_bytes, "temporary": cost.temporary_bytes}  # fmt: skip
@@ -147,13 +190,29 @@ def tell_savings(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         section.note("Nothing was saved: the undivided batch fitted the budget, and ran as it was.")
         return
-    columns = ["setting", ("peak", "bytes"), ("change", "bytes"), ("seconds an update", "seconds"), "exact", "how"]
+    columns: list[str | tuple[str, str]] = [
+        "setting",
+        ("peak", "bytes"),
+        ("change", "bytes"),
+        ("seconds an update", "seconds"),
+        "exact",
+        "how",
+    ]
     first = rows[0]["peak_bytes"]
     table = [
-        [row["setting"], row["peak_bytes"], row["peak_bytes"] - first, row.get("seconds"), "yes" if row["exact"] else "no", row["how"]]
+        [
+            row["setting"],
+            row["peak_bytes"],
+            row["peak_bytes"] - first,
+            row.get("seconds"),
+            "yes" if row["exact"] else "no",
+            row["how"],
+        ]
         for row in rows
     ]
     section.table(columns, table, note="One update of the whole effective batch, on the longest rows of the data.")
     section.picture(
-        Picture.bars("Peak of one update", {row["setting"]: row["peak_bytes"] for row in rows}, value=("memory", "bytes"))
+        Picture.bars(
+            "Peak of one update", {row["setting"]: row["peak_bytes"] for row in rows}, value=("memory", "bytes")
+        )
     )

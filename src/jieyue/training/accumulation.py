@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..budget import Plan
-from ..errors import BudgetError, InputError, message
-from ..tally import Tally
+from jieyue.budget import Plan
+from jieyue.errors import BudgetError, InputError, message
+from jieyue.tally import Tally
+
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
 from .objective import Objective, num_rows
@@ -139,15 +140,15 @@ def _attempt(
 ) -> tuple[str | None, Tally]:
     """One run over all pieces: (what ran out of memory on any rank or None, the tally over all ranks)."""
     device = device_of(ranks.module)
-    failure, tally = None, Tally(0.0, 0)
+    failure, tally, missing = None, Tally(0.0, 0), 0
+    if ranks.sharded:
+        own = len(micro.cuts(batch))
+        missing = int(ranks.highest([own], device)[0]) - own
     try:
         with checkpointed(ranks.module, micro.checkpointing):
             tally = backward_pieces(objective, ranks.module, micro.pieces(batch), backward)
-            if ranks.sharded:
-                own = len(micro.cuts(batch))
-                missing = int(ranks.highest([own], device)[0]) - own
-                template = {name: value[:1] for name, value in batch.items()}
-                backward_pieces(_weightless(objective), ranks.module, [template] * missing, backward)
+            template = {name: value[:1] for name, value in batch.items()}
+            backward_pieces(_weightless(objective), ranks.module, [template] * missing, backward)
         tally = tally.detach()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or ranks.sharded:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InputError
+from jieyue.errors import InputError
 
 __all__ = ["checkpointed", "layers_of"]
 

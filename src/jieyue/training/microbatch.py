@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..budget import Plan
-from ..errors import InputError, message
+from jieyue.budget import Plan
+from jieyue.errors import InputError, message
+
 from .objective import IGNORED, num_rows
 
 __all__ = ["MicroBatch", "RandomState", "is_out_of_memory"]

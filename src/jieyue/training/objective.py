@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import InputError, message
-from ..tally import Tally
+from jieyue.errors import InputError, message
+from jieyue.tally import Tally
 
 __all__ = ["IGNORED", "Objective", "num_rows", "token_loss"]
 
