@@ -326,13 +326,14 @@ def _key(band: Band) -> tuple[float, float, float]:
 
 def _disjoint(bands: tuple[Band, ...]) -> tuple[Band, ...]:
     """The same offsets, each in one band: finer steps first, the coarser bands lose what is already shown."""
-    todo, done = sorted(bands, key=_key), list[Band]()
+    todo = sorted(bands, key=_key)
+    done: list[Band] = []
     while todo:
         band = todo.pop(0)
         for other in done:
             if _common(band, other) is None:
                 continue
-            if band.lo != band.hi and band.step % other.step:
+            if band.step % other.step and not (band.lo is not None and band.lo == band.hi):
                 raise InputError(
                     f"union of a pattern with step {other.step} and one with step {band.step}: found offsets that both "
                     f"show, expected steps of which one divides the other"
