@@ -80,7 +80,9 @@ def read_vocabulary(path: str | Path) -> list[str]:
     vocabulary = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
     missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
     if missing:
-        raise InputError(message(f"{path}", f"no {', '.join(missing)}", "one token a line, the special ones among them"))
+        raise InputError(
+            message(f"{path}", f"no {', '.join(missing)}", "one token a line, the special ones among them")
+        )
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(token for index, token in enumerate(vocabulary) if token in vocabulary[:index])
         raise InputError(message(f"{path}", f"{repeated!r} twice", "each token once"))

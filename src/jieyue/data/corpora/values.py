@@ -117,7 +117,10 @@ def draw(kind: str, *, language: str, heldout: bool, random: Random, origin: int
         value = f"{tenths // 10}.{tenths % 10}"
     elif word in ("year", "age"):
         low, high = int(rest[0]), int(rest[1])
-        value, unit = str(random.randint(low, high) + (origin if word == "age" else 0)), "" if language == "en" else "年"
+        value, unit = (
+            str(random.randint(low, high) + (origin if word == "age" else 0)),
+            "" if language == "en" else "年",
+        )
     elif word == "time":
         return _time(rest[0], rest[1], language, random)
     elif word == "date":
