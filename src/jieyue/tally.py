@@ -45,4 +45,5 @@ class Tally:
 
     def detach(self) -> Tally:
         """The same numbers as plain floats, cut from the graph: safe to keep over a whole epoch."""
-        return Tally(float(self.total), float(self.weight))
+        total = self.total if isinstance(self.total, float | int) else self.total.detach()
+        return Tally(float(total), float(self.weight))

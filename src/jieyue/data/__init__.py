@@ -1,1 +1,1 @@
-"""Reading data, checking it, and the corpus that ships."""
+"""From files to rows: questions with their passages, tokens with their places, windows, batches."""

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenizerBase
 
-from ..errors import InputError, message
-
 __all__ = ["PRESETS", "STARTS", "build", "start_weights"]
 
 PRESETS: dict[str, dict[str, Any]] = {

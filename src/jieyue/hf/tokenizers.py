@@ -14,8 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from ..errors import InputError, message
-from ..text import is_cjk
+from jieyue.errors import InputError, message
 
 __all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary"]
 
@@ -30,7 +29,7 @@ _SPELLING = (*string.ascii_letters, *string.digits)
 _CJK = r"\x{3000}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}\x{F900}-\x{FAFF}\x{FF00}-\x{FFEF}"
 
 
-def _backend(vocabulary: dict[str, int], lowercase: bool):  # noqa: ANN202
+def _backend(vocabulary: dict[str, int], lowercase: bool):
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(

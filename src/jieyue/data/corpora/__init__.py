@@ -12,7 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ...errors import InputError
+from jieyue.errors import InputError
+
 from .passages import Passage, compose_passage
 from .patterns import LANGUAGES, Topic, read_topics
 

@@ -1,0 +1,124 @@
+// Vectors of VL floats in the compiler's own notation (GCC and Clang), so that one source serves every instruction set.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VL 16
+#elif defined(__AVX__)
+#define VL 8
+#else
+#define VL 4
+#endif
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace {
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4)));
+
+const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f, INF = __builtin_inff();
+
+template <class T> inline T smaller(T a, T b) { return b < a ? b : a; }
+template <class T> inline T larger(T a, T b) { return a < b ? b : a; }
+inline int down(int x) { return x & -VL; }             // to a multiple of VL, towards minus infinity
+inline int up(int x) { return (x + VL - 1) & -VL; }
+
+inline vf load(const float* p) { return *(const vf*)p; }  // aligned to the vector
+inline void store(float* p, vf x) { *(vf*)p = x; }
+inline vf load_any(const float* p) { return *(const vf_unaligned*)p; }
+inline void store_any(float* p, vf x) { *(vf_unaligned*)p = x; }
+inline vf all(float x) { return x - vf{}; }
+inline vf highest(vf a, vf b) { return a > b ? a : b; }
+inline vi lanes() {
+  vi r;
+  for (int i = 0; i < VL; i++) r[i] = i;
+  return r;
+}
+inline vi within(int base, int from, int to) {  // which of the lanes base, base + 1, ... lie in [from, to)
+  const vi j = lanes() + base;
+  return (j >= from) & (j < to);
+}
+inline float sum_of(vf a) {
+  float s = 0;
+  for (int i = 0; i < VL; i++) s += a[i];
+  return s;
+}
+inline float highest_of(vf a) {
+  float s = a[0];
+  for (int i = 1; i < VL; i++) s = larger(s, a[i]);
+  return s;
+}
+
+// 2^x for x <= 0.  Below 2^-100 exactly 0: a subnormal would slow every later product many times over.  NaN stays NaN.
+inline vf exp2_of(vf x) {
+  const vf whole = (x + 12582912.f) - 12582912.f, f = x - whole;
+  vf p = f * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * f + 9.618437357674640e-3f;
+  p = p * f + 5.550332471162809e-2f;
+  p = p * f + 2.402264791363012e-1f;
+  p = p * f + 6.931472028550421e-1f;
+  p = p * f + 1.f;
+  const vu e = (vu)__builtin_convertvector(whole, vi) << 23;
+  return x < -100.f ? vf{} : (vf)((vu)p + e);
+}
+
+inline float exp2_of(float x) { return exp2_of(all(x))[0]; }
+
+// log2 of a positive normal number, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
+inline float log2_of(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, 4);
+  const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2) <= m < sqrt(2)
+  bits -= e << 23;
+  float m;
+  memcpy(&m, &bits, 4);
+  const double s = (m - 1.) / (m + 1.), t = s * s;
+  return (float)(e + s * 2.885390081777927 * (1 + t * (1. / 3 + t * (1. / 5 + t * (1. / 7 + t * (1. / 9 + t / 11))))));
+}
+
+// The rows r[0], ..., r[VL-1] become columns, by log2(VL) perfect shuffles.
+inline void transpose(vf* r) {
+#if VL == 16
+#define LOW_HALVES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_HALVES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif VL == 8
+#define LOW_HALVES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW_HALVES 0, 4, 1, 5
+#define HIGH_HALVES 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+  vf t[VL];
+  UNROLL for (int s = 1; s < VL; s *= 2) {
+    UNROLL for (int i = 0; i < VL / 2; i++) {
+      t[2 * i] = SHUFFLE(r[i], r[i + VL / 2], LOW_HALVES);
+      t[2 * i + 1] = SHUFFLE(r[i], r[i + VL / 2], HIGH_HALVES);
+    }
+    UNROLL for (int i = 0; i < VL; i++) r[i] = t[i];
+  }
+}
+
+// The counter hash of dropout: element (b, h, i, j) is kept when mix(row ^ j * 0x9E3779B9) >= p * 2^32.
+template <class T> inline T mix(T x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+}  // namespace

@@ -1,0 +1,300 @@
+"""The native engine: bands of any shape on the CPU in float32, by the C library that is built with the package.
+
+For each query i, over the keys j that a band and the key mask allow,
+
+    lse_i = log sum_j exp(scale q_i.k_j),    out_i = sum_j kept_ij exp(scale q_i.k_j - lse_i) v_j,
+
+and the gradients of both. Several disjoint bands are one call: each merges into what the one before has written, so a
+union costs no pass of its own. Tasks (batch, head, residue class, tile of rows) run on torch's own OpenMP threads, and
+results do not depend on their number.
+
+Cost: O(pairs (D + V)) time; beside the outputs one workspace per thread, which stops growing with N and M once these are
+large (about 1 MiB forward, 3 MiB backward at D = 64, a window of 512 keys) and is kept for the next call.
+Refuses: other dtypes and devices, and everything where the library is not built. Never compiles anything.
+
+Letters: B batch, H query heads, G key heads, N queries, M keys, D size of a query or key, V size of a value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["NATIVE", "Native", "builds"]
+
+_LIBRARY = Path(__file__).parents[1] / "libband.so"
+_MOST_ROWS = 1 << 30
+_WORKSPACES = threading.local()  # one tensor per calling thread
+
+
+class BandLike(Protocol):
+    """i + q_offset - j is a multiple of step within [lo, hi]; None = unbounded."""
+
+    step: int
+    lo: int | None
+    hi: int | None
+
+
+class Native:
+    """The engine; `rank` picks a build, 0 being the fastest that this processor runs."""
+
+    name = "native"
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
+
+    def refuses(self, call: Any) -> str | None:
+        """Why `call` (its tensors q, k, v) cannot run here, or None."""
+        missing = _missing()
+        if missing is not None:
+            return missing
+        for name in ("q", "k", "v"):
+            x = getattr(call, name)
+            if x.device.type != "cpu" or x.dtype != torch.float32:
+                return f"the native engine computes float32 on the CPU, {name} is {x.dtype} on {x.device.type}"
+            if x.shape[2] >= _MOST_ROWS:
+                return f"the native engine takes fewer than {_MOST_ROWS} rows, {name} has {x.shape[2]}"
+        return None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, band: BandLike, **options: Any) -> tuple[Tensor, Tensor]:
+        """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N] of one band; options as in `forward_union`."""
+        return self.forward_union(q, k, v, (band,), **options)
+
+    def forward_union(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bands: Iterable[BandLike],
+        *,
+        key_mask: Tensor | None = None,
+        scale: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+        q_offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """out and lse of disjoint bands in one softmax."""
+        batch, heads, n, width = *q.shape[:3], v.shape[3]
+        out = q.new_empty(batch, n, heads, width).transpose(1, 2)
+        lse = q.new_empty(batch, heads, n)
+        lowered = _lower(bands, n, k.shape[2], q_offset)
+        if not lowered or out.numel() == 0:
+            return out.zero_(), lse.fill_(-torch.inf)
+        views = {"q": q, "k": k, "v": v, "out": out}
+        self._run("forward", views, lse, None, lowered, key_mask, scale, dropout, seed, q_offset)
+        return out, lse
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        delta: Tensor,
+        band: BandLike,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk, dv of one band, given the lse and delta of the whole union."""
+        return self.backward_union(grad_out, q, k, v, lse, delta, (band,), **options)
+
+    def backward_union(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lse: Tensor,
+        delta: Tensor,
+        bands: Iterable[BandLike],
+        *,
+        key_mask: Tensor | None = None,
+        scale: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+        q_offset: int = 0,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk, dv of disjoint bands, summed; their memory is [B, N, H, D] (and [B, M, G, ...])."""
+        dq, dk, dv = (x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (q, k, v))
+        lowered = _lower(bands, q.shape[2], k.shape[2], q_offset)
+        if not lowered or grad_out.numel() == 0:
+            return dq.zero_(), dk.zero_(), dv.zero_()
+        views = {"q": q, "k": k, "v": v, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
+        self._run("backward", views, lse, delta, lowered, key_mask, scale, dropout, seed, q_offset)
+        return dq, dk, dv
+
+    def _run(
+        self,
+        which: str,
+        views: dict[str, Tensor],
+        lse: Tensor,
+        delta: Tensor | None,
+        bands: list[_Band],
+        key_mask: Tensor | None,
+        scale: float,
+        dropout: float,
+        seed: int,
+        q_offset: int,
+    ) -> None:
+        library, threads = _library(), torch.get_num_threads()
+        kept = {name: x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for name, x in views.items()}
+        lse, delta = lse.contiguous(), None if delta is None else delta.contiguous()
+        q, k, v = kept["q"], kept["k"], kept["v"]
+        call = _Call(
+            *(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q_offset),
+            **{name: _View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()},
+            lse=lse.data_ptr(),
+            delta=None if delta is None else delta.data_ptr(),
+            bands=(_Band * len(bands))(*bands),
+            num_bands=len(bands),
+            scale=scale,
+            kept_scale=1 / (1 - dropout),
+            threshold=int(dropout * 2**32),
+            seed_low=seed & 0xFFFFFFFF,
+            seed_high=seed >> 32 & 0xFFFFFFFF,
+            threads=threads,
+            parallel=_parallel(),
+        )
+        if key_mask is not None:
+            call.key_mask, call.mask_batch, call.mask_key = key_mask.data_ptr(), *key_mask.stride()
+        floats = library.jieyue_band_workspace(self.rank, ctypes.byref(call), int(which == "backward"))
+        workspace = _workspace(threads * floats)
+        call.workspace = workspace.data_ptr()
+        run = library.jieyue_band_backward if which == "backward" else library.jieyue_band_forward
+        run(self.rank, ctypes.byref(call))
+
+
+NATIVE = Native()
+
+
+def builds() -> list[str]:
+    """Names of the builds that this processor runs, the fastest first: ``Native(rank)`` takes their positions."""
+    library = _library()
+    names: list[str] = []
+    while (name := library.jieyue_band_name(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+
+class _View(ctypes.Structure):
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        ("data", ctypes.c_void_p),
+        *((s, ctypes.c_int64) for s in ("batch", "head", "row")),
+    ]
+
+
+class _Band(ctypes.Structure):
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        (s, ctypes.c_int64) for s in ("step", "lo", "hi", "hole_lo", "hole_hi")
+    ]
+
+
+class _Call(ctypes.Structure):
+    """csrc/band.h, field by field."""
+
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        *((s, ctypes.c_int64) for s in ("B", "H", "G", "N", "M", "D", "V", "q_offset")),
+        *((s, _View) for s in ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")),
+        *((s, ctypes.c_void_p) for s in ("lse", "delta", "key_mask")),
+        *((s, ctypes.c_int64) for s in ("mask_batch", "mask_key")),
+        ("bands", ctypes.POINTER(_Band)),
+        *((s, ctypes.c_int64) for s in ("num_bands", "accumulate")),
+        *((s, ctypes.c_float) for s in ("scale", "kept_scale")),
+        *((s, ctypes.c_uint32) for s in ("threshold", "seed_low", "seed_high")),
+        ("workspace", ctypes.c_void_p),
+        ("threads", ctypes.c_int64),
+        ("parallel", _PARALLEL),
+    ]
+
+
+@functools.cache
+def _opened() -> ctypes.CDLL | str:
+    if not _LIBRARY.exists():
+        return "the native library is not built: no C++ compiler was found when jieyue was installed"
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:
+        return f"the native library cannot be loaded: {error}"
+    library.jieyue_band_call_bytes.restype = ctypes.c_int64
+    if library.jieyue_band_call_bytes() != ctypes.sizeof(_Call):
+        return "the native library was built from another version of jieyue: install it again"
+    library.jieyue_band_name.restype = ctypes.c_char_p
+    library.jieyue_band_name.argtypes = [ctypes.c_int64]
+    library.jieyue_band_workspace.restype = ctypes.c_int64
+    library.jieyue_band_workspace.argtypes = [ctypes.c_int64, ctypes.POINTER(_Call), ctypes.c_int]
+    for function in (library.jieyue_band_forward, library.jieyue_band_backward):
+        function.restype, function.argtypes = None, [ctypes.c_int64, ctypes.POINTER(_Call)]
+    return library
+
+
+def _missing() -> str | None:
+    opened = _opened()
+    return opened if isinstance(opened, str) else None
+
+
+def _library() -> ctypes.CDLL:
+    opened = _opened()
+    assert not isinstance(opened, str), opened
+    return opened
+
+
+@functools.cache
+def _parallel() -> Any:
+    """Torch's own OpenMP runtime where it speaks GCC's dialect (a second one would fight it); else Python's threads."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, _PARALLEL)
+    except (AttributeError, OSError, TypeError):
+        return _PARALLEL(_on_python_threads)
+
+
+def _on_python_threads(work: Callable[[int], None], data: int, threads: int, _flags: int) -> None:
+    others = [threading.Thread(target=work, args=(data,)) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    work(data)
+    for thread in others:
+        thread.join()
+
+
+def _workspace(floats: int) -> Tensor:
+    held: Tensor | None = getattr(_WORKSPACES, "held", None)
+    if held is None or held.numel() < floats:
+        _WORKSPACES.held = held = torch.empty(floats, dtype=torch.float32)
+    return held
+
+
+def _lower(bands: Iterable[BandLike], n: int, m: int, q_offset: int) -> list[_Band]:
+    """Bands as the library takes them: offsets counted in steps and clipped to those that exist; two of the same step
+    with a narrow gap between them become one with a hole."""
+    lowest, highest = q_offset - (m - 1), q_offset + n - 1
+    found: list[tuple[int, int, int]] = []
+    for band in bands:
+        lo = lowest if band.lo is None else max(lowest, band.lo)
+        hi = highest if band.hi is None else min(highest, band.hi)
+        step = band.step
+        if step > max(abs(lowest), abs(highest)):  # 0 is its only multiple here
+            step, lo, hi = 1, max(lo, 0), min(hi, 0)
+        lo, hi = -(-lo // step), hi // step
+        if lo <= hi:
+            found.append((step, lo, hi))
+    lowered: list[_Band] = []
+    for step, lo, hi in sorted(found):
+        last = lowered[-1] if lowered else None
+        if last is not None and last.step == step and last.hole_lo > last.hole_hi and lo - last.hi <= 16:
+            last.hole_lo, last.hole_hi, last.hi = last.hi + 1, lo - 1, hi
+        else:
+            lowered.append(_Band(step, lo, hi, 1, 0))
+    return lowered

@@ -1,0 +1,57 @@
+"""The command line. A verb is a typed function with a docstring; its flags are its parameters."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from jieyue import __version__
+from jieyue.errors import InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="jieyue",
+    help="Transformers on a budget: every saving is proven exact, or its price is measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"jieyue {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Transformers on a budget: every saving is proven exact, or its price is measured."""
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line on standard error and exit code 2, never a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from . import verbs
+
+    verbs.add_to(app)
+    try:
+        app()
+    except InputError as error:
+        sys.stderr.write(f"jieyue: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("jieyue: stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,94 @@
+"""The only place that prints: facts and tables for people, JSON lines for machines, one clear line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from jieyue.budget import format_seconds
+
+__all__ = ["Door"]
+
+
+class Door:
+    """Where a verb speaks: ``as_json`` writes one JSON object a line to standard output, and nothing else there."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+    def say(self, line: str) -> None:
+        """A sentence for people (standard error when the output is JSON)."""
+        self.console.print(escape(line))
+
+    def fact(self, event: str, **values: Any) -> None:
+        """One JSON line for machines; people read it as ``event: a = 1, b = 2``."""
+        if self.as_json:
+            sys.stdout.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        else:
+            self.say(f"{event}: " + ", ".join(f"{key} = {value}" for key, value in values.items()))
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], event: str | None = None) -> None:
+        """A table for people; as JSON, one object with the columns as keys for each row."""
+        if self.as_json:
+            for row in rows:
+                self.fact(event or title, **dict(zip(columns, row, strict=True)))
+            return
+        drawn = Table(
+            title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+        )
+        for number, column in enumerate(columns):
+            numeric = number > 0 and all(not row[number] or row[number][0] in "0123456789-+.<≤≥±" for row in rows)
+            drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            drawn.add_row(*(escape(cell) for cell in row))
+        self.console.print(drawn)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Any]:
+        """A bar fed by ``update(done, total, facts)``; as JSON, at most one line a second."""
+        if self.as_json:
+            yield _JsonProgress(self, what)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
+        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as bar:
+            task = bar.add_task(what, total=None, facts="")
+            started = time.monotonic()
+
+            def update(done: int, total: int, facts: Mapping[str, float]) -> None:
+                shown = [f"{done}/{total}"]
+                shown += [_short(name, value) for name, value in facts.items() if name != "remaining_seconds"]
+                left = facts.get("remaining_seconds", (time.monotonic() - started) / max(done, 1) * (total - done))
+                shown.append(f"{format_seconds(max(left, 0.0))} left" if done < total else "done")
+                bar.update(task, completed=done, total=total, facts=" · ".join(shown))
+
+            yield update
+
+
+class _JsonProgress:
+    def __init__(self, door: Door, what: str) -> None:
+        self.door, self.what, self.last = door, what, 0.0
+
+    def __call__(self, done: int, total: int, facts: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if done == total or now - self.last >= 1:
+            self.last = now
+            self.door.fact(
+                self.what, done=done, total=total, **{name: round(value, 6) for name, value in facts.items()}
+            )
+
+
+def _short(name: str, value: float) -> str:
+    if name == "tokens_per_second":
+        return f"{value:,.0f} tokens/s"
+    return f"{name.replace('_', ' ')} {value:.3f}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"

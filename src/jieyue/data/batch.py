@@ -1,0 +1,131 @@
+"""Which rows each update sees, and rows as tensors.
+
+``effective_batches`` is a pure function of its arguments: the whole course of training is known before it begins, so a
+resumed run, a second process and a test all see the same rows. ``collate`` pads; rows come first in every tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from jieyue.errors import InputError, message
+
+__all__ = ["IGNORED", "collate", "effective_batches"]
+
+IGNORED = -100  # a label that is not counted, as torch's cross entropy has it
+
+
+def _stream(rows: numpy.ndarray, seed: int, stage: int) -> Iterator[numpy.ndarray]:
+    """Permutation after permutation of the rows, for ever."""
+    generator = numpy.random.default_rng([seed, stage])
+    while True:
+        yield generator.permutation(rows)
+
+
+def _stages(
+    num_rows: int, difficulty: Sequence[float] | None, curriculum: Sequence[tuple[float, float]]
+) -> list[tuple[float, numpy.ndarray]]:
+    """(share of the steps at which the stage ends, its rows); the last stage has all rows."""
+    everything = numpy.arange(num_rows)
+    if not curriculum:
+        return [(1.0, everything)]
+    if difficulty is None or len(difficulty) != num_rows:
+        found = "none" if difficulty is None else str(len(difficulty))
+        raise InputError(
+            message("curriculum", f"difficulty of {found} rows", f"one number for each of the {num_rows} rows")
+        )
+    ends = [end for end, _ in curriculum]
+    if sorted(ends) != ends or not all(0 < end <= 1 for end in ends):
+        raise InputError(f"curriculum: found stages that end at {ends}, expected rising shares of the steps in 0..1")
+    hardness, stages = numpy.asarray(difficulty), []
+    for end, hardest in curriculum:
+        rows = numpy.flatnonzero(hardness <= hardest)
+        if not len(rows):
+            raise InputError(f"curriculum: no row has a difficulty of at most {hardest}; the least is {hardness.min()}")
+        stages.append((end, rows))
+    return [*stages, (1.0, everything)]
+
+
+def effective_batches(
+    lengths: int | Sequence[int],
+    effective_batch: int,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    seed: int = 0,
+    difficulty: Sequence[float] | None = None,
+    curriculum: Sequence[tuple[float, float]] = (),
+) -> list[numpy.ndarray]:
+    """The rows of every update, in order: a list of index arrays.
+
+    ``lengths``: tokens of each row (within a batch the longest come first, so that pieces waste little padding and a
+    lack of memory shows at once), or just the number of rows. Exactly one of ``steps`` and ``epochs``. Rows are drawn
+    without replacement until all were seen, then anew; batches go on over that border, and with ``epochs`` the last one
+    is as short as what remains. ``curriculum``: (share of the steps at which the stage ends, hardest ``difficulty`` allowed)
+    in order; after the last stage every row takes part.
+
+    >>> [sorted(batch.tolist()) for batch in effective_batches(5, 2, epochs=1)]
+    [[2, 4], [0, 3], [1]]
+    """
+    sizes = None if isinstance(lengths, int) else numpy.asarray(lengths)
+    num_rows = lengths if isinstance(lengths, int) else len(lengths)
+    if num_rows < 1 or effective_batch < 1:
+        raise InputError(
+            f"effective_batches(): found {num_rows} rows in batches of {effective_batch}, expected at least 1"
+        )
+    if (steps is None) == (epochs is None):
+        raise InputError(f"effective_batches(): found steps={steps} and epochs={epochs}, expected exactly one of them")
+    wanted = round(num_rows * epochs) if epochs is not None else int(steps or 0) * effective_batch
+    if wanted < 1:
+        raise InputError(f"effective_batches(): found steps={steps}, epochs={epochs}, expected more than none")
+    num_steps = math.ceil(wanted / effective_batch)
+    batches: list[numpy.ndarray] = []
+    for stage, (end, rows) in enumerate(_stages(num_rows, difficulty, curriculum)):
+        last = round(end * num_steps)
+        count = min(wanted, last * effective_batch) - len(batches) * effective_batch
+        if count <= 0:
+            continue
+        stream, order = _stream(rows, seed, stage), numpy.empty(0, dtype=numpy.int64)
+        order = numpy.concatenate([next(stream) for _ in range(math.ceil(count / len(rows)))])[:count]
+        batches += [order[at : at + effective_batch] for at in range(0, count, effective_batch)]
+    if sizes is not None:
+        batches = [batch[numpy.argsort(-sizes[batch], kind="stable")] for batch in batches]
+    return batches
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, pad_to: int | None = None) -> dict[str, Tensor]:
+    """Rows of 1-D integer arrays as tensors [B, longest]; ``attention_mask`` is 1 where ``input_ids`` are real.
+
+    ``input_ids`` are padded with ``pad_id`` to ``pad_to`` or to the longest row, ``labels`` with -100, other arrays
+    with 0. Entries that are no arrays (a row's origin) stay behind.
+
+    >>> batch = collate([{"input_ids": numpy.array([7, 8])}, {"input_ids": numpy.array([9])}], pad_id=0)
+    >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
+    ([[7, 8], [9, 0]], [[1, 1], [1, 0]])
+    """
+    if not rows:
+        raise InputError("collate(rows): found no rows, expected at least one")
+    padding = {"input_ids": pad_id, "labels": IGNORED}
+    batch: dict[str, Tensor] = {}
+    for name, first in rows[0].items():
+        if not isinstance(first, numpy.ndarray):
+            continue
+        lengths = numpy.array([len(row[name]) for row in rows])
+        width = int(lengths.max())
+        if name == "input_ids" and pad_to is not None:
+            if pad_to < width:
+                raise InputError(f"pad_to={pad_to}: expected at least {width}, the tokens of the longest row")
+            width = pad_to
+        filled = numpy.full((len(rows), width), padding.get(name, 0), dtype=numpy.int64)
+        inside = numpy.arange(width) < lengths[:, None]
+        filled[inside] = numpy.concatenate([row[name] for row in rows])
+        batch[name] = torch.from_numpy(filled)
+        if name == "input_ids":
+            batch["attention_mask"] = torch.from_numpy(inside.astype(numpy.int64))
+    return batch

@@ -1,0 +1,126 @@
+"""What reading found, counted: nothing is repaired, skipped or doubted in silence.
+
+``Findings`` travels beside the questions from the reader to the report. ``overlap`` counts what two sets share, such as
+training and held-out questions (contamination).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jieyue.text import normalize
+
+if TYPE_CHECKING:
+    from .readers import Question
+
+__all__ = ["MEANING", "Findings", "note_duplicates", "overlap"]
+
+MEANING = {
+    "files": "files read",
+    "questions": "questions read",
+    "passages": "different passages",
+    "answerable": "questions with an answer",
+    "unanswerable": "questions said to have no answer",
+    "golds_unknown": "questions whose answer the file does not tell; never trained on or judged",
+    "records_skipped": "broken records left out",
+    "files_with_bom": "files that begin with a byte order mark",
+    "files_with_crlf": "files with Windows line ends",
+    "files_not_utf8": "files in another encoding than UTF-8",
+    "ids_duplicate": "questions whose id stood before",
+    "questions_repeated": "questions that repeat another with its passages and answers",
+    "offsets_wrong": "answers that do not stand at the place given for them",
+    "offsets_repaired": "of these, moved to the nearest place where the answer stands",
+    "answers_not_in_text": "answers that stand nowhere in their passage; judged by, not trained on",
+    "passages_copied_answers": "passages that hold an answer given for another passage",
+    "questions_truncated": "questions cut to question_tokens",
+    "questions_without_golds": "questions without known answer: no row",
+    "questions_not_trained": "answerable questions without any row: answer over-long or not in the text",
+    "passages_windowed": "passages longer than a window, counted once a question",
+    "windows": "windows over all passages",
+    "windows_left_out": "windows without the answer beyond negatives_per_positive",
+    "windows_unclear": "windows left out because the answer may stand in them in another way",
+    "answers_over_long": "answers longer than answer_slots, or without a token",
+    "answers_off_token_borders": "answers whose tokens begin or end inside a word piece; the target covers them",
+    "answers_cut_by_windows": "answers that no window holds whole",
+    "longest_answer_tokens": "tokens of the longest answer",
+    "longest_row_tokens": "tokens of the longest row",
+    "rows": "training rows",
+    "rows_answered": "rows that give the answer",
+    "rows_abstaining": "rows that abstain",
+    "tokens": "tokens of all rows",
+    "unknown_tokens": "tokens in rows that the vocabulary lacks",
+}
+"""What every count says, for people; the names are those of ``Findings.counts`` and of the reader's rows."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """Counts by name (``MEANING`` says what each is), encodings by file, a line for every skipped record. ``a + b`` joins two."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    encodings: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(
+            Counter({key: self.counts[key] + other.counts[key] for key in {**self.counts, **other.counts}}),
+            {**self.encodings, **other.encodings},
+            self.skipped + other.skipped,
+        )
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(what, how many), in the order of first counting: for the doctor's table."""
+        return list(self.counts.items())
+
+
+def _key(text: str) -> str:
+    return "".join(normalize(text).casefold().split())
+
+
+def note_duplicates(questions: Sequence[Question], findings: Findings) -> None:
+    """Counts ids that stand more than once, and questions that repeat another's text, passages and golds."""
+    seen_ids: set[str] = set()
+    seen: set[tuple[str, tuple[str, ...], tuple[str, ...] | None]] = set()
+    for question in questions:
+        findings.counts["ids_duplicate"] += question.id in seen_ids
+        seen_ids.add(question.id)
+        key = (question.text, tuple(passage.text for passage in question.passages), question.golds)
+        findings.counts["questions_repeated"] += key in seen
+        seen.add(key)
+
+
+def overlap(training: Iterable[Question], held_out: Iterable[Question]) -> dict[str, int]:
+    """How many held-out questions stand in training too, compared after NFKC, case folding and removing spaces.
+
+    ``examples``: same question and a shared passage; ``questions``: same question text; ``passages``: a shared passage;
+    ``ids``: same id. Cost: one pass over each, a set of normal forms in memory.
+    """
+    ids: set[str] = set()
+    texts: set[str] = set()
+    passages: set[str] = set()
+    pairs: set[tuple[str, str]] = set()
+    normal: dict[str, str] = {}
+
+    def keys(question: Question) -> tuple[str, list[str]]:
+        for passage in question.passages:
+            if passage.text not in normal:
+                normal[passage.text] = _key(passage.text)
+        return _key(question.text), [normal[passage.text] for passage in question.passages]
+
+    for question in training:
+        text, own = keys(question)
+        ids.add(question.id)
+        texts.add(text)
+        passages.update(own)
+        pairs.update((text, passage) for passage in own)
+    shared = {"examples": 0, "questions": 0, "passages": 0, "ids": 0}
+    for question in held_out:
+        text, own = keys(question)
+        shared["examples"] += any((text, passage) in pairs for passage in own)
+        shared["questions"] += text in texts
+        shared["passages"] += any(passage in passages for passage in own)
+        shared["ids"] += question.id in ids
+    return shared

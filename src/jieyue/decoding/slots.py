@@ -1,0 +1,95 @@
+"""Logits at some positions only: the vocabulary head is applied to the answer slots, not to the whole sequence.
+
+A masked-LM head works on each position alone, so slicing the hidden states before it gives the same logits, for
+A / N of the head's time and memory (V is often larger than everything else).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from jieyue.errors import InputError, message
+
+__all__ = ["positions_of", "slot_logits", "slot_probabilities"]
+
+
+def _body(model: Any) -> nn.Module | None:
+    """The encoder below the head, found through wrappers (DDP, torch.compile); None where there is none to be seen."""
+    for wrapper in ("_orig_mod", "module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
+    body = getattr(model, "base_model", None)
+    return body if isinstance(body, nn.Module) and body is not model else None
+
+
+def slot_logits(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots: int) -> Tensor:
+    """``model(**inputs).logits[:, first:first + num_slots]`` [B, A, V], the head computed there only where possible.
+
+    Possible for every model with a ``base_model`` whose first output the head reads (all of transformers' masked-LM
+    classes): its output is narrowed on the way to the head. Otherwise the full logits are computed and sliced.
+    Exact up to the order of sums inside the head's matrix product. Safe beside other threads that use the same model.
+    """
+    body, own_thread = _body(model), threading.get_ident()
+    stop, length = first + num_slots, inputs["input_ids"].shape[1]
+
+    def narrow(module: nn.Module, arguments: Any, output: Any) -> Any:
+        if threading.get_ident() != own_thread:
+            return output
+        hidden = output[0]
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[1] != length:
+            return output
+        if isinstance(output, tuple):
+            return (hidden[:, first:stop], *output[1:])
+        output.last_hidden_state = hidden[:, first:stop]
+        return output
+
+    handle = body.register_forward_hook(narrow) if body is not None else None
+    try:
+        logits: Tensor = model(**inputs).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    if logits.shape[1] == length:
+        return logits[:, first:stop]
+    if logits.shape[1] != num_slots:
+        raise InputError(
+            message(
+                "slot_logits(model)",
+                f"logits of shape {list(logits.shape)} for {length} positions",
+                f"[B, {length}, V], one row of logits for every position",
+                "use a masked language model",
+            )
+        )
+    return logits
+
+
+def slot_probabilities(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots: int) -> numpy.ndarray:
+    """P [B, A, L] (float32, on the host): at each slot, the probability of the token that stands at each input position.
+
+    The full softmax over the vocabulary, of which only the L tokens that the input holds leave the device: a passage's
+    own tokens and [SEP] are all that a constrained reader asks for. Cost: the logits, and B·A·L gathered numbers.
+    """
+    logits = slot_logits(model, inputs, first, num_slots)
+    tokens = inputs["input_ids"][:, None, :].expand(-1, num_slots, -1)
+    probabilities: numpy.ndarray = (
+        logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, tokens).exp().cpu().numpy()
+    )
+    return probabilities
+
+
+def positions_of(model: Any) -> int | None:
+    """How many tokens a row may have; None where the model sets no limit.
+
+    The rows of the position table, less those that RoBERTa's family keeps for padding; without a table (rotary and
+    relative positions) what the configuration says.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(positions) if positions else None

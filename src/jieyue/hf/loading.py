@@ -1,0 +1,187 @@
+"""Load and save plain transformers folders, and never leave a layer randomly initialised in silence.
+
+A folder saved here is an ordinary transformers directory (safetensors, tokenizer, config) with one file more,
+``jieyue.json``: the recipe that trained it, its settings and the version. Plain ``AutoModel…`` and ``AutoTokenizer``
+load the folder without us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jieyue.errors import InputError, message
+from jieyue.report import write_whole
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "HEADS",
+    "RECORD",
+    "load",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_from_config",
+    "quiet",
+    "read_record",
+    "save",
+]
+
+RECORD = "jieyue.json"
+HEADS = {
+    None: "AutoModel",
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+    "sequence-to-sequence": "AutoModelForSeq2SeqLM",
+    "classification": "AutoModelForSequenceClassification",
+    "span": "AutoModelForQuestionAnswering",
+}
+
+
+def quiet() -> None:
+    """Silences transformers' own progress bars and load tables; ours say what matters."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder or a hub name, in evaluation mode, on the CPU, in the checkpoint's dtype.
+
+    ``head``: one of ``HEADS``. ``new_head=True`` permits a head that the checkpoint lacks to start from random weights;
+    otherwise weights that are missing or of another shape raise ``InputError`` with their list, as do folders that are not
+    transformers models. Only safetensors and ``weights_only`` archives are read, and no code from the folder is run.
+    """
+    return load_model(name, head, new_head=new_head), load_tokenizer(name)
+
+
+def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False) -> PreTrainedModel:
+    """The model alone; see ``load``."""
+    import transformers
+
+    if head not in HEADS:
+        raise InputError(message(f"load(head={head!r})", repr(head), f"one of {', '.join(map(repr, HEADS))}"))
+    _check_name(name)
+    try:
+        with _silenced():
+            model, found = getattr(transformers, HEADS[head]).from_pretrained(
+                str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
+    missing = sorted(found["missing_keys"])
+    inside = [key for key in missing if key.startswith(model.base_model_prefix + ".") and ".pooler." not in f".{key}"]
+    if mismatched or inside or (missing and not new_head):
+        kind = "weights of another shape" if mismatched else "no weights"
+        listed = mismatched or inside or missing
+        raise InputError(
+            f"load({str(name)!r}): the checkpoint has {kind} for {', '.join(listed[:6])}"
+            + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+            + f"; they would be random in a {HEADS[head]}"
+            + ("" if mismatched or inside else "; allow that with new_head (--new-head) and train it")
+        )
+    return model.eval()
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; see ``load``."""
+    from transformers import AutoTokenizer
+
+    _check_name(name)
+    try:
+        with _silenced():
+            return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"load({str(name)!r}): no tokenizer could be loaded: {_first_line(error)}") from error
+
+
+def load_config(name: str | Path) -> PretrainedConfig:
+    """The configuration alone, no weight read; see ``load``."""
+    from transformers import AutoConfig
+
+    _check_name(name)
+    try:
+        return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"load({str(name)!r}): no configuration could be loaded: {_first_line(error)}") from error
+
+
+def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrainedModel:
+    """A model of this configuration with fresh weights; under fake tensors it allocates nothing."""
+    import transformers
+
+    try:
+        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(config)
+    except ValueError as error:
+        raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
+    return model
+
+
+def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:
+    """Writes model, tokenizer and ``jieyue.json`` into ``folder``; each file appears whole or not at all.
+
+    ``record``: what ``read_record`` will give back (recipe, settings, version); JSON values only.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, _silenced():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for part in sorted(Path(temporary).rglob("*")):
+            if part.is_file():
+                target = folder / part.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(part, target)
+    write_whole(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+    return folder
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue or a broken record."""
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise InputError(f"{folder}: no {RECORD} in it; expected the folder of a model trained by `jieyue train`")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not the JSON object that `jieyue train` writes: {error}") from error
+
+
+def _check_name(name: str | Path) -> None:
+    looks_like_path = os.sep in str(name) and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1)
+    if looks_like_path and not Path(name).is_dir():
+        raise InputError(f"load({str(name)!r}): no such folder")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise InputError(f"load({str(name)!r}): no config.json in that folder; expected a transformers model folder")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+class _silenced:
+    """transformers' load tables and bars are off inside, and as they were afterwards."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.verbosity = logging.get_verbosity()
+        self.bars = logging.is_progress_bar_enabled()
+        quiet()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.verbosity)
+        if self.bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,211 @@
+"""Exact accumulation: the gradient of a big batch from pieces that fit, equal to the undivided batch's.
+
+    grad = (Σ_pieces ∂ total_piece) / N,    N = Σ_pieces weight_piece
+
+Every piece is backpropagated as a *sum*, and ``.grad`` is scaled once by 1/N. So ragged label counts, a short last piece
+and any micro-batch give the same update; the mean of the pieces' means does not (transformers #47688).
+Memory: one piece's activations and one gradient. Source: Su 2019 (kexue.fm/archives/6794), with its flaws removed.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jieyue.budget import Plan
+from jieyue.errors import BudgetError, InputError, message
+from jieyue.tally import Tally
+
+from .checkpointing import checkpointed
+from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
+from .objective import Objective, num_rows
+from .ranks import Ranks
+
+__all__ = ["accumulate", "backward_pieces", "gradients_of", "scale_gradients"]
+
+
+def accumulate(
+    objective: Objective,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    micro_batch: int | Plan | MicroBatch,
+    allow: Collection[str] = (),
+    non_finite: str = "stop",
+    backward: Callable[[Tensor], object] = Tensor.backward,
+) -> Tally:
+    """Adds the gradient of the batch's mean loss to ``.grad`` and returns the batch's Tally (plain floats, all ranks).
+
+    ``batch``: tensors (or lists) with one entry per row; only pieces move to the model's device. ``micro_batch``: rows
+    a piece, a ``Plan`` (its checkpointing is obeyed) or a ``MicroBatch``, which remembers a halving for later batches
+    and can trim padding or bound tokens. Gradients that were there before stay and are added to (one copy more).
+
+    Out of memory: the same batch is run again from its beginning with the same random state, in pieces of half the
+    rows, and a warning says so; at one row ``BudgetError``. Under DDP all ranks retry together; under FSDP2, whose ranks
+    wait for one another inside every pass, the error is raised as it came.
+
+    ``non_finite``: ``"stop"`` raises ``InputError`` for a loss or gradient that is not finite, ``"skip"`` drops the
+    batch's gradient with a warning (optimizers leave parameters without gradient alone) and counts it in
+    ``MicroBatch.skipped``, ``"allow"`` is for GradScaler, which decides itself (``backward=lambda x: scaler.scale(x).backward()``).
+
+    Refuses with ``InputError``: a batch without counted labels; layers that see the whole batch (BatchNorm) in training
+    when it is cut, unless their class name or module name is in ``allow``: the update is then an approximation.
+    """
+    micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
+    if non_finite not in ("stop", "skip", "allow"):
+        raise InputError(message("non_finite", repr(non_finite), "'stop', 'skip' or 'allow'"))
+    ranks = Ranks(model)
+    device = device_of(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    _check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow)
+    before = [(p, p.grad) for p in parameters if p.grad is not None]
+    start = RandomState(device)
+    finished = False
+    try:
+        while True:
+            _clear(parameters)
+            error, tally = _attempt(objective, ranks, batch, micro, backward)
+            if error is None:
+                break
+            if not micro.halve(int(ranks.highest([num_rows(batch)], device)[0])):
+                raise BudgetError(f"accumulate: one row a piece still runs out of memory ({error})") from None
+            warnings.warn(f"out of memory; the same batch again in pieces of {micro.rows} rows", stacklevel=2)
+            start.restore()
+        if not tally.weight > 0:
+            raise InputError(message("accumulate", f"a batch of weight {tally.weight}", "at least one counted label"))
+        ranks.sum_gradients(parameters)
+        scale_gradients(parameters, (ranks.world if ranks.sharded else 1) / float(tally.weight))
+        finished = non_finite == "allow" or _check_finite(parameters, tally, micro, non_finite)
+    finally:
+        if not finished:
+            _clear(parameters)
+        for parameter, earlier in before:
+            parameter.grad = earlier if parameter.grad is None else parameter.grad.add_(earlier)
+    return tally
+
+
+def backward_pieces(
+    objective: Objective,
+    model: nn.Module,
+    pieces: Iterable[Mapping[str, Any]],
+    backward: Callable[[Tensor], object] = Tensor.backward,
+) -> Tally:
+    """Forward and backward of each piece, as sums; ``.grad`` then holds the sum, not yet divided. The step's whole work."""
+    device = device_of(model)
+    summed = Tally(0.0, 0)
+    for piece in pieces:
+        tally = objective(model, to_device(piece, device))
+        if not isinstance(tally, Tally):
+            raise InputError(message("objective", type(tally).__name__, "a Tally(total, weight)"))
+        total = tally.total
+        if isinstance(total, Tensor) and total.requires_grad:
+            backward(total)
+            total = total.detach().double() if total.device.type != "mps" else total.detach()
+        elif tally.weight > 0:
+            raise InputError(message("objective", "a total without a graph", "one that depends on trained weights"))
+        summed = summed + Tally(total, tally.weight)
+        del tally, total
+    return summed
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that exist; of a sparse one its values."""
+    found = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            found.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
+    return found
+
+
+@torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiplies every gradient in place."""
+    for gradient in gradients_of(parameters):
+        gradient.mul_(factor)
+
+
+def _attempt(
+    objective: Objective,
+    ranks: Ranks,
+    batch: Mapping[str, Any],
+    micro: MicroBatch,
+    backward: Callable[[Tensor], object],
+) -> tuple[str | None, Tally]:
+    """One run over all pieces: (what ran out of memory on any rank or None, the tally over all ranks)."""
+    device = device_of(ranks.module)
+    failure, tally, missing = None, Tally(0.0, 0), 0
+    if ranks.sharded:
+        own = len(micro.cuts(batch))
+        missing = int(ranks.highest([own], device)[0]) - own
+    try:
+        with checkpointed(ranks.module, micro.checkpointing):
+            tally = backward_pieces(objective, ranks.module, micro.pieces(batch), backward)
+            template = {name: value[:1] for name, value in batch.items()}
+            backward_pieces(_weightless(objective), ranks.module, [template] * missing, backward)
+        tally = tally.detach()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or ranks.sharded:
+            raise
+        failure = str(error).partition("\n")[0]
+    if failure is not None:  # here the traceback is gone, and with it the activations its frames held
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    failed, total, weight = ranks.sum([float(failure is not None), float(tally.total), float(tally.weight)], device)
+    if failed and failure is None:
+        failure = "on another rank"
+    return failure, Tally(total, weight)
+
+
+def _weightless(objective: Objective) -> Objective:
+    """The same passes, counting nothing: what a rank with fewer pieces runs so that the others need not wait."""
+
+    def run(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
+        tally = objective(model, batch)
+        return Tally(tally.total * 0, tally.weight * 0)
+
+    return run
+
+
+def _clear(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatch, non_finite: str) -> bool:
+    gradients = gradients_of(parameters)
+    norm: Any = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf")) if gradients else 0.0
+    largest = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if all(map(torch.isfinite, (torch.tensor(float(tally.total)), torch.tensor(largest)))):
+        return True
+    found = f"loss {float(tally.mean()):g}, largest gradient {largest:g}"
+    if non_finite == "stop":
+        raise InputError(
+            message("accumulate", found, "finite numbers", "lower the learning rate, or non_finite='skip'")
+        )
+    micro.skipped += 1
+    warnings.warn(f"{found}: this update is left out ({micro.skipped} so far)", stacklevel=3)
+    return False
+
+
+def _check_whole_batch_layers(model: nn.Module, divided: bool, allow: Collection[str]) -> None:
+    if not divided:
+        return
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not {name, kind} & set(allow):
+            raise InputError(
+                message(
+                    f"accumulate of {name or 'the model'}",
+                    f"{kind} in training, which takes its statistics from the rows it sees at once",
+                    "layers that treat each row alone",
+                    f"put it in eval mode, use GroupNorm, or allow=({kind!r},) for an approximate update",
+                )
+            )

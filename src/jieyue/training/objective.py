@@ -1,0 +1,53 @@
+"""What is trained: a function ``(model, batch) -> Tally`` whose total is a sum over labels, never a mean.
+
+Law: the total of a batch is the sum of the totals of its rows, and so is the weight. Then the gradient of any set of
+pieces, divided once by the summed weight, is the gradient of the undivided batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from jieyue.errors import InputError, message
+from jieyue.tally import Tally
+
+__all__ = ["IGNORED", "Objective", "num_rows", "token_loss"]
+
+Objective = Callable[[nn.Module, Mapping[str, Tensor]], Tally]
+IGNORED = -100
+
+
+def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
+    """Cross entropy summed over the labels that count: ``total = Σ −log softmax(logits)[label]``, ``weight`` = their number.
+
+    ``logits`` [..., V]; ``labels`` [...] of integers, ``ignored`` where nothing is asked.
+
+    >>> import torch
+    >>> tally = token_loss(torch.zeros(2, 3, 4), torch.tensor([[1, 2, -100], [0, -100, -100]]))
+    >>> round(float(tally.mean()), 4), int(tally.weight)
+    (1.3863, 3)
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise InputError(message("token_loss", f"labels {[*labels.shape]}", f"the shape {[*logits.shape[:-1]]}"))
+    flat = labels.flatten()
+    total = nn.functional.cross_entropy(logits.flatten(0, -2), flat, ignore_index=ignored, reduction="sum")
+    return Tally(total, (flat != ignored).sum())
+
+
+def num_rows(batch: Mapping[str, Any]) -> int:
+    """Rows of a batch, the first dimension that all its tensors (and lists) share; ``InputError`` where they differ."""
+    counts = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.ndim > 0:
+            counts[name] = value.shape[0]
+        elif isinstance(value, list | tuple):
+            counts[name] = len(value)
+        else:
+            found = "a scalar" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(message(f"batch[{name!r}]", found, "a tensor or a list with one entry per row"))
+    if len(set(counts.values())) != 1:
+        raise InputError(message("batch", f"rows {counts or 'of nothing'}", "tensors with the same number of rows"))
+    return next(iter(counts.values()))

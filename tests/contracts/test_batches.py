@@ -1,0 +1,90 @@
+"""Contract of batches: a pure function of its arguments, every row seen once an epoch, curricula kept to the step."""
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jieyue.data.batch import collate, effective_batches
+from jieyue.errors import InputError
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 3))
+def test_epochs_see_every_row_equally_often(num_rows, effective_batch, epochs, seed):
+    batches = effective_batches(num_rows, effective_batch, epochs=epochs, seed=seed)
+    assert numpy.bincount(numpy.concatenate(batches)).tolist() == [epochs] * num_rows
+    assert all(len(batch) == effective_batch for batch in batches[:-1])
+    assert len(batches) == -(-num_rows * epochs // effective_batch)
+    first = numpy.concatenate(batches)[:num_rows]
+    assert sorted(first.tolist()) == list(range(num_rows))  # no row twice before every row once
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 12))
+def test_steps_are_full_and_a_longer_run_begins_alike(num_rows, effective_batch, steps):
+    batches = effective_batches(num_rows, effective_batch, steps=steps, seed=5)
+    assert [len(batch) for batch in batches] == [effective_batch] * steps
+    again = effective_batches(num_rows, effective_batch, steps=steps, seed=5)
+    longer = effective_batches(num_rows, effective_batch, steps=steps + 3, seed=5)
+    for a, b, c in zip(batches, again, longer, strict=False):
+        assert a.tolist() == b.tolist() == c.tolist()
+
+
+def test_seeds_differ():
+    a, b = (numpy.concatenate(effective_batches(50, 10, epochs=1, seed=seed)).tolist() for seed in (0, 1))
+    assert a != b
+
+
+def test_longest_first_within_a_batch_only():
+    lengths = numpy.random.default_rng(0).integers(1, 100, 64)
+    sized = effective_batches(lengths, 16, epochs=1)
+    for batch, plain in zip(sized, effective_batches(64, 16, epochs=1), strict=True):
+        assert sorted(batch) == sorted(plain)
+        assert (numpy.diff(lengths[batch]) <= 0).all()
+
+
+def test_curriculum_holds_to_the_step():
+    difficulty = [1] * 10 + [2] * 10 + [3] * 20
+    batches = effective_batches(40, 4, steps=50, difficulty=difficulty, curriculum=[(0.22, 1), (0.42, 2)])
+    hardest = [max(difficulty[row] for row in batch) for batch in batches]
+    assert len(batches) == 50
+    assert set(hardest[:11]) == {1} and set(hardest[11:21]) <= {1, 2} and 2 in hardest[11:21] and 3 in hardest[21:]
+    assert max(hardest[:21]) == 2
+    flat = effective_batches(40, 4, steps=50, difficulty=difficulty)
+    assert max(difficulty[row] for batch in flat[:11] for row in batch) == 3  # the twin: no curriculum, no order
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"steps": 2, "epochs": 1}, "exactly one"),
+        ({}, "exactly one"),
+        ({"epochs": 0}, "more than none"),
+        ({"steps": 5, "curriculum": [(0.5, 1)]}, "difficulty of none rows"),
+        ({"steps": 5, "curriculum": [(0.5, 1)], "difficulty": [1]}, "difficulty of 1 rows"),
+        ({"steps": 5, "curriculum": [(0.5, 1), (0.2, 2)], "difficulty": [1] * 4}, "rising shares"),
+        ({"steps": 5, "curriculum": [(0.5, 0)], "difficulty": [1] * 4}, "the least is 1"),
+    ],
+)
+def test_refusals(arguments, complaint):
+    with pytest.raises(InputError, match=complaint):
+        effective_batches(4, 2, **arguments)
+
+
+def test_refuses_no_rows():
+    with pytest.raises(InputError, match="0 rows"):
+        effective_batches(0, 2, steps=1)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=5), st.integers(0, 9))
+def test_collate_keeps_every_token_and_says_where(rows, extra):
+    longest = max(map(len, rows))
+    arrays = [{"input_ids": numpy.array(row), "labels": numpy.array([1, -100]), "question": 3} for row in rows]
+    batch = collate(arrays, pad_id=77, pad_to=longest + extra)
+    assert sorted(batch) == ["attention_mask", "input_ids", "labels"]
+    assert batch["input_ids"].shape == (len(rows), longest + extra) and batch["labels"].shape == (len(rows), 2)
+    for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == row and set(ids[~mask.bool()].tolist()) <= {77}
+    with pytest.raises(InputError, match=f"at least {longest}"):
+        collate(arrays, pad_id=0, pad_to=longest - 1)
+    with pytest.raises(InputError, match="no rows"):
+        collate([], pad_id=0)
