@@ -283,7 +283,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> 
         if not x.is_floating_point():
             raise InputError(f"attend_linear: {name} has dtype {x.dtype}, expected a floating type")
         if 0 in x.shape:
-            raise InputError(f"attend_linear: {name} has shape {list(x.shape)}, expected {shape}, every size at least 1")
+            raise InputError(
+                f"attend_linear: {name} has shape {list(x.shape)}, expected {shape}, every size at least 1"
+            )
         if x.device != q.device:
             raise InputError(f"attend_linear: {name} is on {x.device} and q on {q.device}, expected one device")
         if x.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):

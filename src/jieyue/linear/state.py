@@ -37,9 +37,7 @@ class LinearState:
         self.sums = sums
 
     @classmethod
-    def empty(
-        cls, k: Tensor, v: Tensor, features: str | FeatureMap = "elu", scale: float | None = None
-    ) -> LinearState:
+    def empty(cls, k: Tensor, v: Tensor, features: str | FeatureMap = "elu", scale: float | None = None) -> LinearState:
         """A state that has seen nothing, for keys and values of these batch, heads, sizes, type and device."""
         features = resolve(features)
         if features.over_positions:

@@ -20,7 +20,9 @@ from .features import FeatureMap
 
 __all__ = ["Form", "Gradients", "KeyChunk", "Results", "Tile", "spans", "tiles", "wide_type"]
 
-_HEADS_TOGETHER = 12  # as many 64 × 64 float32 matrices are 200 KiB: a product's three operands stay in a second-level cache
+_HEADS_TOGETHER = (
+    12  # as many 64 × 64 float32 matrices are 200 KiB: a product's three operands stay in a second-level cache
+)
 
 
 @dataclass(frozen=True, slots=True)

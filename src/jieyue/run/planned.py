@@ -15,6 +15,7 @@ from jieyue.planning.choice import choose
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.recipes import read as reading
+from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 
 if TYPE_CHECKING:
@@ -121,19 +122,15 @@ def _peak(prepared: Prepared, trained: Trained, plan: Plan) -> int:
     return measure_step(reading.objective, model, batch, optimizer, micro_batch=MicroBatch(plan, mask=MASK))
 
 
-def _seconds(prepared: Prepared, trained: Trained, plan: Plan, repeats: int = 3) -> float:
-    """Median seconds of forward and backward of an update on the longest rows; gradients are dropped."""
-    from jieyue.training.accumulation import accumulate
-
+def _seconds(prepared: Prepared, trained: Trained, plan: Plan) -> float:
+    """Seconds of forward and backward of one update on the longest rows, warm; its gradients are dropped."""
     model, _ = _parts(trained)
     batch = prepared.longest(plan.effective_batch)
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        accumulate(reading.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
-        found.append(time.perf_counter() - started)
-        model.zero_grad(set_to_none=True)
-    return sorted(found)[repeats // 2]
+    started = time.perf_counter()
+    accumulate(reading.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
+    seconds = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    return seconds
 
 
 def _parts(trained: Trained) -> tuple[Any, Any]:
