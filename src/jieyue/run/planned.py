@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,9 @@ def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str,
     }
 
 
-def savings(prepared: Prepared, planned: Planned, trained: Trained) -> list[dict[str, Any]]:
+def savings(
+    prepared: Prepared, planned: Planned, trained: Trained, measured: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Peak and seconds of one update in settings of growing thrift, measured on the run's own model.
 
     The undivided batch comes first; where it would not fit the budget its peak is the predicted one and it is not run.
@@ -111,7 +113,9 @@ def savings(prepared: Prepared, planned: Planned, trained: Trained) -> list[dict
                 | {"peak_bytes": cost.peak_bytes, "seconds": None, "how": "predicted; beyond the budget, so not run"}
             )
             continue
-        row |= {"peak_bytes": _peak(prepared, trained, setting), "seconds": _seconds(prepared, trained, setting)}
+        known = setting == plan  # measured already, as the run's own setting
+        peak = measured["peak_bytes"] if known else _peak(prepared, trained, setting)
+        row |= {"peak_bytes": peak, "seconds": _seconds(prepared, trained, setting)}
         rows.append(row | {"how": "measured"})
     return rows
 
