@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jieyue.data.readers import Question
+from jieyue.decoding.slots import positions_of
 from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.presets import PRESETS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+
+NO_LIMIT = 1_000_000  # positions of a model that sets none
 
 __all__ = ["ModelSource", "open_model", "texts_of"]
 
@@ -62,14 +67,13 @@ def open_model(
         )
     tokenizer = load_tokenizer(name)
     config = load_config(name)
-    positions = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # their positions begin after the padding index
-        positions -= int(config.pad_token_id or 0) + 1
+    with torch.device("meta"):
+        positions = positions_of(model_from_config(config))
     return ModelSource(
         name,
         False,
         tokenizer,
-        min(positions, 1_000_000),
+        positions or NO_LIMIT,
         lambda: model_from_config(config),
         lambda: load_model(name, new_head=new_head),
     )
