@@ -34,6 +34,7 @@ from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch, RandomState
 from jieyue.training.objective import Objective
 from jieyue.training.ranks import Ranks
+
 from .interrupts import Interrupted, Interrupts
 
 __all__ = ["EffectiveBatchTrainer", "Interrupted", "Progress", "Work", "make_optimizer", "training_arguments"]

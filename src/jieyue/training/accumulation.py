@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from jieyue.budget import Plan
 from jieyue.errors import BudgetError, InputError, message
 from jieyue.tally import Tally
+
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
 from .objective import Objective, num_rows

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jieyue.budget import Plan
 from jieyue.errors import InputError, message
+
 from .objective import IGNORED, num_rows
 
 __all__ = ["MicroBatch", "RandomState", "is_out_of_memory"]
