@@ -10,7 +10,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FACE = {
+    "Report": "jieyue.report",
     "Tally": "jieyue.tally",
+    "atrous": "jieyue.attention",
+    "attend": "jieyue.attention",
+    "full": "jieyue.attention",
+    "local": "jieyue.attention",
+    "parse": "jieyue.attention",
+    "sparse": "jieyue.attention",
 }
 
 __all__ = ["__version__", *_FACE]

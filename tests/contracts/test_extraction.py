@@ -1,7 +1,5 @@
 """Contract of judging: the two rules on cases worked out by hand, calibration and intervals on cases with known answers."""
 
-import math
-
 import numpy
 import pytest
 from hypothesis import given
@@ -9,10 +7,9 @@ from hypothesis import strategies as st
 
 from jieyue.errors import InputError
 from jieyue.metrics.baselines import compare_baselines, most_frequent, overlap_span
-from jieyue.metrics.bootstrap import bootstrap_interval
 from jieyue.metrics.calibration import calibration_error, cross_fit, fit_temperature
 from jieyue.metrics.extraction import judge, normal_form, rule_for
-from jieyue.metrics.scores import score_answers
+from jieyue.metrics.scores import interval_of, score_answers
 
 CASES = [
     # predicted, golds, rule, exact, F1
@@ -104,16 +101,12 @@ def test_the_temperature_is_found_again(true_temperature):
         assert fitted.error_before > 2 * fitted.error_after
 
 
-def test_intervals_hold_the_mean_as_often_as_they_say():
-    generator = numpy.random.default_rng(1)
-    inside = 0
-    for _ in range(200):
-        low, high = bootstrap_interval((generator.random(80) < 0.3).astype(float), resamples=400)
-        inside += low <= 0.3 <= high
-    assert 0.88 <= inside / 200 <= 0.99
-    assert bootstrap_interval([0.25] * 9) == (0.25, 0.25)
-    with pytest.raises(InputError, match="no values"):
-        bootstrap_interval([])
+def test_questions_of_one_passage_are_drawn_together():
+    """Ten passages of ten like questions are ten observations, not a hundred: the interval is wider."""
+    values, passages = [float(at // 10 % 2) for at in range(100)], [at // 10 for at in range(100)]
+    together, apart = interval_of(values, passages), interval_of(values, list(range(100)))
+    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
+    assert interval_of([0.25] * 9, ["p"] * 9) == (0.25, 0.25)
 
 
 def test_baselines():
@@ -132,4 +125,3 @@ def test_baselines():
 def test_overlap_never_leaves_the_passage():
     for passage in ("A b, c d. E f", "节约用水，人人有责。", "…", "x"):
         assert overlap_span("c 水?", [passage]) in passage
-    assert not math.isnan(bootstrap_interval([0.0, 1.0])[0])

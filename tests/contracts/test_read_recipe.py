@@ -10,6 +10,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jieyue.data.batch import collate
+from jieyue.data.findings import MEANING
 from jieyue.data.readers import Passage, Question
 from jieyue.data.windows import specials, tokenize
 from jieyue.errors import InputError
@@ -263,6 +264,9 @@ def test_marks_in_the_text_stay_text():
     rows, _ = encode([ask("[MASK]?", "the [SEP] a", "a")], tokenizer, SETTINGS)
     ids = rows[0]["input_ids"].tolist()
     assert ids.count(special.sep) == 3 and ids.count(special.mask) == SETTINGS.answer_slots
+    assert (
+        tokenizer("the [SEP]", add_special_tokens=False)["input_ids"][-1] == special.sep
+    )  # elsewhere they are marks still
 
 
 def test_everything_that_gives_no_row_is_counted():
@@ -273,6 +277,7 @@ def test_everything_that_gives_no_row_is_counted():
     unknown = Question("u", "?", (Passage("七点"),), None)
     truncated = ask("one two three four?", "七点", "七点")
     rows, counts = encode([long, lost, unknown, truncated], tokenizer, settings)
+    assert set(counts) <= set(MEANING)
     assert [row["question"] for row in rows] == [3]
     assert {
         "answers_over_long": 1,
@@ -396,3 +401,17 @@ def test_a_tiny_model_learns_to_read():
         optimizer.step()
     facts = score(answer(model, tokenizer, QUESTIONS, SETTINGS), QUESTIONS)
     assert facts["exact_match"] == 1.0
+
+
+@pytest.mark.gpu
+def test_the_gpu_answers_alike():
+    tokenizer = wordpiece()
+    torch.manual_seed(0)
+    config = hf.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = hf.BertForMaskedLM(config).eval()
+    here = answer(model, tokenizer, QUESTIONS, SETTINGS)
+    there = answer(model.cuda(), tokenizer, QUESTIONS, SETTINGS)
+    assert [one.text for one in here] == [one.text for one in there]
+    assert [one.confidence for one in here] == pytest.approx([one.confidence for one in there], rel=1e-3)

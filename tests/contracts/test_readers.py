@@ -6,7 +6,7 @@ import lzma
 
 import pytest
 
-from jieyue.data.findings import overlap
+from jieyue.data.findings import MEANING, overlap
 from jieyue.data.readers import Passage, Question, read_questions
 from jieyue.errors import InputError
 
@@ -256,7 +256,7 @@ def test_multi_passage_answers(tmp_path):
 def test_duplicates_are_counted(tmp_path):
     path = write(tmp_path / "f.json", [one(), one(), one(question="Other?")])
     questions, findings = read_questions([path, path])
-    assert len(questions) == 6
+    assert len(questions) == 6 and set(findings.counts) <= set(MEANING)
     assert findings.counts["ids_duplicate"] == 5 and findings.counts["questions_repeated"] == 4
     assert sum([findings, findings], start=type(findings)()).counts["ids_duplicate"] == 10
 

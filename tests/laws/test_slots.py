@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from jieyue.decoding.slots import slot_logits, slot_probabilities
+from jieyue.decoding.slots import positions_of, slot_logits, slot_probabilities
 from jieyue.recipes.read import objective
 from jieyue.tally import Tally
 
@@ -21,6 +21,9 @@ def models():
         "albert": lambda: hf.AlbertForMaskedLM(hf.AlbertConfig(**SMALL, **DROPLESS, embedding_size=8)),
         "electra": lambda: hf.ElectraForMaskedLM(hf.ElectraConfig(**SMALL, **DROPLESS, embedding_size=8)),
         "modernbert": lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig(**SMALL, pad_token_id=0)),
+        "eurobert": lambda: hf.EuroBertForMaskedLM(
+            hf.EuroBertConfig(**SMALL, max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=True)
+        ),
         "distilbert": lambda: hf.DistilBertForMaskedLM(
             hf.DistilBertConfig(
                 vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=24, dropout=0.0, attention_dropout=0.0
@@ -143,3 +146,18 @@ def test_zero_labels_weigh_nothing():
     batch["labels"][:] = -100
     tally = objective(model, batch)
     assert isinstance(tally, Tally) and tally.detach() == Tally(0.0, 0.0)
+
+
+def test_positions_are_what_the_model_can_take():
+    """A row of that many tokens runs; one more does not, where positions are a table."""
+    for name, make in models().items():
+        model = make().eval()
+        positions = positions_of(model)
+        assert positions is not None
+        if name in ("modernbert", "eurobert"):
+            continue
+        with torch.no_grad():
+            model(input_ids=torch.full((1, positions), 5))
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, positions + 1), 5))
+    assert positions_of(Headless()) is None

@@ -28,12 +28,16 @@ __all__ = [
 _DATA = "Training files (SQuAD, CMRC 2018, DRCD or multi-passage JSON; .gz, .xz). Default: the corpus that ships."
 _HELD_OUT = "Files to judge by. Default: the shipped held-out part, or a tenth of the passages of --data."
 
-Model = Annotated[str, typer.Option(help="A preset (tiny, small, base), a folder or a hub name of a masked language model.")]
+Model = Annotated[
+    str, typer.Option(help="A preset (tiny, small, base), a folder or a hub name of a masked language model.")
+]
 Data = Annotated[list[Path] | None, typer.Option("--data", help=_DATA)]
 HeldOut = Annotated[list[Path] | None, typer.Option("--held-out", help=_HELD_OUT)]
 BudgetText = Annotated[str, typer.Option("--budget", help="Memory for the whole process, such as 1GiB or 800MB.")]
 EffectiveBatch = Annotated[int, typer.Option(help="Rows of one update, whatever fits at once.")]
-Questions = Annotated[int | None, typer.Option(help="At most this many training questions (and as many held-out ones).")]
+Questions = Annotated[
+    int | None, typer.Option(help="At most this many training questions (and as many held-out ones).")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken records out, count and list them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output, for machines.")]
@@ -41,7 +45,10 @@ BatchSize = Annotated[int, typer.Option(help="Windows read at once.")]
 Slots = Annotated[int | None, typer.Option("--answer-slots", help="Longest answer in tokens, its [SEP] included.")]
 WindowTokens = Annotated[int | None, typer.Option(help="Passage tokens in one window, its [SEP] included.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="A vocab.txt for a preset. Default: learned from the data.")]
-NewHead = Annotated[bool, typer.Option("--new-head", help="Permit a checkpoint without a masked-LM head; the head starts anew.")]
+NewHead = Annotated[
+    bool, typer.Option("--new-head", help="Permit a checkpoint without a masked-LM head; the head starts anew.")
+]
 Checkpointing = Annotated[
-    bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Activation checkpointing (exact). Default: if needed.")
+    bool | None,
+    typer.Option("--checkpointing/--no-checkpointing", help="Activation checkpointing (exact). Default: if needed."),
 ]

@@ -52,18 +52,28 @@ def add_to(app: typer.Typer) -> None:
 @_train.command("read")
 def train_read(
     model: Model = "tiny",
-    out: Annotated[Path, typer.Option(help="Folder for the model, its card, checkpoints and the report.")] = Path("runs/reader"),
+    out: Annotated[Path, typer.Option(help="Folder for the model, its card, checkpoints and the report.")] = Path(
+        "runs/reader"
+    ),
     data: Data = None,
     held_out: HeldOut = None,
     budget: BudgetText = "4GiB",
     effective_batch: EffectiveBatch = 32,
     steps: Annotated[int | None, typer.Option(help="Updates to train for.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows (default 2).")] = None,
-    time: Annotated[str | None, typer.Option(help="Train for about this long, such as 4min: turned into updates first.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: 1e-3 for a preset, 3e-5 for a checkpoint.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Train for about this long, such as 4min: turned into updates first.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Default: 1e-3 for a preset, 3e-5 for a checkpoint.")
+    ] = None,
     seed: Seed = 0,
-    start: Annotated[str, typer.Option(help="How a preset's weights begin: orthogonal-copy or normal.")] = "orthogonal-copy",
-    curriculum: Annotated[str | None, typer.Option(help="Such as 0.22:1,0.42:2 (share of the updates: most sentences), or none.")] = None,
+    start: Annotated[
+        str, typer.Option(help="How a preset's weights begin: orthogonal-copy or normal.")
+    ] = "orthogonal-copy",
+    curriculum: Annotated[
+        str | None, typer.Option(help="Passages grow: sentences:share of the updates, such as 1:0.22,2:0.42, or none.")
+    ] = None,
     vocabulary: Vocabulary = None,
     answer_slots: Slots = None,
     window_tokens: WindowTokens = None,
@@ -73,7 +83,9 @@ def train_read(
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a reader: plan, train, evaluate, report."""
@@ -87,16 +99,13 @@ def train_read(
         learning_rate=learning_rate,
         seed=seed,
         start=start,
-        curriculum=_curriculum(curriculum),
+        curriculum=curriculum,
         checkpointing=checkpointing,
         save_steps=save_steps,
     )
     door = Door(as_json)
-    report = run.train(
-        model,
-        out,
-        budget=budget,
-        course=course,
+    materials = run.Materials(
+        model=model,
         data=data or (),
         held_out=held_out or (),
         settings=_settings(model, bool(data), answer_slots, window_tokens, seed),
@@ -104,6 +113,12 @@ def train_read(
         questions=questions,
         skip_bad=skip_bad,
         new_head=new_head,
+    )
+    report = run.train(
+        materials,
+        out,
+        budget=budget,
+        course=course,
         device=device,
         resume=resume,
         command=shlex.join(["jieyue", *sys.argv[1:]]),
@@ -112,7 +127,8 @@ def train_read(
     _show(door, report, ("Quality on held-out questions", "Memory"))
     door.fact("saved", model=str(out), report=str(out / "report.html"))
     if not as_json:
-        door.say(f"\nNext:\n  jieyue evaluate {shlex.quote(str(out))}\n  jieyue read {shlex.quote(str(out))} --question '…' --file passage.txt")
+        place = shlex.quote(str(out))
+        door.say(f"\nNext:\n  jieyue evaluate {place}\n  jieyue read {place} --question '…' --file passage.txt")
 
 
 @_plan.command("read")
@@ -136,10 +152,8 @@ def plan_read(
     """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
     from jieyue import run
 
-    report = run.plan(
-        model,
-        budget=budget,
-        course=run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing),
+    materials = run.Materials(
+        model=model,
         data=data or (),
         held_out=held_out or (),
         settings=_settings(model, bool(data), answer_slots, window_tokens, seed),
@@ -147,8 +161,9 @@ def plan_read(
         questions=questions,
         skip_bad=skip_bad,
         new_head=new_head,
-        device=device,
     )
+    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
+    report = run.plan(materials, budget=budget, course=course, device=device)
     _show(Door(as_json), report)
 
 
@@ -166,20 +181,22 @@ def doctor_read(
     """Count everything that is wrong with the data, or will be cut, before training."""
     from jieyue import run
 
-    report = run.doctor(
-        files or (),
-        held_out or (),
+    materials = run.Materials(
         model=model,
+        data=files or (),
+        held_out=held_out or (),
         settings=_settings(model, bool(files), answer_slots, window_tokens, 0),
-        skip_bad=skip_bad,
         questions=questions,
+        skip_bad=skip_bad,
     )
-    _show(Door(as_json), report)
+    _show(Door(as_json), run.doctor(materials))
 
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
-    files: Annotated[list[Path] | None, typer.Argument(help="Questions. Default: the held-out part that ships.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Questions. Default: the held-out part that ships.")
+    ] = None,
     batch_size: BatchSize = 32,
     skip_bad: SkipBad = False,
     out: Annotated[Path | None, typer.Option(help="Folder for a report of this evaluation.")] = None,
@@ -199,7 +216,9 @@ def read(
     folder: Annotated[Path, typer.Argument(help="Folder of a trained reader.")],
     question: Annotated[str, typer.Option(help="The question.")],
     text: Annotated[list[str] | None, typer.Option(help="A passage; several vote.")] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="A file with a passage; several vote. Default: standard input.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="A file with a passage; several vote. Default: standard input.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from passages: text, files or standard input."""
@@ -235,18 +254,6 @@ def _decoded(raw: bytes, name: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: not UTF-8 (byte {error.start}); expected UTF-8 text") from error
-
-
-def _curriculum(text: str | None) -> tuple[tuple[float, float], ...] | None:
-    if text is None:
-        return None
-    if text == "none":
-        return ()
-    try:
-        stages = tuple((float(share), float(hardest)) for share, hardest in (part.split(":") for part in text.split(",")))
-    except ValueError:
-        raise InputError(f"curriculum={text!r}: expected share:sentences,… such as 0.22:1,0.42:2, or none") from None
-    return stages
 
 
 def _settings(model: str, own_data: bool, answer_slots: int | None, window_tokens: int | None, seed: int) -> Any:

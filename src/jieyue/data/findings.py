@@ -16,17 +16,49 @@ from jieyue.text import normalize
 if TYPE_CHECKING:
     from .readers import Question
 
-__all__ = ["Findings", "note_duplicates", "overlap"]
+__all__ = ["MEANING", "Findings", "note_duplicates", "overlap"]
+
+MEANING = {
+    "files": "files read",
+    "questions": "questions read",
+    "passages": "different passages",
+    "answerable": "questions with an answer",
+    "unanswerable": "questions said to have no answer",
+    "golds_unknown": "questions whose answer the file does not tell; never trained on or judged",
+    "records_skipped": "broken records left out",
+    "files_with_bom": "files that begin with a byte order mark",
+    "files_with_crlf": "files with Windows line ends",
+    "files_not_utf8": "files in another encoding than UTF-8",
+    "ids_duplicate": "questions whose id stood before",
+    "questions_repeated": "questions that repeat another with its passages and answers",
+    "offsets_wrong": "answers that do not stand at the place given for them",
+    "offsets_repaired": "of these, moved to the nearest place where the answer stands",
+    "answers_not_in_text": "answers that stand nowhere in their passage; judged by, not trained on",
+    "passages_copied_answers": "passages that hold an answer given for another passage",
+    "questions_truncated": "questions cut to question_tokens",
+    "questions_without_golds": "questions without known answer: no row",
+    "questions_not_trained": "answerable questions without any row: answer over-long or not in the text",
+    "passages_windowed": "passages longer than a window, counted once a question",
+    "windows": "windows over all passages",
+    "windows_left_out": "windows without the answer beyond negatives_per_positive",
+    "windows_unclear": "windows left out because the answer may stand in them in another way",
+    "answers_over_long": "answers longer than answer_slots, or without a token",
+    "answers_off_token_borders": "answers whose tokens begin or end inside a word piece; the target covers them",
+    "answers_cut_by_windows": "answers that no window holds whole",
+    "longest_answer_tokens": "tokens of the longest answer",
+    "longest_row_tokens": "tokens of the longest row",
+    "rows": "training rows",
+    "rows_answered": "rows that give the answer",
+    "rows_abstaining": "rows that abstain",
+    "tokens": "tokens of all rows",
+    "unknown_tokens": "tokens in rows that the vocabulary lacks",
+}
+"""What every count says, for people; the names are those of ``Findings.counts`` and of the reader's rows."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """Counts by name, encodings by file, and one line for every skipped record. ``a + b`` joins two.
-
-    Names: questions, passages, answerable, unanswerable, golds_unknown; files, files_with_bom, files_with_crlf,
-    files_not_utf8; records_skipped; ids_duplicate, questions_repeated; offsets_wrong (repaired + lost), offsets_repaired,
-    answers_not_in_text, passages_copied_answers.
-    """
+    """Counts by name (``MEANING`` says what each is), encodings by file, a line for every skipped record. ``a + b`` joins two."""
 
     counts: Counter[str] = field(default_factory=Counter)
     encodings: dict[str, str] = field(default_factory=dict)

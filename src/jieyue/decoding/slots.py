@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 
-__all__ = ["slot_logits", "slot_probabilities"]
+__all__ = ["positions_of", "slot_logits", "slot_probabilities"]
 
 
 def _body(model: Any) -> nn.Module | None:
@@ -80,3 +80,16 @@ def slot_probabilities(model: Any, inputs: Mapping[str, Tensor], first: int, num
         logits.log_softmax(dim=-1, dtype=torch.float32).gather(-1, tokens).exp().cpu().numpy()
     )
     return probabilities
+
+
+def positions_of(model: Any) -> int | None:
+    """How many tokens a row may have; None where the model sets no limit.
+
+    The rows of the position table, less those that RoBERTa's family keeps for padding; without a table (rotary and
+    relative positions) what the configuration says.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(positions) if positions else None

@@ -13,8 +13,7 @@ from typing import Any
 
 from jieyue.text import units
 
-from .bootstrap import bootstrap_interval
-from .scores import exact_matches, score_answers
+from .scores import exact_matches, interval_of, score_answers
 
 __all__ = ["compare_baselines", "most_frequent", "overlap_span"]
 
@@ -94,8 +93,9 @@ def compare_baselines(
         "best n-gram overlap span": [overlap_span(asked, passages) for asked, _, passages in questions],
     }
     asked = [(text, golds) for text, golds, _ in questions]
+    groups = [passages[0] for _, _, passages in questions]
     flat = [gold for accepted in training_golds for gold in accepted]
-    facts: dict[str, Any] = {name: score_answers(own, asked, flat) for name, own in answers.items()}
+    facts: dict[str, Any] = {name: score_answers(own, asked, flat, groups) for name, own in answers.items()}
     answerable = [at for at, (_, golds) in enumerate(asked) if golds]
     if not answerable:
         return {"baselines": facts}
@@ -111,5 +111,5 @@ def compare_baselines(
         "baselines": facts,
         "best_baseline": best,
         "gain": sum(gains) / len(gains),
-        "gain_interval": bootstrap_interval(gains),
+        "gain_interval": interval_of(gains, [groups[at] for at in answerable]),
     }

@@ -28,7 +28,7 @@ from jieyue.data.findings import Findings
 from jieyue.data.readers import Question, read_questions
 from jieyue.data.windows import Specials, Tokens, specials, tokenize, windows
 from jieyue.decoding.constraints import Reading, SuffixOrder, read_slots
-from jieyue.decoding.slots import slot_logits, slot_probabilities
+from jieyue.decoding.slots import positions_of, slot_logits, slot_probabilities
 from jieyue.decoding.vote import merge_windows, vote
 from jieyue.errors import InputError, message
 from jieyue.metrics.baselines import compare_baselines
@@ -320,6 +320,11 @@ def answer(
     """
     special = specials(tokenizer)
     every = _all_windows(questions, tokenizer, settings)
+    longest, positions = max(map(len, every), default=0), positions_of(model)
+    if positions is not None and longest > positions:
+        raise InputError(
+            message("answer()", f"rows of {longest} tokens", f"at most {positions}", "use settings.fitted(positions)")
+        )
     readings: list[list[tuple[_Window, Reading]]] = [[] for _ in questions]
     orders: dict[int, SuffixOrder] = {}
     by_length = sorted(range(len(every)), key=lambda at: -len(every[at]))
@@ -356,9 +361,9 @@ def score(
     ``calibration_error`` and ``calibration_bins`` say whether the confidences hold on these questions.
     """
     golds = None if training is None else [gold for question in training for gold in question.golds or ()]
-    facts = score_answers(
-        [one.text for one in answers], [(question.text, question.golds) for question in questions], golds
-    )
+    asked = [(question.text, question.golds) for question in questions]
+    groups = [question.passages[0].text for question in questions]
+    facts = score_answers([one.text for one in answers], asked, golds, groups)
     known, right = _known(answers, questions)
     if known:
         facts["calibration_error"], bins = calibration_error([one.confidence for one in known], right)

@@ -43,14 +43,15 @@ class Estimate:
     def __post_init__(self) -> None:
         for name in ("value", "low", "high"):
             object.__setattr__(self, name, number(getattr(self, name), f"Estimate({name}=...)"))
+        object.__setattr__(self, "how", plain_text(self.how))
 
 
 Cell = None | bool | int | float | str | Estimate
 
 
 def plain_text(text: str) -> str:
-    """The text itself, but lone surrogates (which no file can hold) as U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    """The text, with U+FFFD for what no file, page or terminal can hold: lone surrogates and control characters."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
 def number(value: Any, argument: str) -> int | float:

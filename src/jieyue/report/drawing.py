@@ -96,7 +96,7 @@ def _put_words(root: ElementTree.Element, words: list[str]) -> None:
         name = re.fullmatch(r"word-(\d+)", group.get("id", ""))
         text = group.find(f".//{SPACE}text") if name else None
         if name and text is not None:
-            text.text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ufffe\uffff]", "\ufffd", words[int(name[1])])
+            text.text = words[int(name[1])]
 
 
 def _bare(root: ElementTree.Element, prefix: str) -> None:

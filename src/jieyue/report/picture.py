@@ -32,6 +32,10 @@ class Axis:
     unit: str = ""
     log: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", plain_text(self.label))
+        object.__setattr__(self, "unit", plain_text(self.unit))
+
 
 @dataclass(frozen=True)
 class Series:
@@ -87,6 +91,8 @@ class Picture:
                     f"picture {self.title!r}, series {series.name!r}: found {len(series.low)} low and {len(series.high)} high, "
                     f"expected none or {len(series.y)} of each"
                 )
+        rules = tuple((plain_text(name), number(value, f"rule {name!r}")) for name, value in self.rules)
+        object.__setattr__(self, "rules", rules)
         object.__setattr__(self, "title", plain_text(self.title))
         object.__setattr__(self, "note", plain_text(self.note))
 
@@ -231,14 +237,13 @@ class Picture:
 
 def _axis(axis: str | tuple[str, str] | Axis, log: bool) -> Axis:
     made = axis if isinstance(axis, Axis) else Axis(axis) if isinstance(axis, str) else Axis(*axis)
-    return Axis(plain_text(made.label), plain_text(made.unit), made.log or log)
+    return Axis(made.label, made.unit, made.log or log)
 
 
 def _frame(x: Any, y: Any, log: str, rules: Mapping[str, float] | None, note: str) -> dict[str, Any]:
     if log not in ("", "x", "y", "xy"):
         raise InputError(f"log={log!r}: expected '', 'x', 'y' or 'xy'")
-    lines = tuple((plain_text(name), float(number(value, f"rule {name!r}"))) for name, value in (rules or {}).items())
-    return {"x": _axis(x, "x" in log), "y": _axis(y, "y" in log), "rules": lines, "note": note}
+    return {"x": _axis(x, "x" in log), "y": _axis(y, "y" in log), "rules": tuple((rules or {}).items()), "note": note}
 
 
 def _noted(frame: dict[str, Any], series: tuple[Series, ...]) -> dict[str, Any]:

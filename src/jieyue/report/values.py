@@ -55,6 +55,9 @@ class Column:
     name: str
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        _plain_texts(self, "name", "unit")
+
 
 @dataclass(frozen=True)
 class Table:

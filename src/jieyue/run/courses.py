@@ -1,27 +1,86 @@
-"""How long a run trains: a number of updates, of epochs, or of seconds turned into updates by a short measurement."""
+"""The course of a run: which rows each update sees, in stages of growing passages, for a number of updates, epochs or seconds."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 import numpy
 
 from jieyue.data.batch import effective_batches
+from jieyue.data.curriculum import Curriculum, crop
+from jieyue.data.readers import Question
 from jieyue.errors import InputError
 from jieyue.training.accumulation import accumulate
 
-__all__ = ["course_for_seconds", "num_positions", "seconds_per_position"]
+__all__ = ["Stage", "cropped", "num_positions", "seconds_per_position", "staged_batches", "stages_of", "updates_within"]
 
 
-def num_positions(lengths: numpy.ndarray, batches: Sequence[Any], micro_batch: int) -> int:
+@dataclass(frozen=True)
+class Stage:
+    """Rows ``first`` … ``stop`` − 1 are drawn from until the share ``until`` of all updates is done."""
+
+    until: float
+    first: int
+    stop: int
+
+
+def cropped(questions: Sequence[Question], num_sentences: int, seed: int) -> list[Question]:
+    """The same questions about passages of at most ``num_sentences`` neighbouring sentences, the answer's among them."""
+    random = Random(f"cropped {num_sentences} {seed}")
+    found = []
+    for question in questions:
+        passages = []
+        for passage in question.passages:
+            text, spans = crop(passage.text, passage.spans, num_sentences, random)
+            passages.append(replace(passage, text=text, spans=spans))
+        found.append(replace(question, passages=tuple(passages)))
+    return found
+
+
+def stages_of(curriculum: Curriculum, questions: Sequence[Question], seed: int) -> list[tuple[float, list[Question]]]:
+    """(share of the updates at which it ends, its questions) for each stage; the last has all questions, uncut.
+
+    A stage draws from no more questions than its share could show in one pass.
+    """
+    stages, before = [], 0.0
+    for count, until in curriculum.stages:
+        chosen = list(questions)
+        Random(f"stage {count} {seed}").shuffle(chosen)
+        stages.append(
+            (until, cropped(chosen[: max(1, round(len(chosen) * min(1.0, 2 * (until - before))))], count, seed))
+        )
+        before = until
+    return [*stages, (1.0, list(questions))] if before < 1 else stages
+
+
+def staged_batches(
+    lengths: Sequence[int], stages: Sequence[Stage], effective_batch: int, *, steps: int, seed: int
+) -> list[numpy.ndarray]:
+    """The rows of every update: stage after stage, each ``effective_batches`` of its own rows."""
+    batches: list[numpy.ndarray] = []
+    for number, stage in enumerate(stages):
+        count = round(stage.until * steps) - len(batches)
+        if count > 0:
+            own = effective_batches(
+                lengths[stage.first : stage.stop], effective_batch, steps=count, seed=seed * 1009 + number
+            )
+            batches += [batch + stage.first for batch in own]
+    return batches
+
+
+def num_positions(lengths: Sequence[int], batches: Sequence[numpy.ndarray], micro_batch: int) -> int:
     """Positions that pass through the model, padding of each piece included: what time is proportional to."""
-    total = 0
+    total, every = 0, numpy.asarray(lengths)
     for batch in batches:
-        own = lengths[batch]
-        total += sum(int(own[at : at + micro_batch].max()) * len(own[at : at + micro_batch]) for at in range(0, len(own), micro_batch))
+        own = every[batch]
+        for at in range(0, len(own), micro_batch):
+            piece = own[at : at + micro_batch]
+            total += int(piece.max()) * len(piece)
     return total
 
 
@@ -34,34 +93,23 @@ def seconds_per_position(
 ) -> float:
     """Seconds of one position of one update, optimizer included; measured on a copy of the model, which is then dropped.
 
-    The first batch warms up, the others are timed; the median of their rates counts.
+    The first two batches warm up, the others are timed together.
     """
     twin = copy.deepcopy(model).train()
     optimizer = make_optimizer(twin)
-    rates = []
+    positions, started = 0, 0.0
     for number, batch in enumerate(batches):
-        started = time.perf_counter()
+        if number == 2:
+            started = time.perf_counter()
         accumulate(objective, twin, batch, micro_batch=micro_batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if number:
-            rates.append((time.perf_counter() - started) / batch["input_ids"].numel())
-    return float(numpy.median(rates))
+        positions += batch["input_ids"].numel() if number >= 2 else 0
+    return (time.perf_counter() - started) / positions
 
 
-def course_for_seconds(
-    seconds: float,
-    rate: float,
-    lengths: numpy.ndarray,
-    effective_batch: int,
-    micro_batch: int,
-    **options: Any,
-) -> list[Any]:
-    """The longest course of batches (``effective_batches`` with ``options``) that ``rate`` seconds a position allow."""
-
-    def lasts(steps: int) -> float:
-        return rate * num_positions(lengths, effective_batches(lengths, effective_batch, steps=steps, **options), micro_batch)
-
+def updates_within(seconds: float, lasts: Callable[[int], float]) -> int:
+    """The largest number of updates that ``lasts(updates)`` predicts to take at most ``seconds`` (to half a per cent)."""
     if lasts(1) > seconds:
         raise InputError(f"time={seconds:.0f} s: one update takes {lasts(1):.1f} s; expected time for at least one")
     fewest, most = 1, 2
@@ -70,4 +118,4 @@ def course_for_seconds(
     while most - fewest > max(1, fewest // 200):
         middle = (fewest + most) // 2
         fewest, most = (middle, most) if lasts(middle) <= seconds else (fewest, middle)
-    return effective_batches(lengths, effective_batch, steps=fewest, **options)
+    return fewest

@@ -20,7 +20,7 @@ from .judging import Judged, dozen, judge, tell_speed
 from .planned import Planned, measure, plan_for, savings
 from .sources import SHIPPED, open_sources
 from .story import tell_data, tell_examples, tell_memory, tell_quality, tell_savings, tell_settings, tell_training
-from .training import Course, Prepared, fit, prepare, store
+from .training import Course, Materials, Prepared, fit, prepare, store
 from .watch import SILENT, Watch
 
 __all__ = ["doctor", "evaluate", "plan", "read", "train"]
@@ -28,70 +28,36 @@ __all__ = ["doctor", "evaluate", "plan", "read", "train"]
 DEFAULT_BUDGET = "4GiB"
 
 
-def doctor(
-    data: Sequence[str | Path] = (),
-    held_out: Sequence[str | Path] = (),
-    *,
-    model: str = "tiny",
-    settings: reading.ReadSettings | None = None,
-    skip_bad: bool = False,
-    questions: int | None = None,
-    seed: int = 0,
-) -> Report:
+def doctor(materials: Materials = Materials()) -> Report:
     """What reading and encoding find, before any training: everything truncated, windowed, unanswerable, repaired, skipped."""
-    prepared = prepare(
-        model, data=data, held_out=held_out, settings=settings, course=Course(seed=seed), questions=questions, skip_bad=skip_bad
-    )
+    prepared = prepare(materials, Course())
     report = Report(f"Doctor · {prepared.sources.name}")
     tell_data(report, prepared.sources, prepared.counts)
     return report
 
 
 def plan(
-    model: str = "tiny",
+    materials: Materials = Materials(),
     *,
     budget: str | int | Budget = DEFAULT_BUDGET,
     course: Course = Course(),
-    data: Sequence[str | Path] = (),
-    held_out: Sequence[str | Path] = (),
-    settings: reading.ReadSettings | None = None,
-    vocabulary: Path | None = None,
-    questions: int | None = None,
-    skip_bad: bool = False,
-    new_head: bool = False,
     device: str = "cpu",
 ) -> Report:
     """What would be done under the budget, predicted before any weight is allocated; nothing is trained."""
-    prepared = prepare(
-        model,
-        data=data,
-        held_out=held_out,
-        settings=settings,
-        course=course,
-        vocabulary=vocabulary,
-        questions=questions,
-        skip_bad=skip_bad,
-        new_head=new_head,
+    planned = plan_for(
+        prepare(materials, course), Budget.parse(budget, device), course.effective_batch, course.checkpointing
     )
-    planned = plan_for(prepared, Budget.parse(budget, device), course)
-    report = Report(f"Plan · reading · {model}")
+    report = Report(f"Plan · reading · {materials.model}")
     tell_memory(report, planned.plan, {}, planned.budget.memory_bytes)
     return report
 
 
 def train(
-    model: str = "tiny",
+    materials: Materials = Materials(),
     out: str | Path = "runs/reader",
     *,
     budget: str | int | Budget = DEFAULT_BUDGET,
     course: Course = Course(),
-    data: Sequence[str | Path] = (),
-    held_out: Sequence[str | Path] = (),
-    settings: reading.ReadSettings | None = None,
-    vocabulary: Path | None = None,
-    questions: int | None = None,
-    skip_bad: bool = False,
-    new_head: bool = False,
     device: str = "cpu",
     resume: bool = False,
     command: str = "",
@@ -99,33 +65,24 @@ def train(
 ) -> Report:
     """Plans, trains, calibrates, judges and reports; ``out`` then holds the model, its card and the report.
 
-    ``model``: a preset, a folder or a hub name. ``budget`` bounds the whole process. Returns the report that
-    ``out/report.html`` and ``out/report.json`` show.
+    ``budget`` bounds the whole process. Returns the report that ``out/report.html`` and ``out/report.json`` show.
     """
-    folder = Path(out)
-    started = time.perf_counter()
-    watch.say(f"Reading {', '.join(map(str, data)) if data else SHIPPED}")
-    prepared = prepare(
-        model,
-        data=data,
-        held_out=held_out,
-        settings=settings,
-        course=course,
-        vocabulary=vocabulary,
-        questions=questions,
-        skip_bad=skip_bad,
-        new_head=new_head,
-    )
+    folder, clock = Path(out), _Clock()
+    watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
+    prepared = prepare(materials, course)
+    clock.lap("reading and encoding the data")
     _say_data(watch, prepared)
-    planned = plan_for(prepared, Budget.parse(budget, device), course)
+    planned = plan_for(prepared, Budget.parse(budget, device), course.effective_batch, course.checkpointing)
+    clock.lap("planning")
     _say_plan(watch, planned)
     trained = fit(prepared, planned, course, folder, resume=resume, device=device, watch=watch)
+    clock.lap("training")
     if not trained.trainer.is_world_process_zero():
         return Report("another process reports")
-    measured = measure(prepared, planned, trained)
     calibrated = _calibrate(prepared, trained.trainer.model)
     prepared = replace(prepared, settings=replace(prepared.settings, temperature=calibrated["temperature"]))
-    store(trained, prepared, folder, {"training": asdict(course), "data": prepared.sources.name, "model": model})
+    record = {"training": asdict(course), "data": prepared.sources.name, "model": materials.model}
+    store(trained, prepared, folder, record)
     judged = judge(
         trained.trainer.model,
         prepared.model.tokenizer,
@@ -134,17 +91,28 @@ def train(
         prepared.settings,
         watch=watch,
     )
-    gained = savings(prepared, planned, trained)
-    report = Report(f"Reading · {model}")
+    clock.lap("calibrating and judging")
+    measured = measure(prepared, planned, trained)
+    gained = savings(prepared, planned, trained, measured)
+    clock.lap("measuring memory and savings")
+    report = Report(f"Reading · {materials.model}")
     _tell_judged(report, judged, calibrated)
+    tell_speed(report, judged, 32)
     tell_training(report, trained.losses, trained.curve, trained.facts)
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
     tell_savings(report, gained)
     tell_data(report, prepared.sources, prepared.counts)
-    resolved = {**asdict(course), **prepared.settings.to_dict(), "model": model, "data": prepared.sources.name}
+    resolved = {
+        **asdict(course),
+        **prepared.settings.to_dict(),
+        "model": materials.model,
+        "data": prepared.sources.name,
+    }
     tell_settings(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
-    report.section("Training").fact("whole run", time.perf_counter() - started, "seconds", "planning to report")
-    _publish(report, folder, command, model)
+    report.section("Training").table(
+        ["part of the run", ("time", "seconds")], clock.rows(), title="Where the time went"
+    )
+    _publish(report, folder, command)
     return report
 
 
@@ -159,9 +127,11 @@ def evaluate(
     """Judges a trained model on files (default: the held-out part of the corpus that ships)."""
     settings = reading.ReadSettings.from_dict(_record_of(folder)["settings"])
     model, tokenizer = load(folder)
-    sources = open_sources(held_out=files, questions=None, skip_bad=skip_bad) if not files else None
+    sources = open_sources() if not files else None
     questions, findings = (sources.held_out, None) if sources else read_questions(files, skip_bad=skip_bad)
-    judged = judge(model, tokenizer, questions, sources.train if sources else [], settings, batch_size=batch_size, watch=watch)
+    judged = judge(
+        model, tokenizer, questions, sources.train if sources else [], settings, batch_size=batch_size, watch=watch
+    )
     report = Report(f"Evaluation · {Path(folder).name}")
     _tell_judged(report, judged, {"temperature": settings.temperature, "questions": "the training run's"})
     tell_speed(report, judged, batch_size)
@@ -224,7 +194,23 @@ def _tell_judged(report: Report, judged: Judged, calibrated: dict[str, Any]) -> 
     )
 
 
-def _publish(report: Report, folder: Path, command: str, model: str) -> None:
+class _Clock:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[str, float]] = []
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps.append((name, now - self.last))
+        self.last = now
+
+    def rows(self) -> list[list[str | float]]:
+        return [[name, seconds] for name, seconds in self.laps]
+
+
+def _publish(report: Report, folder: Path, command: str) -> None:
     report.save(folder)
     usage = (
         "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
@@ -234,7 +220,13 @@ def _publish(report: Report, folder: Path, command: str, model: str) -> None:
         "# jieyue read FOLDER --question '…' --file passage.txt"
     )
     limits = "Answers are spans of the given passage. The numbers below hold for questions like those it was judged on."
-    card = model_card(report, command=command or "jieyue.train(...)", usage=usage, limits=limits, header={"tags": ["jieyue", "question-answering"]})
+    card = model_card(
+        report,
+        command=command or "jieyue.train(...)",
+        usage=usage,
+        limits=limits,
+        header={"tags": ["jieyue", "question-answering"]},
+    )
     write_whole(folder / "README.md", card)
 
 
@@ -242,7 +234,12 @@ def _say_data(watch: Watch, prepared: Prepared) -> None:
     sources = prepared.sources
     watch.fact("data", train=len(sources.train), calibration=len(sources.calibration), held_out=len(sources.held_out))
     counted = {**sources.findings.counts, **prepared.counts}
-    watch.table("", ["counted before training", "number"], [[k.replace("_", " "), str(v)] for k, v in counted.items() if v], "counted")
+    watch.table(
+        "",
+        ["counted before training", "number"],
+        [[k.replace("_", " "), str(v)] for k, v in counted.items() if v],
+        "counted",
+    )
     if any(sources.shared.values()):
         watch.fact("in training and held out", **sources.shared)
     for line in sources.findings.skipped[:20]:

@@ -101,7 +101,14 @@ def tell_quality(
             own = facts if part == "all" else facts.get(part, {})
             if own.get("questions"):
                 rows.append([words, name, own["questions"], own["exact_match"], own["f1"], own["final"]])
-    columns: list[str | tuple[str, str]] = ["questions", "answers by", "number", ("exact match", "share"), ("F1", "share"), ("Final", "share")]
+    columns: list[str | tuple[str, str]] = [
+        "questions",
+        "answers by",
+        "number",
+        ("exact match", "share"),
+        ("F1", "share"),
+        ("Final", "share"),
+    ]
     section.table(columns, rows, title="By kind of question, with three baselines")
     bars = {
         name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts
@@ -163,7 +170,12 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
     rows = [["tensors at the peak of a step", cost.peak_bytes, measured.get("peak_bytes"), measured["peak_how"]]]
     rows += [["fixed: interpreter and libraries", cost.fixed_bytes, measured.get("fixed_bytes"), measured["fixed_how"]]]
     rows += [["whole process", cost.process_bytes, measured.get("process_bytes"), measured["process_how"]]]
-    columns: list[str | tuple[str, str]] = ["what", ("predicted", "bytes"), ("measured", "bytes"), "how it was measured"]
+    columns: list[str | tuple[str, str]] = [
+        "what",
+        ("predicted", "bytes"),
+        ("measured", "bytes"),
+        "how it was measured",
+    ]
     section.table(columns, rows, title="Predicted before training, measured in it")
     parts = {"weights": cost.weight_bytes, "gradients": cost.gradient_bytes, "optimizer": cost.optimizer_bytes,
              "activations": cost.activation_bytes, "temporary": cost.temporary_bytes}  # fmt: skip
@@ -178,7 +190,14 @@ def tell_savings(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         section.note("Nothing was saved: the undivided batch fitted the budget, and ran as it was.")
         return
-    columns: list[str | tuple[str, str]] = ["setting", ("peak", "bytes"), ("change", "bytes"), ("seconds an update", "seconds"), "exact", "how"]
+    columns: list[str | tuple[str, str]] = [
+        "setting",
+        ("peak", "bytes"),
+        ("change", "bytes"),
+        ("seconds an update", "seconds"),
+        "exact",
+        "how",
+    ]
     first = rows[0]["peak_bytes"]
     table = [
         [

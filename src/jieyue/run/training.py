@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from jieyue import __version__
-from jieyue.budget import Budget, Plan, format_bytes, format_seconds
-from jieyue.data.batch import collate, effective_batches
-from jieyue.data.curriculum import count_sentences
+from jieyue.budget import Plan
+from jieyue.data.batch import collate
+from jieyue.data.curriculum import Curriculum
 from jieyue.errors import InputError
 from jieyue.hf.loading import save
 from jieyue.hf.presets import PRESETS
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work, make_optimizer, training_arguments
-from jieyue.machine import peak_resident_bytes, resident_bytes
+from jieyue.machine import peak_resident_bytes
 from jieyue.recipes import read as reading
-from jieyue.report import Report, write_whole
+from jieyue.report import write_whole
 from jieyue.training.microbatch import MicroBatch
 
-from .courses import course_for_seconds, seconds_per_position
+from .courses import Stage, num_positions, seconds_per_position, staged_batches, stages_of, updates_within
 from .models import ModelSource, open_model
-from .planned import Planned, plan_for
+from .planned import Planned
 from .sources import Sources, open_sources
 from .watch import SILENT, Watch
 
-__all__ = ["Course", "Prepared", "Trained", "default_settings", "fit", "prepare", "store"]
+__all__ = ["Course", "Materials", "Prepared", "Trained", "default_settings", "fit", "prepare", "store"]
 
 RESOLVED = "training.json"  # the resolved settings of a run, for --resume
+PRESET_CURRICULUM = "1:0.22,2:0.42"
 CURVE_POINTS, CURVE_QUESTIONS = 8, 200
 
 
@@ -42,8 +42,8 @@ class Course:
     """How to train; every default is a real value, None means "decide for me" and the report says what was decided.
 
     At most one of ``steps``, ``epochs`` and ``seconds`` (none: two epochs). ``learning_rate``: None = 1e-3 for a preset,
-    3e-5 for a checkpoint. ``curriculum``: ((share of the steps, most sentences a passage may have), …), None = the
-    preset's own, ``()`` = all rows from the beginning. ``start``: how a preset's weights begin.
+    3e-5 for a checkpoint. ``curriculum``: as ``data.curriculum.Curriculum`` reads it, such as "1:0.22,2:0.42"; None = the
+    preset's own, "none" = whole passages from the beginning. ``start``: how a preset's weights begin.
     """
 
     effective_batch: int = 32
@@ -54,7 +54,7 @@ class Course:
     warmup_steps: int | None = None
     seed: int = 0
     start: str = "orthogonal-copy"
-    curriculum: tuple[tuple[float, float], ...] | None = None
+    curriculum: str | None = None
     checkpointing: bool | None = None
     save_steps: int = 200
 
@@ -68,24 +68,44 @@ class Course:
                 raise InputError(f"{name}={value}: expected more than 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What to train, and on what. ``model``: a preset, a folder or a hub name; ``data`` and ``held_out``: files, () = shipped.
+
+    ``settings``: lengths of the rows, None = ``default_settings``. ``vocabulary``: a ``vocab.txt`` for a preset, None =
+    learned from the data. ``questions``: at most so many. ``new_head``: a checkpoint may lack the masked-LM head.
+    """
+
+    model: str = "tiny"
+    data: Sequence[str | Path] = ()
+    held_out: Sequence[str | Path] = ()
+    settings: reading.ReadSettings | None = None
+    vocabulary: Path | None = None
+    questions: int | None = None
+    skip_bad: bool = False
+    new_head: bool = False
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """All that is known before a weight is allocated: questions, tokenizer, rows, lengths, and how hard each row is."""
+    """All that is known before a weight is allocated: questions, tokenizer, rows, lengths, and the stages of the course."""
 
     sources: Sources
     model: ModelSource
     settings: reading.ReadSettings
     rows: list[dict[str, Any]]
-    lengths: numpy.ndarray
-    difficulty: list[float]
+    lengths: list[int]
+    stages: list[Stage]
     counts: Mapping[str, int]
 
-    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+    def batch(self, numbers: Iterable[int]) -> dict[str, Any]:
         return collate([self.rows[number] for number in numbers], self.model.tokenizer.pad_token_id)
 
     def longest(self, count: int) -> dict[str, Any]:
-        """A batch of ``count`` rows as long as the longest: what memory must hold."""
-        return self.batch([int(self.lengths.argmax())] * count)
+        """``count`` rows as long as the longest, what memory must hold; as in training, some row has padding (and so a mask)."""
+        batch = self.batch([self.lengths.index(max(self.lengths))] * count)
+        batch["attention_mask"][1:, -1] = 0
+        return batch
 
 
 @dataclass(frozen=True)
@@ -98,40 +118,55 @@ class Trained:
     facts: dict[str, Any]
 
 
-def prepare(
-    model: str = "tiny",
-    *,
-    data: Sequence[str | Path] = (),
-    held_out: Sequence[str | Path] = (),
-    settings: reading.ReadSettings | None = None,
-    course: Course = Course(),
-    vocabulary: Path | None = None,
-    questions: int | None = None,
-    skip_bad: bool = False,
-    new_head: bool = False,
-) -> Prepared:
-    """Reads, checks and encodes; no weight is allocated. ``settings``: None = the article's, shorter for a preset."""
-    sources = open_sources(data, held_out, questions=questions, seed=course.seed, skip_bad=skip_bad)
-    source = open_model(model, sources.train, vocabulary=vocabulary, start=course.start, seed=course.seed, new_head=new_head)
-    settings = settings or default_settings(model, bool(data), course.seed)
+def prepare(materials: Materials, course: Course) -> Prepared:
+    """Reads, checks and encodes; no weight is allocated."""
+    data, seed = materials.data, course.seed
+    sources = open_sources(
+        data, materials.held_out, questions=materials.questions, seed=seed, skip_bad=materials.skip_bad
+    )
+    source = open_model(
+        materials.model,
+        sources.train,
+        vocabulary=materials.vocabulary,
+        start=course.start,
+        seed=seed,
+        new_head=materials.new_head,
+    )
+    settings = materials.settings or default_settings(materials.model, bool(data), seed)
     settings = settings.fitted(source.positions)
-    rows, counts = reading.encode(sources.train, source.tokenizer, settings)
-    if not rows:
-        raise InputError(f"{sources.name}: encoding gave no training row; {dict(counts)}")
-    hard = {text: float(count_sentences(text)) for text in {p.text for q in sources.train for p in q.passages}}
-    difficulty = [hard[sources.train[row["question"]].passages[row["passage"]].text] for row in rows]
-    lengths = numpy.array([len(row["input_ids"]) for row in rows])
-    return Prepared(sources, source, settings, rows, lengths, difficulty, counts)
+    rows: list[dict[str, Any]] = []
+    stages: list[Stage] = []
+    counts: Mapping[str, int] = {}
+    for until, questions in stages_of(_curriculum(course, source.is_preset), sources.train, seed):
+        own, counts = reading.encode(
+            questions, source.tokenizer, settings
+        )  # the last stage's counts: all questions, uncut
+        if not own:
+            raise InputError(f"{sources.name}: encoding gave no training row; counted {dict(counts)}")
+        stages.append(Stage(until, len(rows), len(rows) + len(own)))
+        rows += own
+    return Prepared(sources, source, settings, rows, [len(row["input_ids"]) for row in rows], stages, counts)
 
 
 def default_settings(model: str, own_data: bool, seed: int = 0) -> reading.ReadSettings:
     """The article's lengths; for a preset on the corpus that ships, ones that fit its short answers and passages."""
     if model in PRESETS and not own_data:
-        return reading.ReadSettings(answer_slots=10, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed)
+        return reading.ReadSettings(
+            answer_slots=10, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed
+        )
     return reading.ReadSettings(seed=seed)
 
 
-def fit(prepared: Prepared, planned: Planned, course: Course, folder: Path, *, resume: bool = False, device: str = "cpu", watch: Watch = SILENT) -> Trained:
+def fit(
+    prepared: Prepared,
+    planned: Planned,
+    course: Course,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    watch: Watch = SILENT,
+) -> Trained:
     """Trains as planned and writes checkpoints under ``folder/checkpoints``; Ctrl-C leaves one that ``resume`` continues."""
     model = prepared.model.build()
     micro = MicroBatch(planned.plan, mask="attention_mask")
@@ -139,17 +174,23 @@ def fit(prepared: Prepared, planned: Planned, course: Course, folder: Path, *, r
     resolved = folder / RESOLVED
     if resume and not resolved.is_file():
         raise InputError(f"resume: no {RESOLVED} in {folder}; expected the folder of an interrupted run")
-    batches = _batches(prepared, course, planned.plan, model, arguments, json.loads(resolved.read_text()) if resume else None)
+    batches = _batches(
+        prepared, course, planned.plan, model, arguments, json.loads(resolved.read_text()) if resume else None
+    )
     _resolve(resolved, course, prepared, len(batches), resume)
     arguments = _arguments(prepared, course, folder, len(batches), device)
     losses: list[tuple[int, float]] = []
     curve: list[tuple[int, float]] = []
-    started, tokens = time.perf_counter(), sum(int(prepared.lengths[batch].sum()) for batch in batches)
+    started, tokens = time.perf_counter(), sum(prepared.lengths[number] for batch in batches for number in batch)
     with watch.progress("training") as update:
 
         def progressed(state: Progress) -> None:
             losses.append((state.step, state.loss))
-            facts = {"loss": state.loss, "tokens_per_second": state.tokens_per_second, "remaining_seconds": state.remaining_seconds}
+            facts = {
+                "loss": state.loss,
+                "tokens_per_second": state.tokens_per_second,
+                "remaining_seconds": state.remaining_seconds,
+            }
             update(state.step, state.steps, facts)
             if state.step % max(1, state.steps // CURVE_POINTS) == 0:
                 curve.append((state.step, _exact_match(trainer.model, prepared)))
@@ -204,18 +245,34 @@ def _batches(
     prepared: Prepared, course: Course, plan: Plan, model: Any, arguments: Any, resolved: Mapping[str, Any] | None
 ) -> list[numpy.ndarray]:
     """The whole course of training, decided here; a resumed run takes the number of updates that was decided first."""
-    curriculum = course.curriculum if course.curriculum is not None else ()
-    order: dict[str, Any] = {"seed": course.seed, "difficulty": prepared.difficulty, "curriculum": curriculum}
+
+    def batches(steps: int) -> list[numpy.ndarray]:
+        return staged_batches(prepared.lengths, prepared.stages, plan.effective_batch, steps=steps, seed=course.seed)
+
     if resolved is not None:
-        return effective_batches(prepared.lengths, plan.effective_batch, steps=resolved["steps"], **order)
-    if course.seconds is not None:
-        first = effective_batches(prepared.lengths, plan.effective_batch, steps=6, seed=course.seed)
-        tried = [prepared.batch(batch) for batch in first]
-        rate = seconds_per_position(model, lambda twin: make_optimizer(twin, arguments), reading.objective, tried, MicroBatch(plan, mask="attention_mask"))
-        return course_for_seconds(course.seconds, rate, prepared.lengths, plan.effective_batch, plan.micro_batch, **order)
+        return batches(resolved["steps"])
     if course.steps is not None:
-        return effective_batches(prepared.lengths, plan.effective_batch, steps=course.steps, **order)
-    return effective_batches(prepared.lengths, plan.effective_batch, epochs=course.epochs or 2.0, **order)
+        return batches(course.steps)
+    if course.seconds is not None:
+        tried = [prepared.batch(batch) for batch in batches(400)[40::60]]
+        micro = MicroBatch(plan, mask="attention_mask")
+        rate = seconds_per_position(
+            model, lambda twin: make_optimizer(twin, arguments), reading.objective, tried, micro
+        )
+        return batches(
+            updates_within(
+                course.seconds, lambda steps: rate * num_positions(prepared.lengths, batches(steps), plan.micro_batch)
+            )
+        )
+    rows = prepared.stages[-1].stop - prepared.stages[-1].first
+    return batches(max(1, round((course.epochs or 2.0) * rows / plan.effective_batch)))
+
+
+def _curriculum(course: Course, is_preset: bool) -> Curriculum:
+    """A preset's own curriculum, a given one, or none: checkpoints need none."""
+    if course.curriculum is None:
+        return Curriculum.parse(PRESET_CURRICULUM) if is_preset else Curriculum()
+    return Curriculum.parse(course.curriculum)
 
 
 def _resolve(path: Path, course: Course, prepared: Prepared, steps: int, resume: bool) -> None:
@@ -230,7 +287,9 @@ def _resolve(path: Path, course: Course, prepared: Prepared, steps: int, resume:
     other = [name for name in values if name not in ("version", "steps") and before.get(name) != values[name]]
     if other:
         name = other[0]
-        raise InputError(f"resume: {name} is {values[name]!r}, but the interrupted run had {before.get(name)!r}; expected the same")
+        raise InputError(
+            f"resume: {name} is {values[name]!r}, but the interrupted run had {before.get(name)!r}; expected the same"
+        )
 
 
 def _exact_match(model: Any, prepared: Prepared) -> float:

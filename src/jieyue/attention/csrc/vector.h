@@ -67,8 +67,8 @@ inline vf exp2_of(vf x) {
   p = p * f + 2.402264791363012e-1f;
   p = p * f + 6.931472028550421e-1f;
   p = p * f + 1.f;
-  const vi e = __builtin_convertvector(whole, vi) << 23;
-  return x < -100.f ? vf{} : (vf)((vi)p + e);
+  const vu e = (vu)__builtin_convertvector(whole, vi) << 23;
+  return x < -100.f ? vf{} : (vf)((vu)p + e);
 }
 
 inline float exp2_of(float x) { return exp2_of(all(x))[0]; }

@@ -121,6 +121,7 @@ class Native:
         dropout: float = 0.0,
         seed: int = 0,
         q_offset: int = 0,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk, dv of disjoint bands, summed; their memory is [B, N, H, D] (and [B, M, G, ...])."""
         dq, dk, dv = (x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (q, k, v))

@@ -1,0 +1,143 @@
+"""The plan of a run: predicted before a weight is allocated, compared afterwards with what was measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jieyue.budget import Budget, Plan
+from jieyue.hf.trainer import make_optimizer, training_arguments
+from jieyue.planning.choice import choose
+from jieyue.planning.measurement import measure_step
+from jieyue.planning.prediction import TrainingStep, predict
+from jieyue.recipes import read as reading
+from jieyue.training.accumulation import accumulate
+from jieyue.training.microbatch import MicroBatch
+
+if TYPE_CHECKING:
+    from .training import Prepared, Trained
+
+__all__ = ["Planned", "measure", "plan_for", "savings"]
+
+MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The chosen plan, what was allowed, and the step that was traced."""
+
+    plan: Plan
+    budget: Budget
+    step: TrainingStep
+
+
+def plan_for(prepared: Prepared, budget: Budget, effective_batch: int, checkpointing: bool | None) -> Planned:
+    """Chooses by tracing the very objective and optimizer that will run, on rows as long as the longest of the data."""
+    slots, length = prepared.settings.answer_slots, max(prepared.lengths)
+    arguments = training_arguments("unused", steps=1, device=budget.device)
+
+    def example(rows: int, positions: int) -> dict[str, torch.Tensor]:
+        return {
+            "input_ids": torch.zeros(rows, positions, dtype=torch.long),
+            MASK: torch.ones(rows, positions, dtype=torch.long),
+            "labels": torch.zeros(rows, slots, dtype=torch.long),
+        }
+
+    step = TrainingStep(
+        build_model=prepared.model.blueprint,
+        objective=reading.objective,
+        example_batch=example,
+        make_optimizer=lambda model: make_optimizer(model, arguments),
+        length=length,
+    )
+    return Planned(choose(step, budget, effective_batch=effective_batch, checkpointing=checkpointing), budget, step)
+
+
+def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str, Any]:
+    """One more update with the run's own model and optimizer on the longest rows: live bytes, against the prediction."""
+    plan = replace(planned.plan, micro_batch=min(planned.plan.micro_batch, trained.facts["micro_batch"]))
+    peak = _peak(prepared, trained, plan)
+    on_gpu = planned.budget.device != "cpu"
+    return {
+        "peak_bytes": peak,
+        "peak_how": "max_memory_allocated"
+        if on_gpu
+        else "live bytes of torch's allocator, one warm update on the longest rows",
+        "fixed_bytes": None,
+        "fixed_how": "resident before a weight was allocated: interpreter, libraries, data",
+        "process_bytes": trained.facts["process_peak_bytes"],
+        "process_how": "highest resident set (VmHWM) up to the end of training",
+    }
+
+
+def savings(
+    prepared: Prepared, planned: Planned, trained: Trained, measured: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Peak and seconds of one update in settings of growing thrift, measured on the run's own model.
+
+    The undivided batch comes first; where it would not fit the budget its peak is the predicted one and it is not run.
+    """
+    plan, allowed = planned.plan, planned.budget.memory_bytes
+    undivided = replace(plan, micro_batch=plan.effective_batch, checkpointing=False)
+    settings = [("undivided batch", undivided)]
+    if plan.micro_batch < plan.effective_batch:
+        settings.append((f"micro-batches of {plan.micro_batch}", replace(plan, checkpointing=False)))
+    else:
+        smaller = max(1, plan.effective_batch // 4)
+        settings.append(
+            (f"micro-batches of {smaller} (not needed here)", replace(plan, micro_batch=smaller, checkpointing=False))
+        )
+    settings.append(
+        (
+            "and checkpointing" + ("" if plan.checkpointing else " (not needed here)"),
+            replace(settings[-1][1], checkpointing=True),
+        )
+    )
+    rows = []
+    for name, setting in settings:
+        row: dict[str, Any] = {"setting": name, "exact": True}
+        cost = predict(
+            planned.step,
+            effective_batch=setting.effective_batch,
+            micro_batch=setting.micro_batch,
+            checkpointing=setting.checkpointing,
+        )
+        assert plan.predicted is not None
+        if allowed is not None and cost.peak_bytes + plan.predicted.fixed_bytes > allowed:
+            rows.append(
+                row
+                | {"peak_bytes": cost.peak_bytes, "seconds": None, "how": "predicted; beyond the budget, so not run"}
+            )
+            continue
+        known = setting == plan  # measured already, as the run's own setting
+        peak = measured["peak_bytes"] if known else _peak(prepared, trained, setting)
+        row |= {"peak_bytes": peak, "seconds": _seconds(prepared, trained, setting)}
+        rows.append(row | {"how": "measured"})
+    return rows
+
+
+def _peak(prepared: Prepared, trained: Trained, plan: Plan) -> int:
+    model, optimizer = _parts(trained)
+    batch = prepared.longest(plan.effective_batch)
+    return measure_step(reading.objective, model, batch, optimizer, micro_batch=MicroBatch(plan, mask=MASK))
+
+
+def _seconds(prepared: Prepared, trained: Trained, plan: Plan) -> float:
+    """Seconds of forward and backward of one update on the longest rows, warm; its gradients are dropped."""
+    model, _ = _parts(trained)
+    batch = prepared.longest(plan.effective_batch)
+    started = time.perf_counter()
+    accumulate(reading.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
+    seconds = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _parts(trained: Trained) -> tuple[Any, Any]:
+    optimizer = trained.trainer.optimizer
+    inner: Callable[..., Any] | None = getattr(optimizer, "optimizer", None)
+    return trained.trainer.model, inner or optimizer
