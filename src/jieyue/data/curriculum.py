@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from ..errors import InputError, message
+from jieyue.errors import InputError, message
 
 __all__ = ["Curriculum", "crop", "split_sentences"]
 
