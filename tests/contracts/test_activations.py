@@ -25,6 +25,7 @@ from jieyue.activations import (
 from jieyue.activations.constants_code import LANGUAGES, code
 from jieyue.activations.page import page_fits, page_pictures, page_text, write_page
 from jieyue.activations.pictures import error_picture, fit_report, function_picture
+from jieyue.activations.texts import fit_text, read_criterion, read_domain, read_fixed, read_form, read_target
 from jieyue.bench.activation import EXACT, bench_activation, saved_bytes
 from jieyue.errors import InputError
 
@@ -235,3 +236,47 @@ def test_bench_measures_and_says_when_slower():
 def test_saved_bytes_counts_each_storage_once():
     x = torch.randn(100, requires_grad=True)
     assert saved_bytes(lambda t: t * t, x) == 400
+
+
+def test_texts_say_what_values_say():
+    assert fit_text("tanh", "erf", "mixed").ratios == fit("tanh", "erf", "mixed").ratios
+    assert fit_text("tanh", "erf", fixed="a=local").constants == fit("tanh", "erf", fixed={"a": "local"}).constants
+    ours = fit_text("a*tanh(x) + b*tanh(x)**3", "2*phi(x) - 1", domain="-8,8")
+    assert ours.approximation.constants == pytest.approx(fit("tanh-powers", "erf").approximation.constants, rel=1e-12)
+    assert ours.proven and ours.levelled
+    mish = read_target("x*tanh(softplus(x))")
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    assert torch.allclose(mish.function(x), F.mish(x), atol=1e-8)
+    assert read_form("-" * 290 + "a*x").function(x, 2.0)[0] == -6.0
+    assert read_form("-exp(-k*x**2)/m").constants == ("k", "m")
+    assert str(read_criterion("gaussian(1.5)")) == "gaussian(1.5)" and read_domain("") is None and read_fixed("") == {}
+
+
+BAD_TEXTS = {
+    "syntax": (lambda: read_form("a*tanh(b*x"), "one of sigmoid"),
+    "attribute": (lambda: read_form("a.__class__"), "found 'a.__class__'"),
+    "call of a call": (lambda: read_form("a*(lambda: 1)()"), "known are tanh"),
+    "unknown function": (lambda: read_form("a*open(x)"), "'open'"),
+    "two arguments": (lambda: read_form("a*tanh(x, x)"), "2 arguments"),
+    "a string": (lambda: read_form("a*'x'"), "found 'x'"),
+    "comparison": (lambda: read_form("a*(x>0)"), "found 'x > 0'"),
+    "an operator": (lambda: read_form("a%x"), "operator"),
+    "no constants": (lambda: read_form("tanh(x)"), "no constants"),
+    "too long": (lambda: read_form("a+" * 600 + "x"), "at most 300"),
+    "a tower": (lambda: fit_text("a*x*9**9**9"), "formula 'a * x * 9 ** 9 ** 9'"),
+    "a division by nothing": (lambda: fit_text("a*x/0"), "found -inf at x = -8"),
+    "a constant in the target": (lambda: read_target("a*x"), "in x alone"),
+    "criterion": (lambda: read_criterion("gaussian(wide)"), "gaussian(sigma)"),
+    "another criterion": (lambda: read_criterion("l2"), "one of local"),
+    "three ends": (lambda: read_domain("1,2,3"), "found 3 numbers"),
+    "no number": (lambda: read_domain("0,far"), "such as -8,8"),
+    "fixed": (lambda: read_fixed("a"), "name=number"),
+    "fixed to a word": (lambda: read_fixed("a=big"), "name=number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_bad_texts(name):
+    call, words = BAD_TEXTS[name]
+    with pytest.raises(InputError, match=re.escape(words)):
+        call()
