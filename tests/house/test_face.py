@@ -10,7 +10,7 @@ import pytest
 
 import jieyue
 
-FACE = ["Report", "Tally", "atrous", "attend", "full", "local", "parse", "sparse"]
+FACE = ["Report", "Tally", "atrous", "attend", "fit", "full", "gelu", "local", "parse", "sparse"]
 
 
 def modules():
