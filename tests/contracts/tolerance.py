@@ -5,7 +5,8 @@ the dtype (each step rounded to it), a result x passes when
 
     |x − e| ≤ 2·|p − e| + 8·eps·R      (gradients: 3·|p − e| + 8·eps·R),      |·| the largest entry, R = |e|
 
-and R is the largest reference of the group: an output's own, or for gradients that of all gradients together. float64: |x − e| ≤ 1e-12·max(1, R).
+and R is the largest reference of the group: an output's own, or for gradients that of all gradients together.
+float64: |x − e| ≤ 1e-12·max(1, R).
 """
 
 import torch

@@ -4,6 +4,7 @@ from .engines import ENGINES, Call, pick, why
 from .operator import attend
 from .partial import Partial
 from .pattern import GRAMMAR, Band, Pattern, atrous, full, local, parse, sparse
+from .state import State
 
 __all__ = [
     "ENGINES",
@@ -12,6 +13,7 @@ __all__ = [
     "Call",
     "Partial",
     "Pattern",
+    "State",
     "atrous",
     "attend",
     "full",

@@ -332,7 +332,7 @@ def _disjoint(bands: tuple[Band, ...]) -> tuple[Band, ...]:
         for other in done:
             if _common(band, other) is None:
                 continue
-            if band.lo != band.hi and band.step % other.step:
+            if band.step % other.step and not (band.lo is not None and band.lo == band.hi):
                 raise InputError(
                     f"union of a pattern with step {other.step} and one with step {band.step}: found offsets that both "
                     f"show, expected steps of which one divides the other"

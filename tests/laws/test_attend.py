@@ -1,0 +1,282 @@
+"""The operator's laws: parts of the keys merged equal the whole, derivatives of any order, tracing, memory, refusals."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from jieyue.attention import ENGINES, Partial, Pattern, atrous, attend, full, local, parse, sparse
+from jieyue.attention.engines import Call, named
+from jieyue.errors import InputError
+from jieyue.timer import peak_bytes
+
+NEAR = {"atol": 1e-12, "rtol": 0}
+
+
+def randoms(*shapes, dtype=torch.float64):
+    return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def finite(lse):
+    return torch.where(lse.isinf(), 0.0, lse)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 40), m=st.integers(1, 40), rate=st.integers(2, 6), window=st.integers(0, 9), causal=st.booleans()
+)
+@pytest.mark.parametrize("engine", ["composed", "dense"])
+def test_bands_merged_are_the_whole(engine, n, m, rate, window, causal):
+    pattern = sparse(rate, window).causal() if causal else sparse(rate, window)
+    q, k, v = randoms((1, 2, n, 3), (1, 2, m, 3), (1, 2, m, 3))
+    whole = Partial(*attend(q, k, v, pattern, engine=engine, return_lse=True))
+    merged = Partial.empty(q, v)
+    for band in pattern.bands:
+        merged = merged.merge(Partial(*attend(q, k, v, Pattern((band,)), engine=engine, return_lse=True)))
+    torch.testing.assert_close(merged.out, whole.out, **NEAR)
+    torch.testing.assert_close(merged.lse, whole.lse, **NEAR)
+    grads = [torch.autograd.grad((p.out.sin().sum() + finite(p.lse).sum()), (q, k, v)) for p in (merged, whole)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, **NEAR)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.floats(-30, 30) | st.just(-torch.inf)), min_size=1, max_size=6), st.data()
+)
+def test_merge_is_a_commutative_monoid(parts, data):
+    partials = [Partial(torch.tensor([out]).double(), torch.tensor(lse).double()) for out, lse in parts]
+    empty = Partial(torch.zeros(1).double(), torch.tensor(-torch.inf).double())
+
+    def together(some):
+        whole = empty
+        for part in some:
+            whole = whole.merge(part)
+        return whole
+
+    expected = together(partials)
+    cut = data.draw(st.integers(0, len(parts)))
+    shuffled = data.draw(st.permutations(partials))
+    for found in (together(partials[:cut]).merge(together(partials[cut:])), together(shuffled)):
+        if expected.lse.isfinite():
+            torch.testing.assert_close(found.out, expected.out, atol=1e-10, rtol=0)
+        torch.testing.assert_close(found.lse, expected.lse, atol=1e-10, rtol=0)
+    assert not expected.out.isnan().any()
+
+
+@pytest.mark.parametrize("engine", ["composed", "dense"])
+@pytest.mark.parametrize(
+    "text", ["full()", "causal(local(3))", "atrous(3)", "sparse(4)", "causal(sparse(3))", "band(2,4,6)"]
+)
+def test_derivatives_of_both_orders(engine, text):
+    """With grouped heads, masked keys, rows that see nothing, and the gradient of lse."""
+    q, k, v = randoms((2, 4, 7, 3), (2, 2, 8, 3), (2, 2, 8, 2))
+    key_mask = torch.ones(2, 8, dtype=torch.bool)
+    key_mask[0, 2], key_mask[1] = False, False
+
+    def call(q, k, v):
+        out, lse = attend(q, k, v, text, key_mask=key_mask, q_offset=1, scale=0.7, engine=engine, return_lse=True)
+        return out, finite(lse)
+
+    assert torch.autograd.gradcheck(call, (q, k, v))
+    assert torch.autograd.gradgradcheck(call, (q, k, v))
+
+
+def test_derivatives_with_dropout():
+    q, k, v = randoms((1, 2, 6, 3), (1, 1, 6, 3), (1, 1, 6, 2))
+
+    def call(q, k, v):
+        torch.manual_seed(3)
+        return attend(q, k, v, sparse(3), dropout=0.4)
+
+    assert torch.autograd.gradcheck(call, (q, k, v))
+    assert torch.autograd.gradgradcheck(call, (q, k, v))
+
+
+def test_third_order():
+    q, k, v = randoms((1, 1, 4, 2), (1, 1, 4, 2), (1, 1, 4, 2))
+
+    def penalty(q):
+        (grad,) = torch.autograd.grad(attend(q, k, v, local(1)).pow(2).sum(), q, create_graph=True)
+        return grad.pow(2).sum()
+
+    assert torch.autograd.gradgradcheck(penalty, (q,))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_second_order_in_chunks(monkeypatch, rows):
+    """The backward of the backward takes rows a few at a time: the same numbers whatever the chunk."""
+    q, k, v = randoms((1, 2, 9, 3), (1, 2, 9, 3), (1, 2, 9, 3))
+
+    def penalty():
+        grads = torch.autograd.grad(attend(q, k, v, sparse(3)).sin().sum(), (q, k, v), create_graph=True)
+        return torch.autograd.grad(sum(grad.pow(2).sum() for grad in grads), (q, k, v))
+
+    expected = penalty()
+    monkeypatch.setattr("jieyue.attention.second_order._CHUNK_SCORES", 9 * rows)
+    for one, other in zip(penalty(), expected, strict=True):
+        torch.testing.assert_close(one, other, **NEAR)
+
+
+@pytest.mark.parametrize("engine", [engine.name for engine in ENGINES])
+def test_only_visible_keys_matter(engine):
+    """Changing what the pattern and the mask hide changes nothing; what is hidden gets no gradient."""
+    q, k, v = randoms((1, 1, 12, 4), (1, 1, 12, 4), (1, 1, 12, 4), dtype=torch.float32)
+    reason = named(engine).refuses(Call(q, k, v, full()))
+    if reason is not None:
+        pytest.skip(reason)
+    key_mask = torch.ones(1, 12, dtype=torch.bool)
+    key_mask[0, 4] = False
+    hidden = [j for j in range(12) if j == 4 or 6 - j not in local(2)]
+    out = attend(q, k, v, local(2), key_mask=key_mask, engine=engine)[:, :, 6]
+    grads = torch.autograd.grad(out.sum(), (k, v), retain_graph=True)
+    assert all(grad[:, :, hidden].abs().max() == 0 for grad in grads)
+    with torch.no_grad():
+        k[:, :, hidden] += 7.0
+        v[:, :, hidden] -= 5.0
+    torch.testing.assert_close(attend(q, k, v, local(2), key_mask=key_mask, engine=engine)[:, :, 6], out, **NEAR)
+
+
+def test_long_ranges_are_cut_into_tiles():
+    """More than one tile of keys and many pieces of rows, against the definition."""
+    q, k, v = randoms((1, 2, 90, 4), (1, 1, 2500, 4), (1, 1, 2500, 3))
+    key_mask = torch.rand(1, 2500) > 0.2
+    for text in ("full()", "band(1, -inf, 40)", "band(3, -2000, 90)"):
+        out = attend(q, k, v, text, key_mask=key_mask, q_offset=70)
+        sees = parse(text).mask(90, 2500, 70) & key_mask
+        scores = (q @ k.mT / 2).masked_fill(~sees, -torch.inf)
+        expected = torch.where(sees.any(-1, keepdim=True), scores.softmax(-1), 0.0) @ v
+        torch.testing.assert_close(out, expected, **NEAR)
+        grads = [torch.autograd.grad(o.sin().sum(), (q, k, v)) for o in (out, expected)]
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, **NEAR)
+
+
+def test_dropout_is_fair_and_repeats():
+    q, k = torch.zeros(2, 3, 200, 4), torch.zeros(2, 3, 200, 4)
+    v = torch.ones(2, 3, 200, 1)
+    torch.manual_seed(5)
+    first = attend(q, k, v, local(50), dropout=0.25)
+    torch.manual_seed(5)
+    assert torch.equal(attend(q, k, v, local(50), dropout=0.25), first)
+    assert not torch.equal(attend(q, k, v, local(50), dropout=0.25), first)
+    assert abs(first.mean() - 1) < 0.01  # 100 000 draws: deviation of the mean .0015
+    assert 0.05 < first.std() < 0.08  # √(p / (1 − p) / keys) = .058 with 101 keys, more near the ends
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("engine", ["native", "composed"])
+def test_no_tensor_of_all_pairs(engine, causal):
+    """Peak of forward and backward beside inputs, output and gradients: a few rows of queries, not N·M = 64 MiB."""
+    n, pattern = 4096, sparse(64).causal() if causal else sparse(64)
+    q, k, v = randoms((1, 1, n, 8), (1, 1, n, 8), (1, 1, n, 8), dtype=torch.float32)
+    if named(engine).refuses(Call(q, k, v, pattern)):
+        pytest.skip("the native library is not built")
+
+    def step():
+        torch.autograd.grad(attend(q, k, v, pattern, engine=engine).sum(), (q, k, v))
+
+    step()
+    assert peak_bytes(step) < 6 * 2**20
+
+
+def test_fake_tensors_see_shapes():
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        with FakeTensorMode():
+            q = torch.empty(2, 4, 10**6, 8, dtype=dtype, requires_grad=True)
+            k, v = torch.empty(2, 2, 10**6, 8, dtype=dtype), torch.empty(2, 2, 10**6, 6, dtype=dtype)
+            out, lse = attend(q, k, v, sparse(32), dropout=0.1, return_lse=True)
+            assert out.shape == (2, 4, 10**6, 6) and out.dtype == dtype and lse.dtype == wide
+            out.sum().backward()
+            assert q.grad.shape == q.shape
+
+
+def test_operators_are_well_made():
+    """torch's own battery: schema, fake tensors, autograd registration, tracing through AOT autograd."""
+    q, k, v = randoms((1, 2, 5, 3), (1, 1, 5, 3), (1, 1, 5, 2))
+    key_mask = torch.tensor([[True, True, False, True, True]])
+    for mask, seed, dropout in ((None, None, 0.0), (key_mask, torch.tensor(5), 0.5)):
+        arguments = (q, k, v, mask, seed, "local(2)", 0.5, dropout, 0, "")
+        torch.library.opcheck(torch.ops.jieyue.attend.default, arguments)
+
+
+def test_compiled_graph_is_whole():
+    q, k, v = randoms((1, 2, 9, 4), (1, 2, 9, 4), (1, 2, 9, 4))
+
+    def call(q, k, v):
+        return attend(q * 2, k, v, sparse(3), dropout=0.1).sin()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    results = []
+    for function in (call, compiled):
+        torch.manual_seed(1)
+        out = function(q, k, v)
+        results.append((out, *torch.autograd.grad(out.sum(), (q, k, v))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **NEAR)
+
+
+def test_checkpointing_draws_the_same_dropout():
+    q, k, v = randoms((1, 2, 9, 4), (1, 2, 9, 4), (1, 2, 9, 4))
+    results = []
+    for saving in (True, False):
+        torch.manual_seed(1)
+        call = (lambda *x: torch.utils.checkpoint.checkpoint(layer, *x, use_reentrant=False)) if saving else layer
+        out = call(q, k, v)
+        results.append((out, *torch.autograd.grad(out.sum(), (q, k, v))))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def layer(q, k, v):
+    return attend(q, k, v, atrous(2), dropout=0.5).sin()
+
+
+def test_autocast_casts_as_torch_does():
+    q, k, v = randoms((1, 1, 5, 4), (1, 1, 5, 4), (1, 1, 5, 4), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(q, k.bfloat16(), v, full()).dtype == torch.bfloat16
+
+
+Q, K, V = (torch.zeros(2, 4, 5, 3), torch.zeros(2, 2, 6, 3), torch.zeros(2, 2, 6, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"q": Q[0]}, r"q has shape \[4, 5, 3\], expected \[B, H, N, D\]"),
+        ({"k": K[:1]}, r"k has shape \[1, 2, 6, 3\], expected \[2, G, M, 3\]"),
+        ({"k": K[..., :2]}, r"k has shape .*expected \[2, G, M, 3\]"),
+        ({"v": V[:, :, :4]}, r"v has shape \[2, 2, 4, 3\], expected \[2, 2, 6\]"),
+        ({"q": Q[:, :3]}, "q has 3 heads and k has 2, expected a multiple"),
+        ({"k": K.double()}, "k has dtype torch.float64 and q torch.float32"),
+        ({"q": Q.long()}, "q has dtype torch.int64, expected a floating type"),
+        ({"q": Q[:, :, :0]}, "q has shape .*every size at least 1"),
+        ({"k": K[:, :, :0], "v": V[:, :, :0]}, "k has shape .*every size at least 1"),
+        ({"k": K.to("meta")}, "k is on meta and q on cpu"),
+        ({"q": [1.0]}, "q is list"),
+        ({"key_mask": torch.ones(2, 5, dtype=torch.bool)}, r"key_mask has shape \[2, 5\], expected \[2, 6\]"),
+        ({"key_mask": torch.ones(2, 6)}, "key_mask is torch.float32, expected a bool"),
+        ({"pattern": "locl(3)"}, "did you mean local"),
+        ({"pattern": 3}, "pattern is int"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"q_offset": 1.5}, "q_offset=1.5"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"engine": "magic"}, "engine='magic'"),
+    ],
+)
+def test_wrong_arguments_are_named(change, says):
+    arguments = {"q": Q, "k": K, "v": V, "pattern": local(2)} | change
+    with pytest.raises(InputError, match=says):
+        attend(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), arguments.pop("pattern"), **arguments)
+
+
+def test_the_alarm_rings():
+    """Broken twins: bands that overlap count keys twice, a merge by plain mean is no softmax."""
+    q, k, v = randoms((1, 2, 24, 4), (1, 2, 24, 4), (1, 2, 24, 4))
+    whole = attend(q, k, v, sparse(2, 4))
+    parts = [Partial(*attend(q, k, v, p, return_lse=True)) for p in (local(4), atrous(2))]
+    assert (parts[0].merge(parts[1]).out - whole).abs().max() > 1e-3
+    assert ((parts[0].out + parts[1].out) / 2 - whole).abs().max() > 1e-3
