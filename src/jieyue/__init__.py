@@ -14,9 +14,11 @@ _FACE = {
     "atrous": "jieyue.attention",
     "attend": "jieyue.attention",
     "full": "jieyue.attention",
+    "load": "jieyue.hf.loading",
     "local": "jieyue.attention",
     "parse": "jieyue.attention",
     "sparse": "jieyue.attention",
+    "use": "jieyue.hf.use",
 }
 
 __all__ = ["__version__", *_FACE]
