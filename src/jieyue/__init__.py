@@ -10,6 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FACE = {
+    "Report": "jieyue.report",
     "Tally": "jieyue.tally",
     "atrous": "jieyue.attention",
     "attend": "jieyue.attention",

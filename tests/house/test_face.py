@@ -10,7 +10,7 @@ import pytest
 
 import jieyue
 
-FACE = ["Tally", "atrous", "attend", "full", "load", "local", "parse", "sparse", "use"]
+FACE = ["Report", "Tally", "atrous", "attend", "full", "load", "local", "parse", "sparse", "use"]
 
 
 def modules():

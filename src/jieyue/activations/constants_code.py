@@ -36,7 +36,7 @@ def code(fit: Fit, language: str = "python") -> str:
     <BLANKLINE>
     /* x·Φ(x) within 0.02036 on [-8, 8]: sigmoid(l=1.702) */
     static inline float approx_gelu(float x) {
-        float q = 1.70200002f * x;
+        float q = 1.702f * x;
         float p = 1.0f / (1.0f + expf(-q));
         return x * p;
     }

@@ -47,7 +47,7 @@ def limit(polynomial: tuple[float, float, float]) -> float:
     The slope of q is 0 at its turning point, so the held gate still has a continuous derivative.
 
     >>> round(limit((1.59501577, 0.07401129, -0.00070303)), 3), limit((1.6, 0.07, 0.0))
-    (8.35, 64.0)
+    (8.347, 64.0)
     """
     c1, c3, c5 = polynomial
     roots = []

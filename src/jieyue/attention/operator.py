@@ -63,7 +63,8 @@ def attend(
     Refuses, with ``InputError`` (a ValueError): shapes, dtypes and devices that do not fit, N, M or D of 0, dropout outside
     [0, 1), an unknown engine, and a named engine that cannot run the call (it never falls back).
     """
-    pattern = parse(pattern) if isinstance(pattern, str) else pattern
+    if isinstance(pattern, str) and not torch.compiler.is_compiling():  # a graph takes the text as it is
+        pattern = parse(pattern)
     _check_tensors(q, k, v, key_mask)
     scale = _check_settings(pattern, scale, dropout, q_offset, engine, q.shape[3])
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
@@ -268,10 +269,10 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> 
 
 
 def _check_settings(
-    pattern: Pattern, scale: float | None, dropout: float, q_offset: int, engine: str | None, width: int
+    pattern: Pattern | str, scale: float | None, dropout: float, q_offset: int, engine: str | None, width: int
 ) -> float:
     """The rest; returns the scale to use."""
-    if not isinstance(pattern, Pattern):
+    if not isinstance(pattern, Pattern | str):
         raise InputError(f"attend: pattern is {type(pattern).__name__}, expected a Pattern or its text")
     if not 0 <= dropout < 1:
         raise InputError(f"attend: dropout={dropout}, expected 0 ≤ dropout < 1")

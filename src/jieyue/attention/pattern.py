@@ -326,7 +326,8 @@ def _key(band: Band) -> tuple[float, float, float]:
 
 def _disjoint(bands: tuple[Band, ...]) -> tuple[Band, ...]:
     """The same offsets, each in one band: finer steps first, the coarser bands lose what is already shown."""
-    todo, done = sorted(bands, key=_key), list[Band]()
+    todo = sorted(bands, key=_key)
+    done: list[Band] = []
     while todo:
         band = todo.pop(0)
         for other in done:

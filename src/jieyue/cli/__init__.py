@@ -10,6 +10,7 @@ import typer
 
 from jieyue import __version__
 from jieyue.errors import InputError
+from jieyue.machine import fix_malloc_threshold
 
 __all__ = ["app", "main"]
 
@@ -41,6 +42,8 @@ def _start(
 def main() -> None:
     """Runs the command line; a user's mistake is one line on standard error and exit code 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
+    fix_malloc_threshold()
     from . import verbs
 
     verbs.add_to(app)

@@ -127,9 +127,8 @@ def train_read(
     _show(door, report, ("Quality on held-out questions", "Memory"))
     door.fact("saved", model=str(out), report=str(out / "report.html"))
     if not as_json:
-        door.say(
-            f"\nNext:\n  jieyue evaluate {shlex.quote(str(out))}\n  jieyue read {shlex.quote(str(out))} --question '…' --file passage.txt"
-        )
+        place = shlex.quote(str(out))
+        door.say(f"\nNext:\n  jieyue evaluate {place}\n  jieyue read {place} --question '…' --file passage.txt")
 
 
 @_plan.command("read")

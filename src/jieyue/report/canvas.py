@@ -141,7 +141,7 @@ class Canvas:
         few, many = (4, 5) if self.width <= _NARROW else (5, 7)
         if axis.log:
             getattr(axes, f"set_{which}scale")("log", nonpositive="mask" if self.picture.form == "line" else "clip")
-            getattr(axes, f"{which}axis").minorticks_off()
+            getattr(axes, f"set_{which}ticks")([], minor=True)
             ticks = (given_ticks(values, many) if inside else []) or log_ticks(values, axis.unit, many)
             labels = [format_tick(tick, axis.unit) for tick in ticks]
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 from importlib.resources import files
 from xml.etree.ElementTree import Element, tostring
 
@@ -16,9 +17,9 @@ from .amounts import Cell, Estimate, format_value
 from .colours import DARK, LIGHT, root_rules
 from .drawing import svg
 from .languages import language_of, runs
-from .picture import Picture
+from .picture import Picture, Series
 from .plaintext import explain, numeric
-from .values import Example, Examples, Fact, Note, Section, Table
+from .values import Column, Example, Examples, Fact, Note, Section, Table
 
 __all__ = ["page"]
 
@@ -233,25 +234,30 @@ def _picture(picture: Picture, prefix: str, language: str) -> Element:
 
 
 def _numbers(picture: Picture) -> Table:
-    """The picture's data as a table: one row a point."""
-    from .values import Column
+    """The picture's data as a table: a column a series where these stand at the same places, else a row a point."""
 
-    rows: list[tuple[Cell, ...]] = []
-    for series in picture.series:
-        for i, y in enumerate(series.y):
-            x: Cell = series.x[i]
-            if picture.form == "histogram":
-                x = " to ".join(format_value(edge, picture.x.unit) for edge in series.x[i : i + 2])
-            value: Cell = Estimate(y, series.low[i], series.high[i]) if series.low else None if y != y else y
-            rows.append((series.name, x, value))
-    named = any(series.name for series in picture.series)
-    columns = (
-        Column("series"),
-        Column(picture.x.label or "name", picture.x.unit),
-        Column(picture.y.label or "value", picture.y.unit),
-    )
-    start = 0 if named else 1
-    return Table(columns[start:], tuple(row[start:] for row in rows))
+    def place(series: Series, i: int) -> Cell:
+        if picture.form != "histogram":
+            return series.x[i]
+        return " to ".join(format_value(edge, picture.x.unit) for edge in series.x[i : i + 2])
+
+    def value(series: Series, i: int) -> Cell:
+        y = series.y[i]
+        if series.low and series.low[i] < series.high[i]:
+            return Estimate(y, series.low[i], series.high[i])
+        return None if math.isnan(y) else y
+
+    across, along = Column(picture.x.label or "name", picture.x.unit), picture.y.unit
+    first, *others = picture.series
+    name = picture.y.label or "value"
+    if all(series.x == first.x for series in others):
+        columns = tuple(Column(series.name or name, along) for series in picture.series)
+        places = range(len(first.y))
+        return Table(
+            (across, *columns), tuple((place(first, i), *(value(s, i) for s in picture.series)) for i in places)
+        )
+    points = tuple((s.name, place(s, i), value(s, i)) for s in picture.series for i in range(len(s.y)))
+    return Table((Column("series"), across, Column(name, along)), points)
 
 
 def _examples(item: Examples, language: str) -> Element:

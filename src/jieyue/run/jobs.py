@@ -67,20 +67,22 @@ def train(
 
     ``budget`` bounds the whole process. Returns the report that ``out/report.html`` and ``out/report.json`` show.
     """
-    folder, model, data = Path(out), materials.model, materials.data
-    started = time.perf_counter()
-    watch.say(f"Reading {', '.join(map(str, data)) if data else SHIPPED}")
+    folder, clock = Path(out), _Clock()
+    watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
     prepared = prepare(materials, course)
+    clock.lap("reading and encoding the data")
     _say_data(watch, prepared)
     planned = plan_for(prepared, Budget.parse(budget, device), course.effective_batch, course.checkpointing)
+    clock.lap("planning")
     _say_plan(watch, planned)
     trained = fit(prepared, planned, course, folder, resume=resume, device=device, watch=watch)
+    clock.lap("training")
     if not trained.trainer.is_world_process_zero():
         return Report("another process reports")
-    measured = measure(prepared, planned, trained)
     calibrated = _calibrate(prepared, trained.trainer.model)
     prepared = replace(prepared, settings=replace(prepared.settings, temperature=calibrated["temperature"]))
-    store(trained, prepared, folder, {"training": asdict(course), "data": prepared.sources.name, "model": model})
+    record = {"training": asdict(course), "data": prepared.sources.name, "model": materials.model}
+    store(trained, prepared, folder, record)
     judged = judge(
         trained.trainer.model,
         prepared.model.tokenizer,
@@ -89,17 +91,28 @@ def train(
         prepared.settings,
         watch=watch,
     )
-    gained = savings(prepared, planned, trained)
-    report = Report(f"Reading · {model}")
+    clock.lap("calibrating and judging")
+    measured = measure(prepared, planned, trained)
+    gained = savings(prepared, planned, trained, measured)
+    clock.lap("measuring memory and savings")
+    report = Report(f"Reading · {materials.model}")
     _tell_judged(report, judged, calibrated)
+    tell_speed(report, judged, 32)
     tell_training(report, trained.losses, trained.curve, trained.facts)
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
     tell_savings(report, gained)
     tell_data(report, prepared.sources, prepared.counts)
-    resolved = {**asdict(course), **prepared.settings.to_dict(), "model": model, "data": prepared.sources.name}
+    resolved = {
+        **asdict(course),
+        **prepared.settings.to_dict(),
+        "model": materials.model,
+        "data": prepared.sources.name,
+    }
     tell_settings(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
-    report.section("Training").fact("whole run", time.perf_counter() - started, "seconds", "planning to report")
-    _publish(report, folder, command, model)
+    report.section("Training").table(
+        ["part of the run", ("time", "seconds")], clock.rows(), title="Where the time went"
+    )
+    _publish(report, folder, command)
     return report
 
 
@@ -181,7 +194,23 @@ def _tell_judged(report: Report, judged: Judged, calibrated: dict[str, Any]) -> 
     )
 
 
-def _publish(report: Report, folder: Path, command: str, model: str) -> None:
+class _Clock:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[str, float]] = []
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps.append((name, now - self.last))
+        self.last = now
+
+    def rows(self) -> list[list[str | float]]:
+        return [[name, seconds] for name, seconds in self.laps]
+
+
+def _publish(report: Report, folder: Path, command: str) -> None:
     report.save(folder)
     usage = (
         "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"

@@ -50,15 +50,15 @@ def open_model(
     A preset's vocabulary is learned from the training texts, or read from ``vocabulary`` (a ``vocab.txt``).
     """
     if name in PRESETS and not Path(name).is_dir():
-        tokenizer = make_tokenizer(learn_vocabulary(texts_of(training)) if vocabulary is None else vocabulary)
-        config = preset_config(name, tokenizer)
+        own = make_tokenizer(learn_vocabulary(texts_of(training)) if vocabulary is None else vocabulary)
+        fresh = preset_config(name, own)
         return ModelSource(
             name,
             True,
-            tokenizer,
-            config.max_position_embeddings,
-            lambda: model_from_config(config),
-            lambda: build(name, tokenizer, start=start, seed=seed),
+            own,
+            fresh.max_position_embeddings,
+            lambda: model_from_config(fresh),
+            lambda: build(name, own, start=start, seed=seed),
         )
     tokenizer = load_tokenizer(name)
     config = load_config(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from jieyue.planning.choice import choose
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.recipes import read as reading
+from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str,
     }
 
 
-def savings(prepared: Prepared, planned: Planned, trained: Trained) -> list[dict[str, Any]]:
+def savings(
+    prepared: Prepared, planned: Planned, trained: Trained, measured: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Peak and seconds of one update in settings of growing thrift, measured on the run's own model.
 
     The undivided batch comes first; where it would not fit the budget its peak is the predicted one and it is not run.
@@ -110,7 +113,9 @@ def savings(prepared: Prepared, planned: Planned, trained: Trained) -> list[dict
                 | {"peak_bytes": cost.peak_bytes, "seconds": None, "how": "predicted; beyond the budget, so not run"}
             )
             continue
-        row |= {"peak_bytes": _peak(prepared, trained, setting), "seconds": _seconds(prepared, trained, setting)}
+        known = setting == plan  # measured already, as the run's own setting
+        peak = measured["peak_bytes"] if known else _peak(prepared, trained, setting)
+        row |= {"peak_bytes": peak, "seconds": _seconds(prepared, trained, setting)}
         rows.append(row | {"how": "measured"})
     return rows
 
@@ -121,19 +126,15 @@ def _peak(prepared: Prepared, trained: Trained, plan: Plan) -> int:
     return measure_step(reading.objective, model, batch, optimizer, micro_batch=MicroBatch(plan, mask=MASK))
 
 
-def _seconds(prepared: Prepared, trained: Trained, plan: Plan, repeats: int = 3) -> float:
-    """Median seconds of forward and backward of an update on the longest rows; gradients are dropped."""
-    from jieyue.training.accumulation import accumulate
-
+def _seconds(prepared: Prepared, trained: Trained, plan: Plan) -> float:
+    """Seconds of forward and backward of one update on the longest rows, warm; its gradients are dropped."""
     model, _ = _parts(trained)
     batch = prepared.longest(plan.effective_batch)
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        accumulate(reading.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
-        found.append(time.perf_counter() - started)
-        model.zero_grad(set_to_none=True)
-    return sorted(found)[repeats // 2]
+    started = time.perf_counter()
+    accumulate(reading.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
+    seconds = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    return seconds
 
 
 def _parts(trained: Trained) -> tuple[Any, Any]:

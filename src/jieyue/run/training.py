@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,14 @@ class Prepared:
     stages: list[Stage]
     counts: Mapping[str, int]
 
-    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+    def batch(self, numbers: Iterable[int]) -> dict[str, Any]:
         return collate([self.rows[number] for number in numbers], self.model.tokenizer.pad_token_id)
 
     def longest(self, count: int) -> dict[str, Any]:
-        """A batch of ``count`` rows as long as the longest: what memory must hold."""
-        return self.batch([self.lengths.index(max(self.lengths))] * count)
+        """``count`` rows as long as the longest, what memory must hold; as in training, some row has padding (and so a mask)."""
+        batch = self.batch([self.lengths.index(max(self.lengths))] * count)
+        batch["attention_mask"][1:, -1] = 0
+        return batch
 
 
 @dataclass(frozen=True)

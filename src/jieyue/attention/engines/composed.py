@@ -41,7 +41,7 @@ class _Options:
     dropout: float
     seed: int
     q_offset: int
-    edges: dict[Any, Tensor] = field(default_factory=dict)  # the last edge mask: inner blocks all have the same
+    edges: dict[Any, Tensor] = field(default_factory=dict)  # the last edge mask: inner blocks share one
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +282,10 @@ def _scores(scaled_q: Tensor, k: Tensor, part: _Class, piece: _Piece, keys: slic
 
 
 def _edge(part: _Class, piece: _Piece, keys: slice, like: Tensor, edges: dict[Any, Tensor]) -> Tensor:
-    """[R·n, W] of 0 and −∞: what the band hides. It depends on the distance between rows and keys only."""
+    """[R·n, W] of 0 and −∞: what the band hides. It depends on the band and the distance only."""
     n, width = piece.rows.stop - piece.rows.start, keys.stop - keys.start
     shift = piece.rows.start + part.shift - keys.start
-    name = (n, width, shift, piece.per_group)
+    name = (part.lo, part.hi, n, width, shift, piece.per_group)
     if name not in edges:
         i = torch.arange(shift, shift + n, device=like.device)
         sees = shown((Band(1, part.lo, part.hi),), i, torch.arange(width, device=like.device))

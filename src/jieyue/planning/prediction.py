@@ -1,0 +1,182 @@
+"""Predicts the peak memory of one training step by running it on fake tensors: shapes without storage.
+
+The traced step is the very step that will run: ``build_model`` makes the model, ``objective`` and the accumulation of
+``jieyue.training`` run two pieces (the second with the first one's gradients alive), then come the division by N, the
+finiteness check, the clipping and the optimizer. Whatever the objective calls is seen: expanded masks, the attention path
+that dropout selects, fused or per-tensor optimizers, checkpointed layers.
+
+    predicted peak = highest sum of live storage bytes = what torch's allocator will hold
+
+Cost: about a second a trace, and no memory that depends on the model. Not seen: what a kernel allocates outside torch's
+allocator (oneDNN and MKL packing), what malloc rounds up, gradients that several processes exchange (one bucket of 25 MiB).
+Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch; tested on 2.11 to 2.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jieyue.budget import Cost
+from jieyue.errors import InputError, message
+from jieyue.training.accumulation import backward_pieces, gradients_of, scale_gradients
+from jieyue.training.checkpointing import checkpointed
+from jieyue.training.microbatch import MicroBatch
+from jieyue.training.objective import Objective, num_rows
+
+__all__ = ["TrainingStep", "predict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """The update to be predicted: the same callables that training will use.
+
+    ``build_model()``: a new model from its configuration (not ``from_pretrained``, which would read weights).
+    ``example_batch(rows, length)``: a batch of the widest shape that can occur, its values without meaning.
+    ``make_optimizer(model)``: the optimizer. ``max_grad_norm``: 0 for no clipping. ``device``: "cpu", or a GPU type where
+    this torch has one. ``length``: positions of a row.
+    """
+
+    build_model: Callable[[], nn.Module]
+    objective: Objective
+    example_batch: Callable[[int, int], Mapping[str, Tensor]]
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    length: int
+    max_grad_norm: float = 1.0
+    device: str = "cpu"
+
+    def at(self, length: int) -> TrainingStep:
+        """The same step on shorter (or longer) rows."""
+        return replace(self, length=length)
+
+
+def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, checkpointing: bool = False) -> Cost:
+    """Bytes at the peak of one update of ``effective_batch`` rows in pieces of ``micro_batch``, after the first update.
+
+    Returns a ``Cost`` whose parts add up to ``peak_bytes``: weights (with buffers), gradients, optimizer state,
+    activations (made in forward passes), temporary (everything else: gradients of activations, the batch itself).
+    ``fixed_bytes`` is left 0, see ``jieyue.planning.choice``. Refuses with ``InputError`` an objective whose shapes depend
+    on values (boolean indexing, ``.item()``): no shape-only trace can follow it.
+    """
+    if not 1 <= micro_batch <= effective_batch:
+        raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
+    try:
+        with FakeTensorMode() as mode, torch.device(step.device):
+            return _trace(mode, step, effective_batch, micro_batch, checkpointing)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise InputError(
+            message(
+                "predict",
+                f"an objective whose shapes depend on values ({error})",
+                "one whose shapes follow from the batch's shapes",
+                "mask instead of selecting, or pad the selection to a fixed number",
+            )
+        ) from error
+
+
+def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int, checkpointing: bool) -> Cost:
+    model = step.build_model().train()
+    optimizer = step.make_optimizer(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    with _Scalars():
+        optimizer.step()  # so that its state exists, as it does from the second update on
+    optimizer.zero_grad(set_to_none=True)
+    rows = min(effective, 2 * micro)
+    with torch.device("cpu"):  # batches wait on the host, only pieces travel
+        batch = _faked(mode, step.example_batch(rows, step.length))
+    if num_rows(batch) != rows:
+        raise InputError(message(f"example_batch({rows}, ...)", f"{num_rows(batch)} rows", f"{rows} rows"))
+    batch_bytes = sum(value.nbytes for value in batch.values()) / rows * (effective - rows)
+    tracker = _Tracker()
+    tracker.track_external(model, optimizer, *batch.values())
+    with ExitStack() as stack:
+        stack.enter_context(tracker.gradients(trained))
+        stack.enter_context(tracker)
+        with checkpointed(model, checkpointing):
+            backward_pieces(step.objective, model, MicroBatch(micro).pieces(batch))
+        scale_gradients(trained, 0.5)
+        torch.nn.utils.get_total_norm(gradients_of(trained), norm_type=float("inf"))
+        if step.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(trained, step.max_grad_norm)
+        with _Scalars():
+            optimizer.step()
+    peak, gradient_bytes, activation_bytes = tracker.peak(torch.device(step.device))
+    weight_bytes = _storage_bytes([*model.parameters(), *model.buffers()])
+    optimizer_bytes = _storage_bytes(_state_tensors(optimizer))
+    waiting = round(batch_bytes) if step.device == "cpu" else 0
+    return Cost(
+        peak_bytes=peak + waiting,
+        weight_bytes=weight_bytes,
+        gradient_bytes=gradient_bytes,
+        optimizer_bytes=optimizer_bytes,
+        activation_bytes=activation_bytes,
+        temporary_bytes=peak + waiting - weight_bytes - gradient_bytes - optimizer_bytes - activation_bytes,
+    )
+
+
+class _Scalars(TorchDispatchMode):
+    """Answers 1 where an optimizer reads a number from a fake tensor (Adafactor's norms): no shape depends on it there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Tracker(MemTracker):
+    """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
+
+    def _ignore(self, *_: Any) -> None:
+        return
+
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
+
+    def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
+        """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""
+
+        def mark(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
+
+        stack = ExitStack()
+        for parameter in parameters:
+            stack.callback(parameter.register_post_accumulate_grad_hook(mark).remove)
+        return stack
+
+    def peak(self, device: torch.device) -> tuple[int, int, int]:
+        """Bytes at the peak of that kind of device: all, gradients, activations."""
+        snapshot = self.get_tracker_snapshot("peak")
+        parts: dict[Any, int] = next((found for where, found in snapshot.items() if where.type == device.type), {})
+        return parts.get("Total", 0), parts.get(_MemRefType.GRAD, 0), parts.get(_MemRefType.ACT, 0)
+
+
+def _faked(mode: FakeTensorMode, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: mode.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+
+def _storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of distinct storages: tied weights and views count once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
