@@ -10,7 +10,7 @@ import pytest
 
 import jieyue
 
-FACE = ["Report", "Tally", "atrous", "attend", "fit", "full", "gelu", "local", "parse", "sparse"]
+FACE = ["Budget", "Course", "Materials", "Plan", "Report", "Tally", "accumulate", "atrous", "attend", "attend_linear", "evaluate", "fit", "full", "gelu", "load", "local", "parse", "plan", "sparse", "train", "use"]
 
 
 def modules():

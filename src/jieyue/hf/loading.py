@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 from jieyue.errors import InputError, message
 from jieyue.report import write_whole
 
+from .activations import register_config
+from .attention import FIELD, register_attention, restore_attention
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +34,7 @@ __all__ = [
     "model_from_config",
     "quiet",
     "read_record",
+    "register_names",
     "save",
 ]
 
@@ -56,6 +60,8 @@ def quiet() -> None:
 def load(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer from a folder or a hub name, in evaluation mode, on the CPU, in the checkpoint's dtype.
 
+    A folder that was saved with our attention or activations (``use``) comes back with them.
+
     ``head``: one of ``HEADS``. ``new_head=True`` permits a head that the checkpoint lacks to start from random weights;
     otherwise weights that are missing or of another shape raise ``InputError`` with their list, as do folders that are not
     transformers models. Only safetensors and ``weights_only`` archives are read, and no code from the folder is run.
@@ -72,6 +78,7 @@ def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bo
     _check_name(name)
     try:
         with _silenced():
+            register_names(transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False))
             model, found = getattr(transformers, HEADS[head]).from_pretrained(
                 str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
             )
@@ -89,6 +96,7 @@ def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bo
             + f"; they would be random in a {HEADS[head]}"
             + ("" if mismatched or inside else "; allow that with new_head (--new-head) and train it")
         )
+    restore_attention(model)
     return model.eval()
 
 
@@ -120,10 +128,19 @@ def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrained
     import transformers
 
     try:
-        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(config)
+        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(register_names(config))
     except ValueError as error:
         raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
+    restore_attention(model)
     return model
+
+
+def register_names(config: Any) -> Any:
+    """Makes transformers know the names of ours that a configuration has, before its model is built; returns it."""
+    register_config(config)
+    if getattr(config, FIELD, None):
+        register_attention(getattr(config, FIELD))
+    return config
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:

@@ -8,12 +8,13 @@ say no more than that are let through. Anything else would be ignored in silence
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
+from transformers import masking_utils
+from transformers.utils import is_tracing
 
 from jieyue.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["padding_only"]
 
@@ -51,13 +52,13 @@ def padding_only(
             f"attention_mask: found width {attention_mask.shape[1]}, expected {kv_offset + kv_length} keys; "
             "static caches are not supported with a pattern"
         )
+    if kept.device.type == "cpu" and not is_tracing(kept) and bool(kept.all()):
+        return None  # on other devices the question would cost a synchronisation
     return kept
 
 
 def _unknown_part(mask_function: Callable[..., Any]) -> str | None:
     """The name of a part that is neither causal, bidirectional nor a sliding window; None when all parts are known."""
-    from transformers import masking_utils
-
     if mask_function in (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function):
         return None
     name = getattr(mask_function, "__qualname__", repr(mask_function))

@@ -1,0 +1,59 @@
+"""``use``: the one door through which a model gets our attention and our GELU, or loses them again."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+from typing import Any
+
+from jieyue.activations.operator import Variant
+from jieyue.attention import Pattern
+from jieyue.errors import InputError
+
+from .activations import use_gelu
+from .attention import FIELD, attention_of, remove_attention, use_attention
+
+__all__ = ["use"]
+
+
+def use(
+    model: Any,
+    *,
+    attention: str | Pattern | EllipsisType | None = ...,
+    dropout: float | None = None,
+    gelu: Variant | EllipsisType = ...,
+) -> dict[str, str]:
+    """Gives a transformers model a pattern of attention, another GELU, or both, in place; ``...`` leaves a thing as it is.
+
+    ``attention``: a pattern, its text ("local(128)+atrous(8)"), or a comma-separated list tiled over the layers
+    ("local(64),atrous(8)"); None takes it off. It replaces self-attention over all keys; cross-attention stays full, and layers
+    with a window of their own keep it unless a list names them. Padding, causality, scale and grouped heads are the model's;
+    ``generate()`` keeps a cache of the size that the pattern needs. ``dropout``: in the place of the model's attention dropout
+    in training. ``gelu``: "none", "tanh", "tanh-minimax", … as ``jieyue.gelu`` takes it.
+
+    Returns module path -> what it has now, for the report. ``save_pretrained`` keeps the choice and ``jieyue.load`` restores
+    it; plain transformers without ``import jieyue.hf`` refuses such a folder with a ValueError. Each layer proves at its first
+    forward pass that its attention came through here.
+
+    Refuses, with ``InputError`` (a ValueError), what cannot be honoured: models outside transformers' attention interface,
+    soft-capped logits, sinks, position biases, mask functions of the model's own, packed documents, prepared masks,
+    ``output_attentions``, caches that are not ours, a list of patterns for layers that share one module (ALBERT).
+    """
+    if attention is ... and gelu is ... and dropout is None:
+        raise InputError("use(model): found nothing to do, expected attention=..., gelu=... or dropout=...")
+    given: dict[str, str] = {}
+    if attention is None:
+        if dropout is not None:
+            raise InputError(
+                f"use(attention=None, dropout={dropout}): expected a dropout only together with an attention"
+            )
+        remove_attention(model)
+    elif attention is not ... or dropout is not None:
+        text = getattr(model.config, FIELD, None) if attention is ... else attention
+        if text is None or (attention is ... and not attention_of(model)):
+            raise InputError(
+                f"use(dropout={dropout}): the model has no attention of ours, expected attention=... as well"
+            )
+        given |= use_attention(model, text, dropout=dropout)
+    if gelu is not ...:
+        given |= {holder.path: f"gelu {holder.kind}" for holder in use_gelu(model, gelu)}
+    return given
