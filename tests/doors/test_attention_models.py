@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from jieyue.attention import parse
-from jieyue.hf.attention import attention_of as layers_of, remove_attention, use_attention
+from jieyue.hf.attention import attention_of as layers_of
+from jieyue.hf.attention import remove_attention, use_attention
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 PAD = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from jieyue.budget import format_seconds
+from jieyue.report import Report
 
-__all__ = ["Door"]
+__all__ = ["Door", "show"]
 
 
 class Door:
@@ -73,6 +76,24 @@ class Door:
                 bar.update(task, completed=done, total=total, facts=" · ".join(shown))
 
             yield update
+
+
+def show(
+    door: Door,
+    report: Report,
+    sections: tuple[str, ...] | None = None,
+    *,
+    out: Path | None = None,
+    name: str = "report",
+) -> None:
+    """The report's tables for people (of these sections), its own JSON for machines; both files where ``out`` is given."""
+    if door.as_json:
+        sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
+    else:
+        chosen = [section for section in report.sections if sections is None or section.title in sections]
+        door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))
+    if out is not None:
+        door.fact("saved", report=str(report.save(out, name).html))
 
 
 class _JsonProgress:

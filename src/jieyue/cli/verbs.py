@@ -14,7 +14,7 @@ import typer
 from jieyue.budget import parse_seconds
 from jieyue.errors import InputError
 
-from .console import Door
+from .console import Door, show
 from .options import (
     AsJson,
     BatchSize,
@@ -124,7 +124,7 @@ def train_read(
         command=shlex.join(["jieyue", *sys.argv[1:]]),
         watch=door,
     )
-    _show(door, report, ("Quality on held-out questions", "Memory"))
+    show(door, report, ("Quality on held-out questions", "Memory"))
     door.fact("saved", model=str(out), report=str(out / "report.html"))
     if not as_json:
         place = shlex.quote(str(out))
@@ -164,7 +164,7 @@ def plan_read(
     )
     course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
     report = run.plan(materials, budget=budget, course=course, device=device)
-    _show(Door(as_json), report)
+    show(Door(as_json), report)
 
 
 @_doctor.command("read")
@@ -189,7 +189,7 @@ def doctor_read(
         questions=questions,
         skip_bad=skip_bad,
     )
-    _show(Door(as_json), run.doctor(materials))
+    show(Door(as_json), run.doctor(materials))
 
 
 def evaluate(
@@ -207,9 +207,7 @@ def evaluate(
 
     door = Door(as_json)
     report = run.evaluate(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, watch=door)
-    _show(door, report, ("Quality on held-out questions", "Confidence", "Data"))
-    if out is not None:
-        door.fact("saved", report=str(report.save(out).html))
+    show(door, report, ("Quality on held-out questions", "Confidence", "Data"), out=out)
 
 
 def read(
@@ -270,12 +268,3 @@ def _settings(model: str, own_data: bool, answer_slots: int | None, window_token
         window_tokens=window_tokens or settings.window_tokens,
         overlap_tokens=overlap,
     )
-
-
-def _show(door: Door, report: Any, sections: tuple[str, ...] | None = None) -> None:
-    """The report's blocks as tables for people, its own JSON for machines."""
-    if door.as_json:
-        sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
-        return
-    chosen = [section for section in report.sections if sections is None or section.title in sections]
-    door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))
