@@ -62,9 +62,7 @@ def register_attention(text: str) -> str:
     return interface_name(text)
 
 
-def use_attention(
-    model: Any, attention: str | Pattern, *, dropout: float | None = None, warn: bool = True
-) -> dict[str, str]:
+def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None = None) -> dict[str, str]:
     """Gives each self-attention of ``model`` its entry; returns module path -> its text, for the report.
 
     ``attention``: a pattern, the text of an entry, or a comma-separated list tiled over the layers ("local(64),atrous(8)").
@@ -79,6 +77,7 @@ def use_attention(
     own = [(name, module) for name, module in modules if not _is_cross(name, module)]
     _check_list(model, len(entries), len(own))
     text = ",".join(map(str, entries))
+    given: dict[str, LayerAttention] = {}
     layers: Counter[str] = Counter()  # the list starts anew in each stack, encoder and decoder
     for name, module in modules:
         cross, window = _is_cross(name, module), _own_window(module)
@@ -89,7 +88,10 @@ def use_attention(
         elif window is not None and len(entries) == 1:
             entry = PatternEntry(local(window))
         layers[stack] += not cross
-        vars(module)[SLOT] = LayerAttention(entry, entry.causal(), cross, dropout, window)
+        given[name] = LayerAttention(entry, cross, dropout, window)
+        given[name].entry_for(not cross and getattr(module, "is_causal", True))  # what cannot be causal is refused here
+    for name, module in modules:
+        vars(module)[SLOT] = given[name]
         if _HANDLE not in vars(module):
             vars(module)[_HANDLE] = module.register_forward_hook(_prove)
     model.set_attn_implementation(register_attention(text))
@@ -101,7 +103,7 @@ def use_attention(
 def restore_attention(model: Any) -> dict[str, str]:
     """Gives a model that was built from a configuration of ours the attention that it names; {} if it names none."""
     text = getattr(model.config, FIELD, None)
-    return use_attention(model, text, dropout=getattr(model.config, DROPOUT_FIELD, None), warn=False) if text else {}
+    return use_attention(model, text, dropout=getattr(model.config, DROPOUT_FIELD, None)) if text else {}
 
 
 def remove_attention(model: Any) -> None:
@@ -162,8 +164,9 @@ def attention_forward(
             "expected none (one is made), or the cache that an earlier call of this model returned"
         )
     else:
-        entry = layer.causal_entry if causal else layer.entry
-        out = entry.attend(query, key, value, key_mask=attention_mask, scale=scaling, dropout=probability)
+        out = layer.entry_for(causal).attend(
+            query, key, value, key_mask=attention_mask, scale=scaling, dropout=probability
+        )
     return out.transpose(1, 2).contiguous(), None
 
 

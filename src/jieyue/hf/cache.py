@@ -49,6 +49,7 @@ class StateLayer(CacheLayerMixin):
         self.entry = entry
         self.memory: Memory | None = None
         self.batch = 0
+        self._seen = 0  # tokens in the memory
         self.record_past = False
         self._waiting: tuple[Tensor, Tensor] | None = None
 
@@ -88,22 +89,20 @@ class StateLayer(CacheLayerMixin):
                     f"attention_mask: found width {key_mask.shape[1]}, expected {seen}, the tokens seen so far"
                 )
             key_mask = key_mask[:, -k.shape[2] :]
-        if self.memory is None:
-            out = self.entry.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout)
-            with torch.no_grad():
-                self.memory = self.entry.begin(k.detach(), v.detach(), key_mask, self._slack)
-            return out
-        if dropout:
+        if self.memory is not None and dropout:
             raise InputError(
                 f"dropout={dropout} with a cache that has seen tokens, expected 0: call model.eval(), or use_cache=False"
             )
-        with torch.no_grad():
-            out = self.entry.go_on(self.memory, q, k, v, key_mask=key_mask, scale=scale)
-        return _WithoutPast.apply(out, q, k, v) if torch.is_grad_enabled() else out
+        first = self.memory is None
+        with torch.set_grad_enabled(first and torch.is_grad_enabled()):
+            out, self.memory = self.entry.decode(
+                self.memory, q, k, v, key_mask=key_mask, scale=scale, dropout=dropout, slack=self._slack
+            )
+        self._seen = seen
+        return _WithoutPast.apply(out, q, k, v) if torch.is_grad_enabled() and not first else out
 
     def get_seq_length(self) -> int:
-        waiting = 0 if self._waiting is None else self._waiting[0].shape[2]
-        return waiting + (0 if self.memory is None else self.memory.length)
+        return self._seen + (0 if self._waiting is None else self._waiting[0].shape[2])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + int(query_length), 0
@@ -128,7 +127,8 @@ class StateLayer(CacheLayerMixin):
         if tokens_to_remove > 0:
             raise InputError(f"crop({tokens_to_remove}): expected a negative number, of tokens to take back")
         if tokens_to_remove and self.memory is not None:
-            self.memory.crop(self.memory.length + int(tokens_to_remove))
+            self.memory.crop(self._seen + int(tokens_to_remove))
+            self._seen += int(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -145,6 +145,7 @@ class StateLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.memory = self._waiting = None
+        self._seen = 0
         self.is_initialized = False
 
     def offload(self) -> None:
@@ -277,7 +278,7 @@ def _remembering(model: nn.Module) -> Iterator[tuple[int | None, Entry]]:
     for module in model.modules():
         layer = vars(module).get(SLOT)
         if layer is not None and not layer.cross and getattr(module, "is_causal", True):
-            yield getattr(module, "layer_idx", None), layer.causal_entry
+            yield getattr(module, "layer_idx", None), layer.entry_for(True)
 
 
 def _refuse_packed(stack: Any, given: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import EllipsisType
 from typing import Any
 
@@ -53,7 +54,14 @@ def use(
             raise InputError(
                 f"use(dropout={dropout}): the model has no attention of ours, expected attention=... as well"
             )
+        before = getattr(model.config, FIELD, None) or ""
         given |= use_attention(model, text, dropout=dropout)
+        if "linear(" in str(text) and "linear(" not in before and vars(model).get("name_or_path"):
+            warnings.warn(
+                f"use(attention={str(text)!r}): this model was trained with softmax attention. Under a linear map its weights are "
+                "nearly uniform until it is trained again; `jieyue verify attention` measures their entropy and the loss",
+                stacklevel=2,
+            )
     if gelu is not ...:
         given |= {holder.path: f"gelu {holder.kind}" for holder in use_gelu(model, gelu)}
     return given

@@ -63,7 +63,7 @@ def attend_linear(
     _check_settings(form_map, causal, state, return_state, (q, k, v))
     used_scale = form_map.scale_for(scale, q.shape[3])
     q, k, v = _autocast(q, k, v)
-    sums = None if state is None else state.check(form_map, used_scale, q, k, v).sums
+    sums = None if state is None else state.check(form_map, used_scale, k, v).sums
     out, _, total = sums_of_weights(q, k, v, key_mask, sums, form_map, used_scale, 1 if causal else 0)
     if not return_state:
         return out
