@@ -62,7 +62,9 @@ def test_steps_of_any_length_equal_the_whole(attention):
         past, rows = None, []
         for first, last in ((0, 13), (13, 14), (14, 20), (20, 21), (21, 29)):
             positions = torch.arange(first, last)[None]
-            found = model(ids[:, first:last], attention_mask=mask[:, :last], past_key_values=past, position_ids=positions)
+            found = model(
+                ids[:, first:last], attention_mask=mask[:, :last], past_key_values=past, position_ids=positions
+            )
             past = found.past_key_values
             rows.append(found.logits)
     real = mask.bool()

@@ -14,6 +14,7 @@ from jieyue.machine import fix_malloc_threshold
 
 __all__ = ["build", "main"]
 
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"jieyue {__version__}")
