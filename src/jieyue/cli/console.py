@@ -17,9 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from jieyue.budget import format_seconds
+from jieyue.errors import InputError
 from jieyue.report import Report
 
-__all__ = ["Door", "show"]
+__all__ = ["Door", "decoded", "read_text", "show"]
 
 
 class Door:
@@ -94,6 +95,22 @@ def show(
         door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))
     if out is not None:
         door.fact("saved", report=str(report.save(out, name).html))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without byte order mark; ``InputError`` names what is wrong with it."""
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def decoded(raw: bytes, name: str) -> str:
+    """UTF-8 bytes as text; ``InputError`` tells the place of what is not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 (byte {error.start}); expected UTF-8 text") from error
 
 
 class _JsonProgress:

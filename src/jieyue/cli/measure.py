@@ -1,4 +1,4 @@
-"""The verbs that measure and fit: bench, fit. Each prints a report's tables and can write it, and its code, to files."""
+"""The verbs that measure, verify and fit: each prints a report and can write it, and its code, to files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from .console import Door, show
+from .console import Door, read_text, show
 from .options import AsJson
 
 __all__ = ["add_to"]
 
 _bench = typer.Typer(help="Measure on this machine: seconds, bytes, errors.", no_args_is_help=True)
+_verify = typer.Typer(help="Verify on your own model what a change costs.", no_args_is_help=True)
 _fit = typer.Typer(help="Fit an approximation and certify its error.", no_args_is_help=True)
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")]
@@ -22,6 +23,7 @@ Repeats = Annotated[int, typer.Option(help="Alternating repeats; medians count."
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
     app.add_typer(_bench, name="bench")
+    app.add_typer(_verify, name="verify")
     app.add_typer(_fit, name="fit")
 
 
@@ -39,6 +41,36 @@ def bench_activation(
 
     found = measure(elements=elements, dtypes=dtype or ("float32", "bfloat16"), repeats=repeats, device=device)
     show(Door(as_json), found.report(), out=out, name="activation")
+
+
+@_verify.command("activation")
+def verify_activation(
+    model: Annotated[str, typer.Argument(help="A folder or a hub name.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Text like the training text, a passage a line. Default: the corpus.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
+    max_texts: Annotated[int, typer.Option(help="Texts used.")] = 64,
+    variants: Annotated[str, typer.Option(help="GELUs to try, separated by commas.")] = "none,tanh,sigmoid",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Swap GELU's variants in a loaded model: logits, loss and layers under each, and which it was trained with."""
+    from jieyue.data.corpora import heldout_path
+    from jieyue.data.readers import read_questions
+    from jieyue.hf.activation_check import text_batches
+    from jieyue.hf.activation_check import verify_activation as verify
+    from jieyue.hf.loading import head_of, load
+
+    loaded, tokenizer = load(model, head_of(model))
+    if text is None:
+        texts = [question.passages[0].text for question in read_questions(heldout_path())[0]]
+    else:
+        texts = read_text(text).splitlines()
+    texts = list(dict.fromkeys(line for line in texts if line.strip()))[:max_texts]
+    batches = text_batches(loaded, tokenizer, texts, rows=rows, max_tokens=max_tokens)
+    show(Door(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
 
 
 @_fit.command("gelu")

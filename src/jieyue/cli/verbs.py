@@ -14,7 +14,7 @@ import typer
 from jieyue.budget import parse_seconds
 from jieyue.errors import InputError
 
-from .console import Door, show
+from .console import Door, decoded, read_text, show
 from .options import (
     AsJson,
     BatchSize,
@@ -222,11 +222,11 @@ def read(
     """Answer a question from passages: text, files or standard input."""
     from jieyue import run
 
-    passages = [*(text or ()), *(_passage(path) for path in file or ())]
+    passages = [*(text or ()), *(read_text(path) for path in file or ())]
     if not passages:
         if sys.stdin.isatty():
             raise InputError("read: found no passage, expected --text, --file or a passage on standard input")
-        passages = [_decoded(sys.stdin.buffer.read(), "standard input")]
+        passages = [decoded(sys.stdin.buffer.read(), "standard input")]
     answer = run.read(folder, question, passages)
     if as_json:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
@@ -238,20 +238,6 @@ def read(
     door.say(answer["answer"])
     where = f"passage {answer['passage'] + 1}, " if len(passages) > 1 else ""
     door.say(f"  {where}characters {answer['start']}–{answer['end']}, confidence {answer['confidence']:.2f}")
-
-
-def _passage(path: Path) -> str:
-    try:
-        return _decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"--file {path}: {error.strerror}") from error
-
-
-def _decoded(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 (byte {error.start}); expected UTF-8 text") from error
 
 
 def _settings(model: str, own_data: bool, answer_slots: int | None, window_tokens: int | None, seed: int) -> Any:
