@@ -39,7 +39,9 @@ def test_pairs_and_offsets(tokenizer):
     assert set(row) == {"input_ids", "attention_mask", "offset_mapping"}
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert tokens[0] == "[CLS]" and tokens.count("[SEP]") == 2 and tokens[-1] == "[SEP]"
-    found = "".join(text[a:b] for (a, b), sequence in zip(row["offset_mapping"], row.sequence_ids(), strict=True) if sequence == 0)
+    found = "".join(
+        text[a:b] for (a, b), sequence in zip(row["offset_mapping"], row.sequence_ids(), strict=True) if sequence == 0
+    )
     assert found == text.replace(" ", "")
 
 
@@ -91,7 +93,9 @@ def test_case():
 
 def test_vocabulary_file(tmp_path):
     path = tmp_path / "vocab.txt"
-    path.write_bytes("\ufeff".encode() + "\r\n".join([*SPECIAL_TOKENS.values(), "你", "好", "a", "##b"]).encode() + b"\r\n")
+    path.write_bytes(
+        "\ufeff".encode() + "\r\n".join([*SPECIAL_TOKENS.values(), "你", "好", "a", "##b"]).encode() + b"\r\n"
+    )
     assert read_vocabulary(path)[-4:] == ["你", "好", "a", "##b"]
     assert make_tokenizer(path).tokenize("你好 ab") == ["你", "好", "a", "##b"]
     path.write_text("a\nb\n", encoding="utf-8")

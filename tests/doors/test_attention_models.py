@@ -1,42 +1,23 @@
 """A pattern inside transformers' models equals the same model under a dense additive mask, padding and gradients included."""
 
+import copy
+
 import pytest
 import torch
-import transformers
+from attention_models import MODELS, inputs, make, twins
+from transformers import masking_utils
 
+import jieyue
 from jieyue.attention import parse
+<<<<<<< HEAD
 from jieyue.hf.attention import attention_of as layers_of
 from jieyue.hf.attention import remove_attention, use_attention
+=======
+from jieyue.hf.attention import attention_of
+from jieyue.hf.masks import padding_only
+>>>>>>> hfattn
 
-SMALL = {"vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-PAD = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-GROUPED = SMALL | {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
-
-# name -> (configuration class, its settings, auto class, is causal)
-MODELS = {
-    "bert": ("BertConfig", SMALL | {"num_hidden_layers": 2}, "AutoModelForMaskedLM", False),
-    "albert": ("AlbertConfig", SMALL | {"num_hidden_layers": 2, "embedding_size": 16}, "AutoModelForMaskedLM", False),
-    "roberta": ("RobertaConfig", SMALL | {"num_hidden_layers": 2, "max_position_embeddings": 130}, "AutoModelForMaskedLM", False),
-    "modernbert": ("ModernBertConfig", SMALL | PAD | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2,
-                   "cls_token_id": 1, "sep_token_id": 2}, "AutoModelForMaskedLM", False),
-    "gpt2": ("GPT2Config", {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128} | PAD, "AutoModelForCausalLM", True),
-    "llama": ("LlamaConfig", GROUPED | PAD, "AutoModelForCausalLM", True),
-    "qwen3": ("Qwen3Config", GROUPED | PAD, "AutoModelForCausalLM", True),
-    "mistral": ("MistralConfig", GROUPED | PAD | {"sliding_window": None}, "AutoModelForCausalLM", True),
-}  # fmt: skip
-
-
-def make(name, **more):
-    kind, settings, auto, _ = MODELS[name]
-    config = getattr(transformers, kind)(**settings | more)
-    return getattr(transformers, auto).from_config(config, attn_implementation="sdpa").double().eval()
-
-
-def inputs(length=37):
-    ids = torch.randint(3, 40, (2, length))
-    mask = torch.ones(2, length, dtype=torch.long)
-    mask[1, length - 9 :] = 0
-    return ids, mask
+PATTERNS = {"bert": "local(5)", "gpt2": "local(4)+atrous(3)", "llama": "atrous(5)", "roberta": "local(2, step=3)"}
 
 
 def dense_mask(pattern, mask, causal):
@@ -47,160 +28,213 @@ def dense_mask(pattern, mask, causal):
     return torch.zeros(sees.shape, dtype=torch.float64).masked_fill(~sees, -1e30)
 
 
-@pytest.mark.parametrize("pattern", ["sparse(6)"])
-@pytest.mark.parametrize("name", MODELS)
-def test_equals_the_dense_mask(name, pattern):
-    model, twin = make(name), make(name)
-    twin.load_state_dict(model.state_dict())
-    causal = MODELS[name][3]
-    ids, mask = inputs()
-    given = use_attention(model, pattern)
-    assert set(given.values()) == {str(parse(pattern))}
-    out = model(input_ids=ids, attention_mask=mask).logits
-    expected = twin(input_ids=ids, attention_mask=dense_mask(pattern, mask, causal)).logits
-    real = mask.bool()
-    assert torch.allclose(out[real], expected[real], atol=1e-11)
-    out[real].square().sum().backward()
-    expected[real].square().sum().backward()
+def assert_equal_gradients(model, twin):
     for (key, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
         if q.grad is not None:
             assert torch.allclose(p.grad, q.grad, atol=1e-9), key
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "bart"])
+def test_equals_the_dense_mask(name):
+    pattern = PATTERNS.get(name, "sparse(6)")
+    model, twin = twins(name)
+    ids, mask = inputs()
+    given = jieyue.use(model, attention=pattern)
+    assert set(given.values()) == {pattern}
+    out = model(input_ids=ids, attention_mask=mask).logits
+    expected = twin(input_ids=ids, attention_mask=dense_mask(pattern, mask, MODELS[name][3])).logits
+    real = mask.bool()
+    assert torch.allclose(out[real], expected[real], atol=1e-11)
+    out[real].square().sum().backward()
+    expected[real].square().sum().backward()
+    assert_equal_gradients(model, twin)
+
+
+def test_bart_gets_patterns_on_both_sides_and_keeps_cross_attention_full():
+    model, twin = twins("bart")
+    given = jieyue.use(model, attention="local(3)")
+    assert [name.split(".")[1] for name in given] == ["encoder"] * 2 + ["decoder"] * 2
+    assert not any("encoder_attn" in name for name in given)
+    ids, mask = inputs(23)
+    targets, seen = inputs(17)
+    model.config.use_cache = twin.config.use_cache = False
+    out = model(ids, attention_mask=mask, decoder_input_ids=targets, decoder_attention_mask=seen).logits
+    hidden = twin.model.encoder(ids, attention_mask=dense_mask("local(3)", mask, False))
+    expected = twin(
+        encoder_outputs=hidden,
+        attention_mask=mask,
+        decoder_input_ids=targets,
+        decoder_attention_mask=dense_mask("local(3)", seen, True),
+    ).logits
+    real = seen.bool()
+    assert torch.allclose(out[real], expected[real], atol=1e-11)
+    out[real].square().sum().backward()
+    expected[real].square().sum().backward()
+    assert_equal_gradients(model, twin)
+
+
 def test_the_pattern_matters():
     """The broken twin: another pattern gives other logits."""
-    model, twin = make("bert"), make("bert")
-    twin.load_state_dict(model.state_dict())
+    model, twin = twins("bert")
     ids, mask = inputs()
-    use_attention(model, "local(5)")
+    jieyue.use(model, attention="local(5)")
     out = model(input_ids=ids, attention_mask=mask).logits
-    assert not torch.allclose(
-        out, twin(input_ids=ids, attention_mask=dense_mask("local(6)", mask, False)).logits, atol=1e-6
-    )
+    other = twin(input_ids=ids, attention_mask=dense_mask("local(6)", mask, False)).logits
+    assert not torch.allclose(out, other, atol=1e-6)
 
 
-def test_a_list_is_tiled_over_the_layers():
-    model, twin = make("bert", num_hidden_layers=3), make("bert", num_hidden_layers=3)
-    given = use_attention(model, "local(3),atrous(4)")
+def test_a_list_is_tiled_over_the_layers_and_taken_off():
+    model, twin = twins("bert", num_hidden_layers=3)
+    given = jieyue.use(model, attention="local(3),atrous(4)")
     assert list(given.values()) == ["local(3)", "atrous(4)", "local(3)"]
-    assert layers_of(model) == given
+    assert attention_of(model) == given
     ids, mask = inputs()
-    assert torch.isfinite(model(input_ids=ids, attention_mask=mask).logits).all()
-    remove_attention(model)
-    twin.load_state_dict(model.state_dict())
-    twin.set_attn_implementation("sdpa")
-    assert layers_of(model) == {}
-    assert torch.equal(model(input_ids=ids).logits, twin(input_ids=ids).logits)
+    out = model(input_ids=ids, attention_mask=mask).logits
+    plain = twin(input_ids=ids, attention_mask=mask).logits
+    assert not torch.allclose(out, plain, atol=1e-6)
+    assert jieyue.use(model, attention=None) == {}
+    assert attention_of(model) == {}
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)
 
 
-def test_layers_with_a_window_keep_it():
-    model = make(
-        "modernbert",
-        num_hidden_layers=3,
-        layer_types=["full_attention", "sliding_attention", "full_attention"],
-        local_attention=8,
-    )
-    twin = make(
-        "modernbert",
-        num_hidden_layers=3,
-        layer_types=["full_attention", "sliding_attention", "full_attention"],
-        local_attention=8,
-    )
-    twin.load_state_dict(model.state_dict())
-    assert list(use_attention(model, "full()").values()) == ["full()", "local(4)", "full()"]
+def test_a_copied_model_has_its_own_attention():
+    model = make("gpt2")
+    jieyue.use(model, attention="local(3)")
+    other = copy.deepcopy(model)
+    jieyue.use(model, attention=None)
+    ids, mask = inputs(9)
+    assert set(attention_of(other).values()) == {"local(3)"} and not attention_of(model)
+    found = other.generate(ids, attention_mask=mask, max_new_tokens=2, return_dict_in_generate=True)
+    assert type(found.past_key_values).__name__ == "StateCache"
+
+
+def test_layers_with_a_window_keep_it_unless_named():
+    layers = {
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "local_attention": 8,
+    }
+    model, twin = twins("modernbert", **layers)
+    assert list(jieyue.use(model, attention="full()").values()) == ["full()", "local(4)", "full()"]
     ids, mask = inputs()
     real = mask.bool()
-    assert torch.allclose(
-        model(ids, attention_mask=mask).logits[real], twin(ids, attention_mask=mask).logits[real], atol=1e-11
-    )
+    expected = twin(ids, attention_mask=mask).logits
+    assert torch.allclose(model(ids, attention_mask=mask).logits[real], expected[real], atol=1e-11)
+    given = jieyue.use(model, attention="full(),local(7)")
+    assert list(given.values()) == ["full()", "local(7)", "full()"]
 
 
 def test_mistral_keeps_its_window():
-    model, twin = make("mistral", sliding_window=6), make("mistral", sliding_window=6)
-    twin.load_state_dict(model.state_dict())
-    assert set(use_attention(model, "full()").values()) == {"local(5)"}
+    model, twin = twins("mistral", sliding_window=6)
+    assert set(jieyue.use(model, attention="full()").values()) == {"local(5)"}
     ids, mask = inputs()
     real = mask.bool()
     ours, theirs = model(ids, attention_mask=mask).logits, twin(ids, attention_mask=mask).logits
     assert torch.allclose(ours[real], theirs[real], atol=1e-11)
 
 
-def test_bart_keeps_cross_attention_full():
-    config = transformers.BartConfig(vocab_size=40, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, forced_eos_token_id=None)  # fmt: skip
-    model = transformers.BartForConditionalGeneration._from_config(config, attn_implementation="eager").double().eval()
-    ids, mask = inputs(23)
-    targets = torch.randint(3, 40, (2, 11))
-    expected = model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits
-    given = use_attention(model, "full()")
-    assert len(given) == 4
-    assert torch.allclose(
-        model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits, expected, atol=1e-11
-    )
-    use_attention(model, "local(2)")
-    changed = model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits
-    assert not torch.allclose(changed, expected, atol=1e-6)
+@pytest.mark.parametrize("attention", ["linear(elu)", "linear(softmax)", "linear(elu),local(4)"])
+def test_linear_maps_train_and_never_see_padding(attention):
+    """What lies behind the padding changes neither logits nor gradients."""
+    model = make("bert", attention_probs_dropout_prob=0.0)
+    jieyue.use(model, attention=attention)
+    ids, mask = inputs()
+    found = []
+    for other in (ids, ids.where(mask.bool(), torch.randint(3, 40, ids.shape))):
+        model.zero_grad()
+        out = model(other, attention_mask=mask).logits[mask.bool()]
+        out.square().sum().backward()
+        query = model.bert.encoder.layer[0].attention.self.query.weight
+        found.append((out.detach(), query.grad.clone()))
+    assert found[0][1].abs().max() > 0
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, atol=1e-12)
 
 
 def test_training_under_checkpointing_and_dropout():
     """Recomputation draws the same dropout: gradients with and without checkpointing agree."""
     found = []
-    for checkpointing in (False, True):
+    for name, checkpointing in (("bert", False), ("bert", True), ("gpt2", False), ("gpt2", True)):
         torch.manual_seed(3)
-        model = make("bert", attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.1)
-        use_attention(model, "sparse(4)")
-        model.train()
+        drop = {"attention_probs_dropout_prob": 0.3} if name == "bert" else {"attn_pdrop": 0.3}
+        model = make(name, **drop).train()
+        jieyue.use(model, attention="sparse(4)")
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
         torch.manual_seed(4)
         ids, mask = inputs()
         model(input_ids=ids, attention_mask=mask).logits.square().sum().backward()
-        found.append(model.bert.embeddings.word_embeddings.weight.grad)
-    assert torch.equal(*found)
+        found.append(model.get_input_embeddings().weight.grad)
+    assert torch.equal(*found[:2]) and torch.equal(*found[2:])
 
 
-def test_dropout_can_be_overridden():
+def test_dropout_is_the_models_unless_overridden():
     model = make("bert", attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.0)
-    use_attention(model, "local(4)", dropout=0.0)
     ids, mask = inputs()
+    for dropout, same in ((None, False), (0.0, True), (0.2, False)):
+        jieyue.use(model, attention="local(4)", dropout=dropout)
+        model.train()
+        assert torch.equal(model(ids, mask).logits, model(ids, mask).logits) is same
+        model.eval()
+        assert torch.equal(model(ids, mask).logits, model(ids, mask).logits)
+
+
+def test_a_compiled_model_needs_no_graph_break():
+    model = make("llama", num_hidden_layers=1)
+    jieyue.use(model, attention="sparse(4)")
     model.train()
-    assert torch.equal(model(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+    ids, mask = inputs(12)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    grads = []
+    for call in (compiled, model):
+        model.zero_grad()
+        out = call(ids, attention_mask=mask).logits
+        out.square().sum().backward()
+        grads.append((out.detach(), model.get_input_embeddings().weight.grad.clone()))
+    for one, two in zip(*grads, strict=True):
+        assert torch.allclose(one, two, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("call", "found"),
-    [
-        (lambda m, ids, mask: m(ids, attention_mask=dense_mask("local(2)", mask, False)), "four-dimensional"),
-        (lambda m, ids, mask: use_attention(m, "lokal(3)"), r"local"),
-        (lambda m, ids, mask: use_attention(m, "local(3)", dropout=1.5), r"0 <= dropout < 1"),
-    ],
-)
-def test_what_cannot_be_honoured_is_refused(call, found):
-    model = make("bert")
-    use_attention(model, "local(3)")
-    with pytest.raises(ValueError, match=found):
-        call(model, *inputs())
+def test_masks_are_two_dimensional_and_only_of_known_kinds():
+    kept = torch.tensor([[True, True, False]])
+    for known in (masking_utils.causal_mask_function, masking_utils.sliding_window_causal_mask_function(4)):
+        assert padding_only(1, 3, 3, mask_function=known, attention_mask=kept).tolist() == kept.tolist()
+        assert padding_only(1, 3, 3, mask_function=known, attention_mask=kept | True) is None
+    packed = masking_utils.packed_sequence_mask_function(torch.zeros(1, 3))
+    for odd in (
+        masking_utils.and_masks(masking_utils.causal_mask_function, packed),
+        masking_utils.or_masks(masking_utils.causal_mask_function, packed),
+        masking_utils.chunked_causal_mask_function(2, torch.zeros(1)),
+        lambda *_: True,
+    ):
+        with pytest.raises(ValueError, match=r"the model asks for a mask \("):
+            padding_only(1, 3, 3, mask_function=odd, attention_mask=kept)
 
 
-def test_albert_refuses_a_list():
-    with pytest.raises(ValueError, match="share one module"):
-        use_attention(make("albert"), "local(3),atrous(4)")
+def _train_one_rank(rank, folder):
+    """A row to each of two processes; the first writes its gradients."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(3)
+    model = make("gpt2", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0).train()
+    jieyue.use(model, attention="sparse(4),linear(elu)")
+    ids, mask = inputs()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    wrapped(ids[rank : rank + 1], attention_mask=mask[rank : rank + 1]).logits.square().sum().backward()
+    if rank == 0:
+        torch.save({name: 2 * p.grad for name, p in model.named_parameters()}, f"{folder}/gradients.pt")
+    torch.distributed.destroy_process_group()
 
 
-def test_models_outside_the_interface_are_refused():
-    config = transformers.RoFormerConfig(**SMALL, num_hidden_layers=1)
-    with pytest.raises(ValueError, match="outside transformers' attention interface"):
-        use_attention(transformers.RoFormerForMaskedLM(config), "local(3)")
-
-
-def test_soft_caps_are_refused():
-    config = transformers.Gemma2Config(**GROUPED)
-    with pytest.raises(ValueError, match="caps its logits"):
-        use_attention(transformers.Gemma2ForCausalLM(config), "local(3)")
-
-
-def test_packed_documents_are_refused():
-    model = make("llama")
-    use_attention(model, "local(3)")
-    with pytest.raises(ValueError, match="mask"):
-        model(torch.randint(3, 40, (1, 8)), position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]), use_cache=False)
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    torch.multiprocessing.spawn(_train_one_rank, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(3)
+    model = make("gpt2", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0).train()
+    jieyue.use(model, attention="sparse(4),linear(elu)")
+    ids, mask = inputs()
+    model(ids, attention_mask=mask).logits.square().sum().backward()
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for name, p in model.named_parameters():
+        assert torch.allclose(found[name], p.grad, atol=1e-8), name

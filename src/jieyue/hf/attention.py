@@ -40,6 +40,7 @@ PREFIX = "jieyue:"
 FIELD = "jieyue_attention"  # the key of config.json that `load` reads back
 DROPOUT_FIELD = "jieyue_attention_dropout"
 _HANDLE = "jieyue_proof"
+_BEFORE = "jieyue_attention_before"
 _CROSS = ("crossattention", "cross_attn", "encoder_attn", "encdecattention", "cross_attention")
 _NOT_HONOURED = (
     "softcap", "s_aux", "sinks", "position_bias", "attention_bias", "alibi", "head_mask", "score_mod", "mask_mod", "block_mask",
@@ -94,6 +95,8 @@ def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None
         vars(module)[SLOT] = given[name]
         if _HANDLE not in vars(module):
             vars(module)[_HANDLE] = module.register_forward_hook(_prove)
+    if not str(model.config._attn_implementation).startswith(PREFIX):
+        vars(model)[_BEFORE] = model.config._attn_implementation
     model.set_attn_implementation(register_attention(text))
     _tell_configs(model, text, dropout)
     open_doors(model)
@@ -107,7 +110,9 @@ def restore_attention(model: Any) -> dict[str, str]:
 
 
 def remove_attention(model: Any) -> None:
-    """Takes it off: transformers' SDPA attention again, and nothing of ours in model or configuration."""
+    """Takes it off: the attention that the model had before, and nothing of ours in model or configuration."""
+    if not attention_of(model) and not getattr(model.config, FIELD, None):
+        return
     close_doors(model)
     for _, module in attention_modules(model):
         vars(module).pop(SLOT, None)
@@ -117,7 +122,7 @@ def remove_attention(model: Any) -> None:
     for config in _configs(model.config):
         for key in (FIELD, DROPOUT_FIELD, "attn_implementation"):
             vars(config).pop(key, None)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(vars(model).pop(_BEFORE, "sdpa" if model._supports_sdpa else "eager"))
 
 
 def attention_of(model: nn.Module) -> dict[str, str]:

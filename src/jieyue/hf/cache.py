@@ -182,21 +182,25 @@ def open_doors(model: Any) -> None:
     """Lets ``generate()`` and direct calls of the model build our cache, and refuse any other."""
     close_doors(model)
     inside = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    handles = [part.register_forward_pre_hook(_refuse_matrices, with_kwargs=True) for part in inside]
-    stacks = [part for part in inside if "past_key_values" in _parameters(part) and any(_remembering(part))]
-    for stack in stacks:
+    decoders = [part for part in inside if any(_remembering(part))]
+    stacks = [part for part in decoders if "past_key_values" in _parameters(part)]
+    for part in inside:
+        vars(part)[_DOORS] = [part.register_forward_pre_hook(_refuse_matrices, with_kwargs=True)]
+    for part in decoders:
+        if hasattr(part, "_prepare_cache_for_generation"):
+            part._prepare_cache_for_generation = functools.partial(_prepare_cache, part)
+    for stack in stacks:  # the innermost: the one that would make a cache of its own
         if not any(other in stack.modules() for other in stacks if other is not stack):
-            handles.append(stack.register_forward_pre_hook(_CacheDoor(_parameters(stack)), with_kwargs=True))
-    vars(model)[_DOORS] = handles
-    if stacks and hasattr(model, "_prepare_cache_for_generation"):
-        model._prepare_cache_for_generation = functools.partial(_prepare_cache, model)
+            door = _CacheDoor(_parameters(stack))
+            vars(stack)[_DOORS].append(stack.register_forward_pre_hook(door, with_kwargs=True))
 
 
 def close_doors(model: Any) -> None:
     """Undoes ``open_doors``."""
-    for handle in vars(model).pop(_DOORS, []):
-        handle.remove()
-    vars(model).pop("_prepare_cache_for_generation", None)
+    for part in model.modules():
+        for handle in vars(part).pop(_DOORS, []):
+            handle.remove()
+            vars(part).pop("_prepare_cache_for_generation", None)
 
 
 def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -238,7 +242,8 @@ class _CacheDoor:
             return None
         asked = given.get("use_cache")
         forgetful = stack.training and (asked is None or getattr(stack, "gradient_checkpointing", False))
-        if (stack.config.use_cache if asked is None else asked) and not forgetful:
+        wanted = getattr(stack.config, "use_cache", False) if asked is None else asked
+        if wanted and not forgetful and given.get("is_causal", getattr(stack.config, "is_causal", True)) is not False:
             _refuse_packed(stack, given)
             cross = stack.config.is_encoder_decoder or given.get("encoder_hidden_states") is not None
             given |= {"past_key_values": _new_cache(stack, cross=cross), "use_cache": True}

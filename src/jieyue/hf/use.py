@@ -11,7 +11,7 @@ from jieyue.attention import Pattern
 from jieyue.errors import InputError
 
 from .activations import use_gelu
-from .attention import FIELD, attention_of, remove_attention, use_attention
+from .attention import FIELD, remove_attention, use_attention
 
 __all__ = ["use"]
 
@@ -42,6 +42,7 @@ def use(
     if attention is ... and gelu is ... and dropout is None:
         raise InputError("use(model): found nothing to do, expected attention=..., gelu=... or dropout=...")
     given: dict[str, str] = {}
+    before = getattr(getattr(model, "config", None), FIELD, None) or ""
     if attention is None:
         if dropout is not None:
             raise InputError(
@@ -49,16 +50,15 @@ def use(
             )
         remove_attention(model)
     elif attention is not ... or dropout is not None:
-        text = getattr(model.config, FIELD, None) if attention is ... else attention
-        if text is None or (attention is ... and not attention_of(model)):
+        if attention is ... and not before:
             raise InputError(
                 f"use(dropout={dropout}): the model has no attention of ours, expected attention=... as well"
             )
-        before = getattr(model.config, FIELD, None) or ""
+        text = before if attention is ... else str(attention)
         given |= use_attention(model, text, dropout=dropout)
-        if "linear(" in str(text) and "linear(" not in before and vars(model).get("name_or_path"):
+        if "linear(" in text and "linear(" not in before and vars(model).get("name_or_path"):
             warnings.warn(
-                f"use(attention={str(text)!r}): this model was trained with softmax attention. Under a linear map its weights are "
+                f"use(attention={text!r}): this model was trained with softmax attention. Under a linear map its weights are "
                 "nearly uniform until it is trained again; `jieyue verify attention` measures their entropy and the loss",
                 stacklevel=2,
             )
