@@ -9,13 +9,8 @@ from transformers import masking_utils
 
 import jieyue
 from jieyue.attention import parse
-<<<<<<< HEAD
-from jieyue.hf.attention import attention_of as layers_of
-from jieyue.hf.attention import remove_attention, use_attention
-=======
 from jieyue.hf.attention import attention_of
 from jieyue.hf.masks import padding_only
->>>>>>> hfattn
 
 PATTERNS = {"bert": "local(5)", "gpt2": "local(4)+atrous(3)", "llama": "atrous(5)", "roberta": "local(2, step=3)"}
 
