@@ -141,10 +141,17 @@ class _Scalars(TorchDispatchMode):
 class _Tracker(MemTracker):
     """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
 
-    def _ignore(self, *_: Any) -> None:
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
         return
 
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
+    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        return
+
+    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None:
+        return
+
+    def _post_bw_hook(self, module: nn.Module, args: Any) -> None:
+        return
 
     def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
         """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""
