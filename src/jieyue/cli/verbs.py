@@ -17,6 +17,7 @@ from jieyue.errors import InputError
 from .console import Door, decoded, read_text, show
 from .options import (
     AsJson,
+    Attention,
     BatchSize,
     BudgetText,
     Checkpointing,
@@ -82,6 +83,7 @@ def train_read(
     save_steps: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 200,
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
+    attention: Attention = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")
@@ -113,6 +115,7 @@ def train_read(
         questions=questions,
         skip_bad=skip_bad,
         new_head=new_head,
+        attention=attention,
     )
     report = run.train(
         materials,
@@ -146,6 +149,7 @@ def plan_read(
     checkpointing: Checkpointing = None,
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
+    attention: Attention = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -161,6 +165,7 @@ def plan_read(
         questions=questions,
         skip_bad=skip_bad,
         new_head=new_head,
+        attention=attention,
     )
     course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
     report = run.plan(materials, budget=budget, course=course, device=device)

@@ -91,7 +91,9 @@ def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
             module.weight.normal_(std=DEVIATION, generator=generator)
     if start == "normal":
         return
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "v_proj") and hasattr(module, "o_proj")]
+    layers: list[Any] = [
+        module for module in model.modules() if hasattr(module, "v_proj") and hasattr(module, "o_proj")
+    ]
     if not layers or any(layer.v_proj.weight.shape != layer.o_proj.weight.T.shape for layer in layers):
         found = f"{len(layers)} layers with v_proj and o_proj" + (" of other shapes" if layers else "")
         raise InputError(message(f"start={start!r}", found, "value and output projections of transposed shapes"))

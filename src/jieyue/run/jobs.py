@@ -20,12 +20,13 @@ from jieyue.report import Report, model_card, write_whole
 
 from .judging import Judged, dozen, judge, tell_speed
 from .models import open_model
-from .planned import Planned, measure, plan_for, savings
+from .planned import Planned, against_length, measure, plan_for, savings
 from .sources import SHIPPED, open_sources, read_training
 from .story import (
     tell_counts,
     tell_data,
     tell_examples,
+    tell_lengths,
     tell_memory,
     tell_quality,
     tell_savings,
@@ -128,6 +129,8 @@ def train(
     tell_training(report, trained.losses, trained.curve, trained.facts)
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
     tell_savings(report, gained)
+    if materials.attention is not None:
+        tell_lengths(report, against_length(prepared, planned, materials.attention))
     tell_data(report, prepared.sources, prepared.counts)
     resolved = {
         **asdict(course),

@@ -17,6 +17,7 @@ __all__ = [
     "tell_counts",
     "tell_data",
     "tell_examples",
+    "tell_lengths",
     "tell_memory",
     "tell_quality",
     "tell_savings",
@@ -196,6 +197,23 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
     section.picture(Picture.bars("What the predicted peak is made of", parts, value=("memory", "bytes")))
     if plan.rejected:
         section.table(["setting", "why not"], [list(row) for row in plan.rejected], title="Rejected")
+
+
+def tell_lengths(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The pattern against full attention at growing lengths: a table and two pictures."""
+    section = report.section("The pattern against full attention")
+    columns: list[str | tuple[str, str]] = ["tokens", "attention", ("peak", "bytes"), ("seconds", "seconds"), "how"]
+    table = [[row["length"], row["attention"], row["peak_bytes"], row["seconds"], row["how"]] for row in rows]
+    section.table(columns, table, note="One update of one row of that length, everything included.")
+    for key, title, unit in (
+        ("peak_bytes", "Peak of one update", "bytes"),
+        ("seconds", "Seconds of one update", "seconds"),
+    ):
+        curves: dict[str, dict[int, float]] = {}
+        for row in rows:
+            if row[key] is not None:
+                curves.setdefault(row["attention"], {})[row["length"]] = row[key]
+        section.picture(Picture.lines(title, curves, x="tokens", y=(title.split()[0].lower(), unit), log="xy"))
 
 
 def tell_savings(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
