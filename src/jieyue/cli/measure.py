@@ -27,6 +27,24 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(_fit, name="fit")
 
 
+@_bench.command("attention")
+def bench_attention(
+    parts: Annotated[
+        str, typer.Option(help="Some of long, shares, small, rivals, curves.")
+    ] = "long,shares,small,rivals,curves",
+    repeats: Repeats = 5,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Patterns beside the dense flash kernel and the rivals: share of its rate, seconds and peak memory against length."""
+    from jieyue.bench.attention import bench_attention as measure
+
+    door = Door(as_json)
+    found = measure(parts=parts.split(","), repeats=repeats, device=device, say=door.say)
+    show(door, found.report(), out=out, name="attention")
+
+
 @_bench.command("activation")
 def bench_activation(
     elements: Annotated[int, typer.Option(help="Inputs per call.")] = 2**22,
