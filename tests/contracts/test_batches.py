@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jieyue.data.batch import collate, effective_batches
+from jieyue.data.batch import POOL, collate, effective_batches
 from jieyue.errors import InputError
 
 
@@ -34,12 +34,20 @@ def test_seeds_differ():
     assert a != b
 
 
-def test_longest_first_within_a_batch_only():
-    lengths = numpy.random.default_rng(0).integers(1, 100, 64)
-    sized = effective_batches(lengths, 16, epochs=1)
-    for batch, plain in zip(sized, effective_batches(64, 16, epochs=1), strict=True):
-        assert sorted(batch) == sorted(plain)
-        assert (numpy.diff(lengths[batch]) <= 0).all()
+def test_rows_of_like_length_share_a_batch_and_stay_in_their_pool():
+    lengths = numpy.random.default_rng(0).integers(1, 100, 16 * POOL * 2 + 5)
+    sized, plain = effective_batches(lengths, 16, epochs=1), effective_batches(len(lengths), 16, epochs=1)
+    for first in range(0, len(sized), POOL):
+        pool = slice(first, first + POOL)
+        assert sorted(numpy.concatenate(sized[pool])) == sorted(numpy.concatenate(plain[pool]))
+    assert [len(batch) for batch in sized] == [len(batch) for batch in plain]
+    assert all((numpy.diff(lengths[batch]) <= 0).all() for batch in sized)
+
+    def padded(batches):
+        return sum(lengths[batch].max() * len(batch) for batch in batches)
+
+    assert padded(sized) < 1.15 * lengths.sum() < padded(plain)
+    assert [batch[0] for batch in sized] != sorted((batch[0] for batch in sized), key=lambda row: -lengths[row])
 
 
 def test_curriculum_holds_to_the_step():

@@ -30,7 +30,7 @@ def jieyue(*arguments, stdin=None, cwd=None):
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
         patch.setattr(sys, "stdin", given)
-        patch.setattr("jieyue.cli.fix_malloc_threshold", lambda: True)
+        patch.setattr("jieyue.run.jobs.fix_malloc_threshold", lambda: True)
         if cwd is not None:
             patch.chdir(cwd)
         with pytest.raises(SystemExit) as ended:

@@ -10,7 +10,6 @@ import typer
 
 from jieyue import __version__
 from jieyue.errors import InputError
-from jieyue.machine import fix_malloc_threshold
 
 __all__ = ["build", "main"]
 
@@ -51,7 +50,6 @@ def main() -> None:
     """Runs the command line; a user's mistake is one line on standard error and exit code 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
-    fix_malloc_threshold()
     try:
         build()()
     except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,10 @@ class Door:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process alone prints
+        self.console = Console(
+            stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not self.speaks
+        )
 
     def say(self, line: str) -> None:
         """A sentence for people (standard error when the output is JSON)."""
@@ -36,10 +40,10 @@ class Door:
 
     def fact(self, event: str, **values: Any) -> None:
         """One JSON line for machines; people read it as ``event: a = 1, b = 2``."""
-        if self.as_json:
+        if self.as_json and self.speaks:
             sys.stdout.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
-        else:
+        elif not self.as_json:
             self.say(f"{event}: " + ", ".join(f"{key} = {value}" for key, value in values.items()))
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], event: str | None = None) -> None:

@@ -117,16 +117,22 @@ def train_read(
         new_head=new_head,
         attention=attention,
     )
-    report = run.train(
-        materials,
-        out,
-        budget=budget,
-        course=course,
-        device=device,
-        resume=resume,
-        command=shlex.join(["jieyue", *sys.argv[1:]]),
-        watch=door,
-    )
+    try:
+        report = run.train(
+            materials,
+            out,
+            budget=budget,
+            course=course,
+            device=device,
+            resume=resume,
+            command=shlex.join(["jieyue", *sys.argv[1:]]),
+            watch=door,
+        )
+    except KeyboardInterrupt as stopped:
+        door.say(f"{stopped or 'stopped before the first update'}; the same command with --resume goes on from there")
+        raise typer.Exit(130) from None
+    if not door.speaks:  # another process of the same torchrun reports
+        return
     show(door, report, ("Quality on held-out questions", "Memory"))
     door.fact("saved", model=str(out), report=str(out / "report.html"))
     if not as_json:

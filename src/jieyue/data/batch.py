@@ -18,6 +18,7 @@ from jieyue.errors import InputError, message
 
 __all__ = ["IGNORED", "collate", "effective_batches"]
 
+POOL = 8  # batches within which rows of like length are brought together
 IGNORED = -100  # a label that is not counted, as torch's cross entropy has it
 
 
@@ -52,6 +53,22 @@ def _stages(
     return [*stages, (1.0, everything)]
 
 
+def _alike(batches: list[numpy.ndarray], sizes: numpy.ndarray, seed: int) -> list[numpy.ndarray]:
+    """Rows of like length together: every ``POOL`` batches are sorted as one, cut again, and put in random order.
+
+    Each row stays within its pool, and a batch that is shorter than the others stays the last.
+    """
+    generator, found = numpy.random.default_rng([seed, POOL]), []
+    for first in range(0, len(batches), POOL):
+        pool = batches[first : first + POOL]
+        rows = numpy.concatenate(pool)
+        rows = rows[numpy.argsort(-sizes[rows], kind="stable")]
+        cut = numpy.split(rows, numpy.cumsum([len(batch) for batch in pool])[:-1])
+        whole = len(pool) - (len(pool[-1]) < len(pool[0]))
+        found += [cut[number] for number in generator.permutation(whole)] + cut[whole:]
+    return found
+
+
 def effective_batches(
     lengths: int | Sequence[int],
     effective_batch: int,
@@ -64,8 +81,8 @@ def effective_batches(
 ) -> list[numpy.ndarray]:
     """The rows of every update, in order: a list of index arrays.
 
-    ``lengths``: tokens of each row (within a batch the longest come first, so that pieces waste little padding and a
-    lack of memory shows at once), or just the number of rows. Exactly one of ``steps`` and ``epochs``. Rows are drawn
+    ``lengths``: tokens of each row, or just the number of rows. With lengths, rows that are drawn near one another and are
+    alike in length share a batch (less padding), the longest first, so that a lack of memory shows at once. Exactly one of ``steps`` and ``epochs``. Rows are drawn
     without replacement until all were seen, then anew; batches go on over that border, and with ``epochs`` the last one
     is as short as what remains. ``curriculum``: (share of the steps at which the stage ends, hardest ``difficulty`` allowed)
     in order; after the last stage every row takes part.
@@ -95,7 +112,7 @@ def effective_batches(
         order = numpy.concatenate([next(stream) for _ in range(math.ceil(count / len(rows)))])[:count]
         batches += [order[at : at + effective_batch] for at in range(0, count, effective_batch)]
     if sizes is not None:
-        batches = [batch[numpy.argsort(-sizes[batch], kind="stable")] for batch in batches]
+        batches = _alike(batches, sizes, seed)
     return batches
 
 

@@ -14,7 +14,7 @@ from jieyue.data.findings import overlap
 from jieyue.data.readers import Passage, Question, read_questions
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, read_record
-from jieyue.machine import describe
+from jieyue.machine import describe, fix_malloc_threshold
 from jieyue.recipes import read as reading
 from jieyue.report import Report, model_card, write_whole
 
@@ -103,6 +103,9 @@ def train(
     planned = plan_for(prepared, allowed, course.effective_batch, course.checkpointing)
     clock.lap("planning")
     _say_plan(watch, planned)
+    if planned.tight:
+        watch.say("Little room is left: freed memory goes back to the system at once, which takes up to twice the time")
+        fix_malloc_threshold()
     trained = fit(prepared, planned, course, folder, resume=resume, device=device, watch=watch)
     clock.lap("training")
     if not trained.trainer.is_world_process_zero():

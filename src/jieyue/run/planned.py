@@ -37,6 +37,12 @@ class Planned:
     budget: Budget
     step: TrainingStep
 
+    @property
+    def tight(self) -> bool:
+        """Whether what malloc keeps of freed blocks (up to as much again as the tensors' peak) could break the budget."""
+        cost, allowed = self.plan.predicted, self.budget.memory_bytes
+        return cost is not None and allowed is not None and cost.process_bytes + cost.peak_bytes > allowed
+
 
 def plan_for(prepared: Prepared, budget: Budget, effective_batch: int, checkpointing: bool | None) -> Planned:
     """Chooses by tracing the very objective and optimizer that will run, on rows as long as the longest of the data."""
@@ -73,7 +79,8 @@ def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str,
         "fixed_bytes": None,
         "fixed_how": "resident before a weight was allocated: interpreter, libraries, data",
         "process_bytes": trained.facts["process_peak_bytes"],
-        "process_how": "highest resident set (VmHWM) up to the end of training",
+        "process_how": "highest resident set (VmHWM) up to the end of training"
+        + ("" if planned.tight else "; malloc may keep freed blocks, as the budget leaves room for them"),
     }
 
 

@@ -16,7 +16,7 @@ from jieyue.budget import Plan
 from jieyue.data.batch import collate
 from jieyue.data.curriculum import Curriculum
 from jieyue.errors import InputError
-from jieyue.hf.loading import save
+from jieyue.hf.loading import quiet, save
 from jieyue.hf.presets import PRESETS
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work, make_optimizer, training_arguments
 from jieyue.machine import peak_resident_bytes
@@ -154,9 +154,7 @@ def prepare(materials: Materials, course: Course) -> Prepared:
 def default_settings(model: str, own_data: bool, seed: int = 0) -> reading.ReadSettings:
     """The article's lengths; for a preset on the corpus that ships, ones that fit its short answers and passages."""
     if model in PRESETS and not own_data:
-        return reading.ReadSettings(
-            answer_slots=10, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed
-        )
+        return reading.ReadSettings(answer_slots=8, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed)
     return reading.ReadSettings(seed=seed)
 
 
@@ -171,6 +169,7 @@ def fit(
     watch: Watch = SILENT,
 ) -> Trained:
     """Trains as planned and writes checkpoints under ``folder/checkpoints``; Ctrl-C leaves one that ``resume`` continues."""
+    quiet()
     model = prepared.model.build()
     micro = MicroBatch(planned.plan, mask="attention_mask")
     arguments = _arguments(prepared, course, folder, 1, device)
@@ -257,6 +256,10 @@ def _batches(
     if course.steps is not None:
         return batches(course.steps)
     if course.seconds is not None:
+        if arguments.world_size > 1:
+            raise InputError(
+                "time: found several processes, which would measure different speeds; expected steps or epochs"
+            )
         tried = [prepared.batch(batch) for batch in batches(400)[40::60]]
         micro = MicroBatch(plan, mask="attention_mask")
         rate = seconds_per_position(
