@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -86,7 +87,9 @@ def test_patterns(language, train, heldout):
     kept = {pattern.name for pattern in written if pattern.heldout}
     assert len(written) >= 120 and 0.2 <= len(kept) / len(written) <= 0.25
     assert all(set(pattern.questions) <= {"s", *pattern.kinds} and pattern.questions for pattern in written)
-    assert all(topic.name and len(topic.titles) >= 5 and len(topic.fillers) >= 10 for topic in patterns.read_topics(language))
+    assert all(
+        topic.name and len(topic.titles) >= 5 and len(topic.fillers) >= 10 for topic in patterns.read_topics(language)
+    )
     for corpus, used in ((train, {p.name for p in written} - kept), (heldout, {p.name for p in written})):
         counts = Counter(question["pattern"] for question in questions(corpus, language))
         assert set(counts) <= used and len(counts) > 0.9 * len(used)
@@ -128,7 +131,7 @@ def test_heldout_names_never_stand_in_training_text(train):
     for text in texts(train):
         words = re.findall(r"[\w'-]+", text)
         runs.update(words)
-        runs.update(" ".join(pair) for pair in zip(words, words[1:], strict=False))
+        runs.update(" ".join(pair) for pair in pairwise(words))
         runs.update(" ".join(triple) for triple in zip(words, words[1:], words[2:], strict=False))
     for name, items in divided("en").items():
         assert not [item for item in items[True] if item in runs], name
@@ -157,7 +160,13 @@ def test_options():
     only = compose("train", 0, 50, languages=("zh",), unanswerable=0.0)
     assert {entry["language"] for entry in only["data"]} == {"zh"}
     assert not any(question["is_impossible"] for question in questions(only)) and len(questions(only)) == 50
-    for wrong in ({"split": "test"}, {"num_questions": 0}, {"languages": ("fr",)}, {"unanswerable": 1.5}, {"languages": ()}):
+    for wrong in (
+        {"split": "test"},
+        {"num_questions": 0},
+        {"languages": ("fr",)},
+        {"unanswerable": 1.5},
+        {"languages": ()},
+    ):
         with pytest.raises(InputError, match=next(iter(wrong))):
             compose(**{"num_questions": 5, **wrong})
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from jieyue.data.curriculum import Curriculum, crop, split_sentences
 from jieyue.errors import InputError
 
-sentence = st.sampled_from(["It opens at 9.30.", "他在家。", "Why?", "票价45元！", '"No," she said.', "no end", "a.b", "\n"])
+sentence = st.sampled_from(
+    ["It opens at 9.30.", "他在家。", "Why?", "票价45元！", '"No," she said.', "no end", "a.b", "\n"]
+)
 passage = st.lists(sentence, min_size=1, max_size=8).map(" ".join)
 
 

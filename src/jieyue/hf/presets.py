@@ -91,13 +91,16 @@ def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
             module.weight.normal_(std=DEVIATION, generator=generator)
     if start == "normal":
         return
-    layers = [module for module in model.modules() if hasattr(module, "v_proj") and hasattr(module, "o_proj")]
-    if not layers or any(layer.v_proj.weight.shape != layer.o_proj.weight.T.shape for layer in layers):
-        found = f"{len(layers)} layers with v_proj and o_proj" + (" of other shapes" if layers else "")
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for module in model.modules():
+        value, output = getattr(module, "v_proj", None), getattr(module, "o_proj", None)
+        if isinstance(value, nn.Linear) and isinstance(output, nn.Linear):
+            pairs.append((value.weight, output.weight))
+    if not pairs or any(v_weight.shape != o_weight.T.shape for v_weight, o_weight in pairs):
+        found = f"{len(pairs)} layers with v_proj and o_proj" + (" of other shapes" if pairs else "")
         raise InputError(message(f"start={start!r}", found, "value and output projections of transposed shapes"))
-    for layer in layers:
-        value = layer.v_proj.weight
-        q = torch.empty(value.shape, dtype=torch.float32)
+    for v_weight, o_weight in pairs:
+        q = torch.empty(v_weight.shape, dtype=torch.float32)
         nn.init.orthogonal_(q, generator=generator)
-        value.copy_(GAIN * q)
-        layer.o_proj.weight.copy_(GAIN * q.T)
+        v_weight.copy_(GAIN * q)
+        o_weight.copy_(GAIN * q.T)
