@@ -25,7 +25,7 @@ def learn_pieces(word_counts: Mapping[str, int], num_pieces: int, min_count: int
     Stops early when no pair occurs ``min_count`` times. Cost: every join visits the words that hold its pair.
 
     >>> learn_pieces({"ashton": 5, "ashford": 3, "ton": 1}, 4)
-    ['as', 'ash', '##on', '##ton']
+    ['##sh', 'ash', '##on', '##ton']
     """
     words = sorted(word_counts)
     split = [[word[0], *(f"##{char}" for char in word[1:])] for word in words]
