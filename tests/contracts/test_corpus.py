@@ -1,10 +1,10 @@
 """The corpus that ships: every number the card states, counted."""
 
 import copy
-import itertools
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -131,7 +131,7 @@ def test_heldout_names_never_stand_in_training_text(train):
     for text in texts(train):
         words = re.findall(r"[\w'-]+", text)
         runs.update(words)
-        runs.update(" ".join(pair) for pair in itertools.pairwise(words))
+        runs.update(" ".join(pair) for pair in pairwise(words))
         runs.update(" ".join(triple) for triple in zip(words, words[1:], words[2:], strict=False))
     for name, items in divided("en").items():
         assert not [item for item in items[True] if item in runs], name

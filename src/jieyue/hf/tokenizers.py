@@ -1,21 +1,25 @@
 """A tokenizer for models that start from scratch: one token for a Chinese character, word pieces for everything else.
 
-The vocabulary is given (a list, or a ``vocab.txt`` as BERT checkpoints have it) or learned from texts: WordPiece, with
-every character of the texts in it and every letter and digit, so that any new name or number can be written. The
-result is a ``PreTrainedTokenizerFast`` that plain ``AutoTokenizer`` loads, its decoder included: Chinese comes out
-without spaces. (``BertTokenizer`` would rebuild its decoder on loading and lose that.)
+The vocabulary is given (a list, or a ``vocab.txt`` as BERT checkpoints have it) or learned from texts, with every
+character of the texts in it and every letter and digit, so that any new name or number can be written. The result is a
+``PreTrainedTokenizerFast`` that plain ``AutoTokenizer`` loads, its decoder included: Chinese comes out without spaces.
+(``BertTokenizer`` would rebuild its decoder on loading and lose that.)
 """
 
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from jieyue.errors import InputError, message
+
+from .word_pieces import learn_pieces
 
 __all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary"]
 
@@ -26,13 +30,10 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_SPELLING = (*string.ascii_letters, *string.digits)
 _CJK = r"\x{3000}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}\x{F900}-\x{FAFF}\x{FF00}-\x{FFEF}"
 
 
-def _backend(vocabulary: dict[str, int], lowercase: bool) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
+def _backend(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
     backend = Tokenizer(
         models.WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"], max_input_chars_per_word=100)
     )
@@ -48,30 +49,33 @@ def _backend(vocabulary: dict[str, int], lowercase: bool) -> Any:
     return backend
 
 
-def learn_vocabulary(texts: Iterable[str], num_tokens: int = 6000, *, lowercase: bool = True) -> list[str]:
-    """A WordPiece vocabulary of at most ``num_tokens`` tokens learned from texts, special tokens first.
+def learn_vocabulary(texts: Iterable[str], num_pieces: int = 2000, *, lowercase: bool = True) -> list[str]:
+    """Special tokens, every character of the texts, letters and digits (alone and as ``##`` pieces), ``num_pieces`` pieces.
 
-    Every character of the texts is in it whatever ``num_tokens``, as are letters and digits, alone and as ``##`` pieces.
-    The same texts give the same vocabulary. Cost: seconds for a million words.
+    Few pieces are better than many here: frequent words become one token, names stay in parts that other names share,
+    so that names never seen in training are made of parts that were. The same texts give the same vocabulary.
+    Cost: seconds for a million words.
     """
-    from tokenizers import trainers
+    if num_pieces < 0:
+        raise InputError(message(f"learn_vocabulary(num_pieces={num_pieces})", str(num_pieces), "0 or more"))
+    counts = _count_words(texts, lowercase)
+    spelling = {char for char in string.ascii_letters + string.digits if not (lowercase and char.isupper())}
+    alone = spelling | {char for word in counts for char in word}
+    continuing = {f"##{char}" for char in spelling} | {f"##{char}" for word in counts for char in word[1:]}
+    return [*SPECIAL_TOKENS.values(), *sorted(alone), *sorted(continuing), *learn_pieces(counts, num_pieces)]
 
-    if num_tokens < 200:
-        raise InputError(message(f"learn_vocabulary(num_tokens={num_tokens})", str(num_tokens), "at least 200"))
-    alphabet = [c for c in _SPELLING if not lowercase or not c.isupper()]
+
+def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
+    """Words as the tokenizer cuts them, counted; many texts at a time, since every call has its price."""
     backend = _backend({SPECIAL_TOKENS["unk_token"]: 0}, lowercase)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=num_tokens,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS.values()),
-        initial_alphabet=alphabet,
-        show_progress=False,
-        continuing_subword_prefix="##",
-    )
-    backend.train_from_iterator(texts, trainer)
-    vocabulary = [token for token, _ in sorted(backend.get_vocab().items(), key=lambda pair: pair[1])]
-    known = set(vocabulary)
-    return vocabulary + [piece for char in alphabet if (piece := f"##{char}") not in known]
+    normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    assert normalizer is not None and pre_tokenizer is not None
+    counts: Counter[str] = Counter()
+    remaining = iter(texts)
+    while some := list(islice(remaining, 500)):
+        text = normalizer.normalize_str("\n".join(some))
+        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
+    return counts
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
@@ -96,8 +100,6 @@ def make_tokenizer(
 
     ``[CLS] text [SEP]`` and ``[CLS] text [SEP] pair [SEP]``; offsets refer to the original text.
     """
-    from tokenizers import processors
-
     if isinstance(vocabulary, str | Path):
         vocabulary = read_vocabulary(vocabulary)
     numbers = {token: number for number, token in enumerate(vocabulary)}

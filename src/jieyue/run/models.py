@@ -60,7 +60,7 @@ def open_model(
     training texts, or read from ``vocabulary`` (a ``vocab.txt``).
     """
     if name in PRESETS and not Path(name).is_dir():
-        own = make_tokenizer(learn_vocabulary(texts_of(training), 3200) if vocabulary is None else vocabulary)
+        own = make_tokenizer(learn_vocabulary(texts_of(training)) if vocabulary is None else vocabulary)
         fresh = preset_config(name, own)
         return ModelSource(
             name,
