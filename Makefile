@@ -32,6 +32,30 @@ test-all: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --all
 
+# The main job, on the corpus that ships: plan, train, evaluate, report, answer. A model that is there is used again.
+demo: setup
+	@if [ -f $(DEMO)/reader/report.html ]; then \
+	  echo "Using the model in $(DEMO)/reader (remove the folder to train anew)"; \
+	else \
+	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 225s --out $(DEMO)/reader; \
+	fi
+	@echo; echo "One question about a new notice:"; echo "  $(DEMO_TEXT)"; echo "  $(DEMO_QUESTION)"
+	@$(BIN)/jieyue read $(DEMO)/reader --question "$(DEMO_QUESTION)" --text "$(DEMO_TEXT)"
+	@echo; echo "Model   $(DEMO)/reader"; echo "Report  $(DEMO)/reader/report.html"; echo "Try next:"
+	@echo "  $(BIN)/jieyue evaluate $(DEMO)/reader"
+	@echo "  $(BIN)/jieyue read $(DEMO)/reader --question '…' --file passage.txt"
+
+DEMO_TEXT ?= At weekends Ruth Harwick goes cycling near Pine Lake. She was born in Kelso in 1961. Peter Lowe studied geology in Stanford.
+DEMO_QUESTION ?= Where was Ruth Harwick born?
+
+# Each benchmark prints its numbers and writes them, dated, into benchmarks/results; quiet machine, please.
+bench: setup
+	$(BIN)/jieyue bench attention --out benchmarks/results
+	$(BIN)/jieyue bench activation --out benchmarks/results
+	$(BIN)/python benchmarks/accumulation.py
+	$(BIN)/python benchmarks/memory_prediction.py
+	$(BIN)/python benchmarks/reading.py
+
 dist: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation

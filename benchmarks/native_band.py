@@ -94,8 +94,7 @@ def native_calls(engine: Native, bands: list[Band], n: int) -> tuple[Callable[[]
     out, lse = engine.forward_union(q, k, v, bands, scale=scale)
 
     def backward() -> Any:
-        delta = (grad * out).sum(-1)
-        return engine.backward_union(grad, q, k, v, lse, delta, bands, scale=scale)
+        return engine.backward_union(grad, q, k, v, lse, engine.delta(grad, out), bands, scale=scale)
 
     return lambda: engine.forward_union(q, k, v, bands, scale=scale), backward
 

@@ -10,15 +10,26 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FACE = {
+    "Budget": "jieyue.budget",
+    "Course": "jieyue.run",
+    "Materials": "jieyue.run",
+    "Plan": "jieyue.budget",
     "Report": "jieyue.report",
     "Tally": "jieyue.tally",
+    "accumulate": "jieyue.training.accumulation",
     "atrous": "jieyue.attention",
     "attend": "jieyue.attention",
+    "attend_linear": "jieyue.linear",
+    "evaluate": "jieyue.run",
+    "fit": "jieyue.activations",
     "full": "jieyue.attention",
+    "gelu": "jieyue.activations",
     "load": "jieyue.hf.loading",
     "local": "jieyue.attention",
     "parse": "jieyue.attention",
+    "plan": "jieyue.run",
     "sparse": "jieyue.attention",
+    "train": "jieyue.run",
     "use": "jieyue.hf.use",
 }
 

@@ -1,6 +1,7 @@
 """The native engine against a dense float64 computation: shapes, bands, layouts, groups, masks, offsets, dropout, builds.
 
-Tolerance: 2 x (gradients 3 x) the error of the plain float32 computation + 8 eps R, R the largest reference value.
+Tolerance: 2 x (gradients 3 x) the error of the plain float32 computation + 8 eps R, R the largest reference value, and at
+least 1 for lse, an exponent.
 """
 
 import math
@@ -83,11 +84,12 @@ def dense(q, k, v, grad, grad_lse, seen, scale, kept, dtype):
 
 def ours(engine, q, k, v, grad, grad_lse, bands, options):
     out, lse = engine.forward_union(q, k, v, bands, **options)
-    delta = (out * grad).sum(-1) - grad_lse
+    delta = engine.delta(grad, out) - grad_lse
     return out, lse, *engine.backward_union(grad, q, k, v, lse, delta, bands, **options)
 
 
-def agree(shape, bands, *, key_mask=None, dropout=0.0, seed=0, q_offset=0, layout="bnhd", engine=NATIVE):
+def agree(shape, bands, *, key_mask=None, dropout=0.0, seed=0, q_offset=0, layout="bnhd", engine=NATIVE, slack=1):
+    """Compares all five results; `slack` loosens the tolerance."""
     q, k, v, grad = tensors(shape, seed & 0xFFFF, layout)
     grad_lse = torch.randn(q.shape[:3], generator=torch.Generator().manual_seed(1))
     scale = shape[5] ** -0.5
@@ -104,8 +106,8 @@ def agree(shape, bands, *, key_mask=None, dropout=0.0, seed=0, q_offset=0, layou
             assert torch.equal(x == -math.inf, e == -math.inf), "empty rows"
             x, e, p = (torch.where(t == -math.inf, 0.0, t) for t in (x, e, p))
         gradient = name.startswith("d")
-        reference = largest if gradient else e.abs().max().item()
-        allowed = (3 if gradient else 2) * (p - e).abs().max().item() + 8 * EPS * reference
+        reference = largest if gradient else max(e.abs().max().item(), float(name == "lse"))
+        allowed = (3 if gradient else 2) * (p - e).abs().max().item() + slack * 8 * EPS * reference
         error = (x - e).abs().max().item()
         assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
 
@@ -181,6 +183,7 @@ def test_any_shape(data):
         seed=draw(st.integers(0, 2**63 - 1)),
         q_offset=draw(st.integers(-50, 200)),
         layout=draw(st.sampled_from(["bnhd", "bhnd", "slice"])),
+        slack=4,  # where each row sees one key, softmax is exactly 1 and the plain computation makes no error at all
     )
 
 

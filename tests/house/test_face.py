@@ -10,7 +10,29 @@ import pytest
 
 import jieyue
 
-FACE = ["Report", "Tally", "atrous", "attend", "full", "load", "local", "parse", "sparse", "use"]
+FACE = [
+    "Budget",
+    "Course",
+    "Materials",
+    "Plan",
+    "Report",
+    "Tally",
+    "accumulate",
+    "atrous",
+    "attend",
+    "attend_linear",
+    "evaluate",
+    "fit",
+    "full",
+    "gelu",
+    "load",
+    "local",
+    "parse",
+    "plan",
+    "sparse",
+    "train",
+    "use",
+]
 
 
 def modules():

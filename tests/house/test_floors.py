@@ -25,6 +25,7 @@ MAY_IMPORT["run"] = set().union(*MAY_IMPORT.values(), {"recipes", "planning"})
 BELOW_DOORS = MAY_IMPORT["run"] | {"run"}
 MAY_IMPORT |= {"bench": BELOW_DOORS, "evidence": BELOW_DOORS | {"bench"}, "serving": BELOW_DOORS}
 MAY_IMPORT["cli"] = BELOW_DOORS | {"bench", "evidence", "serving"}
+MAY_IMPORT["__main__"] = {"cli"}
 ONLY_IN = {"transformers": {"hf"}, "typer": {"cli"}, "rich": {"cli"}}
 
 

@@ -56,7 +56,7 @@ class Fit:
     levelled: bool | None = None
     alternating: bool | None = None
     rms: float | None = None
-    digits: dict[str, str] = field(default_factory=dict)
+    digits: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def constants(self) -> dict[str, float]:

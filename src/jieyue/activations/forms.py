@@ -170,12 +170,12 @@ def view(form: Form, target: Target) -> Callable[..., Any]:
     if target.view == "gate":
         return lambda x, *c: (s(x, *c) + 1) * 0.5
     if target.view == "product":
-        return lambda x, *c: x * (s(x, *c) + 1) * 0.5
+        return lambda x, *c: x * ((s(x, *c) + 1) * 0.5)
     assert target.view == "slope", target.view
 
     def derivative(x: Any, *c: Any) -> Any:
         point = Jet(x, 1.0)
-        return (point * (s(point, *c) + 1) * 0.5).slope
+        return (point * ((s(point, *c) + 1) * 0.5)).slope
 
     return derivative
 

@@ -6,7 +6,8 @@
 
 All of them keep x alone for the backward pass and compute the rest again. Half precision is computed in float32 piece by piece,
 and the polynomial's argument is held where the gate is full (``forms.limit``), so that no power overflows: torch's own derivative of
-the tanh form is NaN from |x| = 2·10¹⁹ on (bfloat16 and float32), ours is 0 or 1. Finite x gives finite values and derivatives.
+the tanh form is NaN from |x| = 2·10¹⁹ on (bfloat16 and float32), ours is 0 or 1. Values and derivatives are finite for finite
+x (the exact kernel: up to half of the dtype's largest number).
 
 Cost: on the CPU the work runs over pieces that stay in the cache, and its temporary memory is that of one piece. On an
 accelerator it runs in one piece, with two temporaries of x's size.
@@ -30,6 +31,8 @@ __all__ = ["Activation", "Gelu", "apply", "gelu", "variant"]
 
 PIECE = 2**17  # elements: a few float32 temporaries of 512 KiB
 _SAFE = 64.0  # every gate is full long before
+_SATURATED = 750.0  # σ(−750) is 0 in float64
+_TANH = (2 * NAMED["tanh"].constants[0], 2 * NAMED["tanh"].constants[1], 0.0)
 _GELU_TARGETS = ("gelu", "phi", "erf", "gelu'")
 
 Variant = str | Approximation | Fit
@@ -156,13 +159,12 @@ class _Tanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x,), (grad,) = ctx.saved_tensors, grads
-        derivative = torch.ops.aten.gelu_backward
-        if torch.is_grad_enabled():
-            return derivative(grad, x.clamp(-_SAFE, _SAFE), approximate="tanh")
+        if torch.is_grad_enabled():  # torch's own third derivative is NaN from |x| = 13 on in float32
+            return (_wide(grad) * _slope(_wide(x), _TANH)).to(x.dtype)
         source, upstream = x.contiguous(), grad.contiguous()
         out = torch.empty_like(source)
         for piece, above, place in _pieces(source, upstream, out):
-            place.copy_(derivative(above, piece.clamp(-_SAFE, _SAFE), approximate="tanh"))
+            place.copy_(torch.ops.aten.gelu_backward(above, piece.clamp(-_SAFE, _SAFE), approximate="tanh"))
         return out
 
 
@@ -170,7 +172,7 @@ class _PolynomialGate(torch.autograd.Function):
     """x·σ(q(y)) with q(y) = y(c₁ + y²(c₃ + y²c₅)) and y = x held within ±limit.
 
     The derivative is p + y·p(1 − p)·q′(y), p = σ(q): at the limit q′ is 0 or p is full, so nothing changes beyond it.
-    A linear q is SiLU of another scale, x·σ(c₁x) = silu(c₁x)/c₁, for which torch has kernels.
+    A linear q is SiLU of another scale, x·σ(c₁x) = silu(c₁x)/c₁, whose derivative torch has as one kernel.
     """
 
     generate_vmap_rule = True
@@ -181,10 +183,7 @@ class _PolynomialGate(torch.autograd.Function):
         out = torch.empty_like(source)
         for piece, place in _pieces(source, out):
             wide = _wide(piece)
-            if _linear(c):
-                place.copy_(F.silu(wide * c[0], inplace=True).mul_(1 / c[0]))
-            else:
-                place.copy_(_logit(wide, c).sigmoid_().mul_(wide))
+            place.copy_(_logit(wide, c).sigmoid_().mul_(wide))
         return out
 
     @staticmethod
@@ -199,10 +198,11 @@ class _PolynomialGate(torch.autograd.Function):
             return (_wide(grad) * _slope(_wide(x), c)).to(x.dtype), None
         source, upstream = x.contiguous(), grad.contiguous()
         out = torch.empty_like(source)
+        end = _SATURATED / abs(c[0] or 1)
         for piece, above, place in _pieces(source, upstream, out):
             wide = _wide(piece)
             if _linear(c):
-                place.copy_(torch.ops.aten.silu_backward(_wide(above), wide * c[0]))
+                place.copy_(torch.ops.aten.silu_backward(_wide(above), wide.clamp(-end, end).mul_(c[0])))
             else:
                 place.copy_(_slope_in_place(wide, c).mul_(above))
         return out, None
@@ -220,8 +220,10 @@ def _held(x: Tensor, c: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
 
 
 def _logit(x: Tensor, c: tuple[float, float, float]) -> Tensor:
-    """q(y), a new tensor."""
+    """q(y), a new tensor; a linear q may overflow to ±∞, where σ is still 1 or 0."""
     c1, c3, c5 = c
+    if _linear(c):
+        return x * c1
     y, square = _held(x, c)
     return ((square * c5).add_(c3).mul_(square) if c5 else square.mul_(c3)).add_(c1).mul_(y)
 
@@ -242,7 +244,11 @@ def _slope_in_place(x: Tensor, c: tuple[float, float, float]) -> Tensor:
 
 def _slope(x: Tensor, c: tuple[float, float, float]) -> Tensor:
     c1, c3, c5 = c
-    y, square = _held(x, c) if not _linear(c) else (x, x * 0)
+    if _linear(c):
+        end = _SATURATED / abs(c1)
+        y, square = x.clamp(-end, end), torch.zeros_like(x)
+    else:
+        y, square = _held(x, c)
     p = torch.sigmoid(y * (c1 + square * (c3 + square * c5)))
     steep = c1 + square * (3 * c3 + square * (5 * c5))
     return p + y * (p * (1 - p)) * steep
@@ -285,5 +291,5 @@ def _plain(x: Tensor, chosen: Approximation, product: bool) -> Tensor:
         return chosen(x)
     s = chosen.form.function(x, *chosen.constants)
     if chosen.form.gate or chosen.target.name == "erf":
-        return x * (s + 1) * 0.5
+        return x * ((s + 1) * 0.5)
     return x * s if chosen.target.name == "phi" else s

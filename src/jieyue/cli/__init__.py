@@ -12,16 +12,7 @@ from jieyue import __version__
 from jieyue.errors import InputError
 from jieyue.machine import fix_malloc_threshold
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="jieyue",
-    help="Transformers on a budget: every saving is proven exact, or its price is measured.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+__all__ = ["build", "main"]
 
 
 def _print_version(asked: bool) -> None:
@@ -30,7 +21,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _start(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -39,16 +29,31 @@ def _start(
     """Transformers on a budget: every saving is proven exact, or its price is measured."""
 
 
+def build() -> typer.Typer:
+    """The whole command line, verbs and flags."""
+    from . import measure, verbs
+
+    app = typer.Typer(
+        name="jieyue",
+        help="Transformers on a budget: every saving is proven exact, or its price is measured.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_start)
+    verbs.add_to(app)
+    measure.add_to(app)
+    return app
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is one line on standard error and exit code 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
     fix_malloc_threshold()
-    from . import verbs
-
-    verbs.add_to(app)
     try:
-        app()
+        build()()
     except InputError as error:
         sys.stderr.write(f"jieyue: {error}\n")
         sys.exit(2)

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,8 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from jieyue.budget import format_seconds
+from jieyue.errors import InputError
+from jieyue.report import Report
 
-__all__ = ["Door"]
+__all__ = ["Door", "decoded", "read_text", "show"]
 
 
 class Door:
@@ -73,6 +77,40 @@ class Door:
                 bar.update(task, completed=done, total=total, facts=" · ".join(shown))
 
             yield update
+
+
+def show(
+    door: Door,
+    report: Report,
+    sections: tuple[str, ...] | None = None,
+    *,
+    out: Path | None = None,
+    name: str = "report",
+) -> None:
+    """The report's tables for people (of these sections), its own JSON for machines; both files where ``out`` is given."""
+    if door.as_json:
+        sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
+    else:
+        chosen = [section for section in report.sections if sections is None or section.title in sections]
+        door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))
+    if out is not None:
+        door.fact("saved", report=str(report.save(out, name).html))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without byte order mark; ``InputError`` names what is wrong with it."""
+    try:
+        return decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def decoded(raw: bytes, name: str) -> str:
+    """UTF-8 bytes as text; ``InputError`` tells the place of what is not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 (byte {error.start}); expected UTF-8 text") from error
 
 
 class _JsonProgress:

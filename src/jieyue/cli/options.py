@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "AsJson",
+    "Attention",
     "BatchSize",
     "BudgetText",
     "Checkpointing",
@@ -40,6 +41,9 @@ Questions = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken records out, count and list them.")]
+Attention = Annotated[
+    str | None, typer.Option(help="A pattern in place of full attention, such as local(64)+atrous(16).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output, for machines.")]
 BatchSize = Annotated[int, typer.Option(help="Windows read at once.")]
 Slots = Annotated[int | None, typer.Option("--answer-slots", help="Longest answer in tokens, its [SEP] included.")]

@@ -14,9 +14,10 @@ import typer
 from jieyue.budget import parse_seconds
 from jieyue.errors import InputError
 
-from .console import Door
+from .console import Door, decoded, read_text, show
 from .options import (
     AsJson,
+    Attention,
     BatchSize,
     BudgetText,
     Checkpointing,
@@ -82,6 +83,7 @@ def train_read(
     save_steps: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 200,
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
+    attention: Attention = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")
@@ -113,6 +115,7 @@ def train_read(
         questions=questions,
         skip_bad=skip_bad,
         new_head=new_head,
+        attention=attention,
     )
     report = run.train(
         materials,
@@ -124,7 +127,7 @@ def train_read(
         command=shlex.join(["jieyue", *sys.argv[1:]]),
         watch=door,
     )
-    _show(door, report, ("Quality on held-out questions", "Memory"))
+    show(door, report, ("Quality on held-out questions", "Memory"))
     door.fact("saved", model=str(out), report=str(out / "report.html"))
     if not as_json:
         place = shlex.quote(str(out))
@@ -146,6 +149,7 @@ def plan_read(
     checkpointing: Checkpointing = None,
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
+    attention: Attention = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -161,10 +165,11 @@ def plan_read(
         questions=questions,
         skip_bad=skip_bad,
         new_head=new_head,
+        attention=attention,
     )
     course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
     report = run.plan(materials, budget=budget, course=course, device=device)
-    _show(Door(as_json), report)
+    show(Door(as_json), report)
 
 
 @_doctor.command("read")
@@ -189,7 +194,7 @@ def doctor_read(
         questions=questions,
         skip_bad=skip_bad,
     )
-    _show(Door(as_json), run.doctor(materials))
+    show(Door(as_json), run.doctor(materials))
 
 
 def evaluate(
@@ -207,9 +212,7 @@ def evaluate(
 
     door = Door(as_json)
     report = run.evaluate(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, watch=door)
-    _show(door, report, ("Quality on held-out questions", "Confidence", "Data"))
-    if out is not None:
-        door.fact("saved", report=str(report.save(out).html))
+    show(door, report, ("Quality on held-out questions", "Confidence", "Data"), out=out)
 
 
 def read(
@@ -224,11 +227,11 @@ def read(
     """Answer a question from passages: text, files or standard input."""
     from jieyue import run
 
-    passages = [*(text or ()), *(_passage(path) for path in file or ())]
+    passages = [*(text or ()), *(read_text(path) for path in file or ())]
     if not passages:
         if sys.stdin.isatty():
             raise InputError("read: found no passage, expected --text, --file or a passage on standard input")
-        passages = [_decoded(sys.stdin.buffer.read(), "standard input")]
+        passages = [decoded(sys.stdin.buffer.read(), "standard input")]
     answer = run.read(folder, question, passages)
     if as_json:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
@@ -240,20 +243,6 @@ def read(
     door.say(answer["answer"])
     where = f"passage {answer['passage'] + 1}, " if len(passages) > 1 else ""
     door.say(f"  {where}characters {answer['start']}–{answer['end']}, confidence {answer['confidence']:.2f}")
-
-
-def _passage(path: Path) -> str:
-    try:
-        return _decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"--file {path}: {error.strerror}") from error
-
-
-def _decoded(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 (byte {error.start}); expected UTF-8 text") from error
 
 
 def _settings(model: str, own_data: bool, answer_slots: int | None, window_tokens: int | None, seed: int) -> Any:
@@ -270,12 +259,3 @@ def _settings(model: str, own_data: bool, answer_slots: int | None, window_token
         window_tokens=window_tokens or settings.window_tokens,
         overlap_tokens=overlap,
     )
-
-
-def _show(door: Door, report: Any, sections: tuple[str, ...] | None = None) -> None:
-    """The report's blocks as tables for people, its own JSON for machines."""
-    if door.as_json:
-        sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
-        return
-    chosen = [section for section in report.sections if sections is None or section.title in sections]
-    door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))

@@ -64,7 +64,8 @@ def crop(text: str, spans: Sequence[Span], num_sentences: int, random: Random) -
     start = random.randint(max(0, high - width + 1), min(low, len(sentences) - width))
     left, right = sentences[start][0], sentences[start + width - 1][1]
     kept = tuple((a - left, b - left) for a, b in spans if left <= a and b <= right)
-    return text[left:right].rstrip(), kept
+    cut = text[left:right]
+    return cut[: max([len(cut.rstrip()), *(b for _, b in kept)])], kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,7 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Outcome:
     labels = inputs.pop("labels", None)
     if labels is not None and getattr(model.config, "is_encoder_decoder", False):
         inputs["labels"] = labels
-    output = model(**inputs, output_hidden_states=True)
+    output = model(**inputs, output_hidden_states=True, return_dict=True)
     states = output.get("hidden_states") or output.get("encoder_hidden_states") or ()
     logits = output.get("logits")
     if logits is None:

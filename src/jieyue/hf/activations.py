@@ -46,6 +46,7 @@ _KEYS = (
 _CLASSES = {
     "GELUActivation": "none",
     "GELUTanh": "tanh",
+    "PytorchGELUTanh": "tanh",  # its former name
     "NewGELUActivation": "tanh",
     "FastGELUActivation": "tanh",
     "AccurateGELUActivation": "tanh",
@@ -87,7 +88,7 @@ def register(name: str) -> str:
         )
     chosen = variant(name.removeprefix(PREFIX))
     if name not in ACT2FN:
-        dict.__setitem__(ACT2FN, name, (Gelu, {"approximate": chosen}))
+        ACT2FN[name] = (Gelu, {"approximate": chosen})
     return name
 
 

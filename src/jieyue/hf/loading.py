@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADS",
     "RECORD",
+    "head_of",
     "load",
     "load_config",
     "load_model",
@@ -141,6 +142,21 @@ def register_names(config: Any) -> Any:
     if getattr(config, FIELD, None):
         register_attention(getattr(config, FIELD))
     return config
+
+
+def head_of(name: str | Path) -> str | None:
+    """The head that a checkpoint was saved with, by its class name; None for a bare encoder or decoder."""
+    ends = {
+        "MaskedLM": "masked-lm",
+        "ForPreTraining": "masked-lm",
+        "CausalLM": "causal-lm",
+        "LMHeadModel": "causal-lm",
+        "ConditionalGeneration": "sequence-to-sequence",
+        "SequenceClassification": "classification",
+        "QuestionAnswering": "span",
+    }
+    kind = (getattr(load_config(name), "architectures", None) or [""])[0]
+    return next((head for end, head in ends.items() if kind.endswith(end)), None)
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:

@@ -1,7 +1,15 @@
-"""Models that start from scratch, small enough to learn in minutes, loadable by anybody.
+"""Models that start from scratch, small enough to learn to read in minutes, loadable by anybody.
 
-A plain ``EuroBertForMaskedLM``: pre-norm, rotary positions, input and output embeddings tied, no transform between the
-last hidden state and the vocabulary.
+A preset is a plain ``EuroBertForMaskedLM``: pre-norm, rotary positions (room for 8192), input and output embeddings tied,
+no transform between the last hidden state and the vocabulary, so a token that attention brings to a place is already what
+the head looks for there. ``AutoModelForMaskedLM`` loads what is saved; no code of ours is needed.
+
+Starts (``STARTS``), all weights N(0, 0.08²) from a seed:
+
+- ``"orthogonal-copy"``: in every layer, besides, value and output projections are Q/2 and Qᵀ/2 of one random orthogonal Q.
+  So output · value = I/4: attention copies what it reads from the first step. With it a small reader learns to answer
+  within minutes; without it, it abstains from every question for far longer (docs: the corpus' CARD.md has numbers).
+- ``"normal"``: nothing besides.
 """
 
 from __future__ import annotations
@@ -16,58 +24,82 @@ from jieyue.errors import InputError, message
 
 __all__ = ["PRESETS", "STARTS", "build", "preset_config", "start_weights"]
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192},
-    "small": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512},
+    "small": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
 }
 STARTS = ("orthogonal-copy", "normal")
+MAX_POSITIONS = 8192
+DEVIATION = 0.08
+GAIN = 0.5
 
 
 def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> EuroBertConfig:
-    """The configuration of a preset for a tokenizer's vocabulary; ``settings`` replace its sizes. ``InputError`` if unknown."""
+    """The configuration of a preset for a tokenizer's vocabulary; ``settings`` go to ``EuroBertConfig`` as they are.
+
+    Refuses unknown presets and tokenizers without padding, mask, [CLS] or [SEP] (``InputError``).
+    """
     if name not in PRESETS:
-        raise InputError(message("preset", repr(name), f"one of {', '.join(PRESETS)}"))
-    return EuroBertConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-        mask_token_id=tokenizer.mask_token_id,
-        **{**PRESETS[name], **settings},
-    )
+        raise InputError(message(f"preset={name!r}", repr(name), f"one of {', '.join(PRESETS)}"))
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+    }
+    if missing := [key.removesuffix("_id") for key, value in special.items() if value is None]:
+        raise InputError(
+            message(f"preset {name!r}", f"a tokenizer without {', '.join(missing)}", "pad, cls, sep and mask")
+        )
+    resolved = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_POSITIONS,
+        "tie_word_embeddings": True,
+        "initializer_range": DEVIATION,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        **special,
+        **PRESETS[name],
+        **settings,
+    }
+    return EuroBertConfig(**resolved)
 
 
 def build(
     name: str, tokenizer: PreTrainedTokenizerBase, *, start: str = "orthogonal-copy", seed: int = 0, **settings: Any
 ) -> EuroBertForMaskedLM:
-    """A preset with fresh weights, the same for the same seed; see ``start_weights`` for ``start``."""
+    """The model of a preset with its starting weights, on the CPU in float32. The same seed gives the same weights."""
     model = EuroBertForMaskedLM(preset_config(name, tokenizer, **settings))
-    start_weights(model, start, seed)
+    start_weights(model, start, seed=seed)
     return model
 
 
-def start_weights(model: nn.Module, start: str, seed: int, deviation: float = 0.08, gain: float = 0.5) -> None:
-    """Fills a fresh model in place. Every matrix from N(0, ``deviation``²); nothing else is touched.
+@torch.no_grad()
+def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
+    """Draws every weight matrix of a model anew (see the module's text); norms and biases stay as they are.
 
-    ``"orthogonal-copy"``: then, in every layer, the value projection becomes ``gain``·Q and the output projection
-    ``gain``·Qᵀ of one random orthogonal Q, so that attention copies what it reads from the first update on; a reader that
-    starts so learns to copy answers within minutes. ``"normal"``: nothing more. ``InputError`` for another name.
+    ``"orthogonal-copy"`` needs layers with ``v_proj`` and ``o_proj`` of transposed shapes (as many key heads as query
+    heads); a model without them is refused with ``InputError``.
     """
     if start not in STARTS:
-        raise InputError(message("start", repr(start), f"one of {', '.join(STARTS)}"))
+        raise InputError(message(f"start={start!r}", repr(start), f"one of {', '.join(STARTS)}"))
     generator = torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and name != "lm_head":
-            nn.init.normal_(module.weight, std=deviation, generator=generator)
-    if start != "orthogonal-copy":
-        return
+    drawn: set[int] = set()
     for module in model.modules():
-        value, output = getattr(module, "v_proj", None), getattr(module, "o_proj", None)
-        if isinstance(value, nn.Linear) and isinstance(output, nn.Linear):
-            orthogonal = nn.init.orthogonal_(torch.empty_like(value.weight), generator=generator)
-            with torch.no_grad():
-                value.weight.copy_(gain * orthogonal)
-                output.weight.copy_(gain * orthogonal.T)
+        if isinstance(module, nn.Linear | nn.Embedding) and id(module.weight) not in drawn:  # tied weights once
+            drawn.add(id(module.weight))
+            module.weight.normal_(std=DEVIATION, generator=generator)
+    if start == "normal":
+        return
+    layers: list[Any] = [
+        module for module in model.modules() if hasattr(module, "v_proj") and hasattr(module, "o_proj")
+    ]
+    if not layers or any(layer.v_proj.weight.shape != layer.o_proj.weight.T.shape for layer in layers):
+        found = f"{len(layers)} layers with v_proj and o_proj" + (" of other shapes" if layers else "")
+        raise InputError(message(f"start={start!r}", found, "value and output projections of transposed shapes"))
+    for layer in layers:
+        value = layer.v_proj.weight
+        q = torch.empty(value.shape, dtype=torch.float32)
+        nn.init.orthogonal_(q, generator=generator)
+        value.copy_(GAIN * q)
+        layer.o_proj.weight.copy_(GAIN * q.T)

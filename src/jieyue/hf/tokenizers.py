@@ -11,6 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +30,7 @@ _SPELLING = (*string.ascii_letters, *string.digits)
 _CJK = r"\x{3000}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}\x{F900}-\x{FAFF}\x{FF00}-\x{FFEF}"
 
 
-def _backend(vocabulary: dict[str, int], lowercase: bool):
+def _backend(vocabulary: dict[str, int], lowercase: bool) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(

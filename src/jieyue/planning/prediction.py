@@ -15,7 +15,7 @@ Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,7 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
     if not 1 <= micro_batch <= effective_batch:
         raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
     try:
-        with FakeTensorMode() as mode, torch.device(step.device):
+        with FakeTensorMode() as mode:
             return _trace(mode, step, effective_batch, micro_batch, checkpointing)
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise InputError(
@@ -88,7 +88,8 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
 
 
 def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int, checkpointing: bool) -> Cost:
-    model = step.build_model().train()
+    with nullcontext() if step.device == "cpu" else torch.device(step.device):
+        model = step.build_model().train()
     optimizer = step.make_optimizer(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -97,11 +98,10 @@ def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int,
         optimizer.step()  # so that its state exists, as it does from the second update on
     optimizer.zero_grad(set_to_none=True)
     rows = min(effective, 2 * micro)
-    with torch.device("cpu"):  # batches wait on the host, only pieces travel
-        batch = _faked(mode, step.example_batch(rows, step.length))
+    batch = _faked(mode, step.example_batch(rows, step.length))  # on the host: only pieces travel
     if num_rows(batch) != rows:
         raise InputError(message(f"example_batch({rows}, ...)", f"{num_rows(batch)} rows", f"{rows} rows"))
-    batch_bytes = sum(value.nbytes for value in batch.values()) / rows * (effective - rows)
+    batch_bytes = _storage_bytes([v for v in batch.values() if isinstance(v, Tensor)]) / rows * (effective - rows)
     tracker = _Tracker()
     tracker.track_external(model, optimizer, *batch.values())
     with ExitStack() as stack:
@@ -141,10 +141,17 @@ class _Scalars(TorchDispatchMode):
 class _Tracker(MemTracker):
     """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
 
-    def _ignore(self, *_: Any) -> None:
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
         return
 
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
+    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        return
+
+    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None:
+        return
+
+    def _post_bw_hook(self, module: nn.Module, args: Any) -> None:
+        return
 
     def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
         """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""

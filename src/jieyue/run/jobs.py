@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jieyue.budget import Budget, format_bytes
+from jieyue.data.corpora import heldout_path
+from jieyue.data.findings import overlap
 from jieyue.data.readers import Passage, Question, read_questions
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, read_record
@@ -17,10 +19,21 @@ from jieyue.recipes import read as reading
 from jieyue.report import Report, model_card, write_whole
 
 from .judging import Judged, dozen, judge, tell_speed
-from .planned import Planned, measure, plan_for, savings
-from .sources import SHIPPED, open_sources
-from .story import tell_data, tell_examples, tell_memory, tell_quality, tell_savings, tell_settings, tell_training
-from .training import Course, Materials, Prepared, fit, prepare, store
+from .models import open_model
+from .planned import Planned, against_length, measure, plan_for, savings
+from .sources import SHIPPED, open_sources, read_training
+from .story import (
+    tell_counts,
+    tell_data,
+    tell_examples,
+    tell_lengths,
+    tell_memory,
+    tell_quality,
+    tell_savings,
+    tell_settings,
+    tell_training,
+)
+from .training import Course, Materials, Prepared, default_settings, fit, prepare, store
 from .watch import SILENT, Watch
 
 __all__ = ["doctor", "evaluate", "plan", "read", "train"]
@@ -29,10 +42,25 @@ DEFAULT_BUDGET = "4GiB"
 
 
 def doctor(materials: Materials = Materials()) -> Report:
-    """What reading and encoding find, before any training: everything truncated, windowed, unanswerable, repaired, skipped."""
-    prepared = prepare(materials, Course())
-    report = Report(f"Doctor · {prepared.sources.name}")
-    tell_data(report, prepared.sources, prepared.counts)
+    """What reading and encoding find, before any training: everything truncated, windowed, unanswerable, repaired, skipped.
+
+    Reads all of the files; nothing is held out, no weight is allocated.
+    """
+    questions, own = read_training(materials.data, materials.questions, 0, materials.skip_bad)
+    findings = {"training files": own}
+    source = open_model(materials.model, questions, vocabulary=materials.vocabulary)
+    settings = (materials.settings or default_settings(materials.model, bool(materials.data))).fitted(source.positions)
+    _, counts = reading.encode(questions, source.tokenizer, settings)
+    shared: dict[str, int] = {}
+    if materials.held_out or not materials.data:
+        judged, findings["held-out files"] = read_questions(
+            materials.held_out or heldout_path(), skip_bad=materials.skip_bad
+        )
+        shared = overlap(questions, judged)
+    report = Report(f"Doctor · {', '.join(Path(path).name for path in materials.data) or SHIPPED}")
+    how = f"{len(source.tokenizer)} tokens; rows of at most {settings.longest_row}"
+    report.section("Data").fact("tokenizer", materials.model, how=how)
+    tell_counts(report, findings, counts, shared)
     return report
 
 
@@ -67,12 +95,12 @@ def train(
 
     ``budget`` bounds the whole process. Returns the report that ``out/report.html`` and ``out/report.json`` show.
     """
-    folder, clock = Path(out), _Clock()
+    folder, allowed, clock = Path(out), Budget.parse(budget, device), _Clock()
     watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
     prepared = prepare(materials, course)
     clock.lap("reading and encoding the data")
     _say_data(watch, prepared)
-    planned = plan_for(prepared, Budget.parse(budget, device), course.effective_batch, course.checkpointing)
+    planned = plan_for(prepared, allowed, course.effective_batch, course.checkpointing)
     clock.lap("planning")
     _say_plan(watch, planned)
     trained = fit(prepared, planned, course, folder, resume=resume, device=device, watch=watch)
@@ -101,6 +129,8 @@ def train(
     tell_training(report, trained.losses, trained.curve, trained.facts)
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
     tell_savings(report, gained)
+    if materials.attention is not None:
+        tell_lengths(report, against_length(prepared, planned, materials.attention))
     tell_data(report, prepared.sources, prepared.counts)
     resolved = {
         **asdict(course),

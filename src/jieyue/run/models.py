@@ -7,22 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jieyue.data.readers import Question
+from jieyue.decoding.slots import positions_of
 from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.presets import PRESETS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.hf.use import use
 
-__all__ = ["ModelSource", "open_model", "texts_of"]
+NO_LIMIT = 1_000_000  # positions of a model that sets none
+
+__all__ = ["ModelSource", "open_model", "texts_of", "with_attention"]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """``blueprint()`` makes the model without its trained weights (under fake tensors it costs nothing); ``build()`` makes it."""
+    """``build()`` makes the model; ``blueprint()`` without its trained weights (free under fake tensors), ``plain()`` without
+    the pattern as well."""
 
     name: str
     is_preset: bool
     tokenizer: Any
     positions: int
+    plain: Callable[[], Any]
     blueprint: Callable[[], Any]
     build: Callable[[], Any]
 
@@ -44,10 +52,12 @@ def open_model(
     start: str = "orthogonal-copy",
     seed: int = 0,
     new_head: bool = False,
+    attention: str | None = None,
 ) -> ModelSource:
     """A preset's name, a folder or a hub name. No weight is allocated before ``build()``.
 
-    A preset's vocabulary is learned from the training texts, or read from ``vocabulary`` (a ``vocab.txt``).
+    ``attention``: a pattern in place of full self-attention (``jieyue.use``). A preset's vocabulary is learned from the
+    training texts, or read from ``vocabulary`` (a ``vocab.txt``).
     """
     if name in PRESETS and not Path(name).is_dir():
         own = make_tokenizer(learn_vocabulary(texts_of(training)) if vocabulary is None else vocabulary)
@@ -58,18 +68,26 @@ def open_model(
             own,
             fresh.max_position_embeddings,
             lambda: model_from_config(fresh),
-            lambda: build(name, own, start=start, seed=seed),
+            lambda: with_attention(model_from_config(fresh), attention),
+            lambda: with_attention(build(name, own, start=start, seed=seed), attention),
         )
     tokenizer = load_tokenizer(name)
     config = load_config(name)
-    positions = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):  # their positions begin after the padding index
-        positions -= int(config.pad_token_id or 0) + 1
+    with torch.device("meta"):
+        positions = positions_of(model_from_config(config))
     return ModelSource(
         name,
         False,
         tokenizer,
-        min(positions, 1_000_000),
+        positions or NO_LIMIT,
         lambda: model_from_config(config),
-        lambda: load_model(name, new_head=new_head),
+        lambda: with_attention(model_from_config(config), attention),
+        lambda: with_attention(load_model(name, new_head=new_head), attention),
     )
+
+
+def with_attention(model: Any, attention: str | None) -> Any:
+    """The model, its self-attention replaced by a pattern where one is given."""
+    if attention is not None:
+        use(model, attention=attention)
+    return model

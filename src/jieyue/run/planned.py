@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,12 @@ from jieyue.recipes import read as reading
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 
+from .models import with_attention
+
 if TYPE_CHECKING:
     from .training import Prepared, Trained
 
-__all__ = ["Planned", "measure", "plan_for", "savings"]
+__all__ = ["Planned", "against_length", "measure", "plan_for", "savings"]
 
 MASK = "attention_mask"
 
@@ -118,6 +121,50 @@ def savings(
         row |= {"peak_bytes": peak, "seconds": _seconds(prepared, trained, setting)}
         rows.append(row | {"how": "measured"})
     return rows
+
+
+def against_length(
+    prepared: Prepared, planned: Planned, attention: str, lengths: Sequence[int] = (512, 2048, 8192)
+) -> list[dict[str, Any]]:
+    """One training step of one row at growing lengths, with full attention and with the pattern: peak bytes and seconds.
+
+    Measured on fresh weights of the same model, warm, in this process; a length whose predicted peak is beyond the budget
+    is predicted only. Lengths beyond the model's positions are left out.
+    """
+    rows = []
+    allowed, fixed = planned.budget.memory_bytes, planned.plan.predicted.fixed_bytes if planned.plan.predicted else 0
+    for length in lengths:
+        if length > prepared.model.positions:
+            continue
+        for name in ("full()", attention):
+            build = partial(_patterned, prepared.model.plain, name)
+            step = replace(planned.step, length=length, build_model=build)
+            cost = predict(step, effective_batch=1, micro_batch=1)
+            row: dict[str, Any] = {"length": length, "attention": name, "seconds": None, "how": "predicted"}
+            row["peak_bytes"] = cost.peak_bytes
+            if allowed is None or cost.peak_bytes + fixed <= allowed:
+                row |= _timed_step(step)
+            rows.append(row)
+    return rows
+
+
+def _patterned(plain: Callable[[], Any], attention: str) -> Any:
+    return with_attention(plain(), None if attention == "full()" else attention)
+
+
+def _timed_step(step: TrainingStep) -> dict[str, Any]:
+    model = step.build_model().train()
+    optimizer = step.make_optimizer(model)
+    batch = step.example_batch(1, step.length)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        accumulate(step.objective, model, batch, micro_batch=1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    peak = measure_step(step.objective, model, batch, optimizer, micro_batch=1)
+    return {"peak_bytes": peak, "seconds": min(seconds[1:]), "how": "measured"}
 
 
 def _peak(prepared: Prepared, trained: Trained, plan: Plan) -> int:

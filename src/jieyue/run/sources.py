@@ -14,7 +14,7 @@ from jieyue.data.findings import Findings, overlap
 from jieyue.data.readers import Question, read_questions
 from jieyue.errors import InputError
 
-__all__ = ["Sources", "open_sources", "split_by_passage"]
+__all__ = ["Sources", "open_sources", "read_training", "split_by_passage"]
 
 SHIPPED = "the corpus that ships"
 
@@ -50,16 +50,8 @@ def open_sources(
     if questions is not None and questions < 20:
         raise InputError(f"questions={questions}: expected at least 20")
     judged_findings: Findings | None = None
-    if data:
-        train, findings = read_questions(data, skip_bad=skip_bad)
-        name = ", ".join(Path(path).name for path in data)
-    else:
-        with tempfile.TemporaryDirectory(prefix="jieyue-") as folder:
-            path = Path(folder) / "train.json"
-            path.write_text(json.dumps(compose("train", seed, questions or 60_000)), encoding="utf-8")
-            train, findings = read_questions(path)
-        findings.encodings.clear()
-        name = SHIPPED
+    name = ", ".join(Path(path).name for path in data) or SHIPPED
+    train, findings = read_training(data, questions, seed, skip_bad)
     if held_out or not data:
         judged, judged_findings = read_questions(held_out or heldout_path(), skip_bad=skip_bad)
     else:
@@ -75,6 +67,20 @@ def open_sources(
             f"{name}: {len(known)} questions are too few to hold some out; name a held-out file (--held-out)"
         )
     return Sources(name, fit, calibration or fit[-20:], judged, findings, judged_findings, overlap(fit, judged))
+
+
+def read_training(
+    data: Sequence[str | Path], questions: int | None, seed: int, skip_bad: bool
+) -> tuple[list[Question], Findings]:
+    """The questions of the files; without files, composed ones: 60,000 or as many as asked for."""
+    if data:
+        return read_questions(data, skip_bad=skip_bad)
+    with tempfile.TemporaryDirectory(prefix="jieyue-") as folder:
+        path = Path(folder) / "train.json"
+        path.write_text(json.dumps(compose("train", seed, questions or 60_000)), encoding="utf-8")
+        train, findings = read_questions(path)
+    findings.encodings.clear()
+    return train, findings
 
 
 def split_by_passage(questions: Sequence[Question], share: float) -> tuple[list[Question], list[Question]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jieyue.budget import Plan
+from jieyue.data.findings import MEANING, Findings
 from jieyue.data.readers import Question
 from jieyue.recipes.read import Answer
 from jieyue.report import Estimate, Example, Picture, Report
@@ -13,8 +14,10 @@ from jieyue.report import Estimate, Example, Picture, Report
 from .sources import Sources
 
 __all__ = [
+    "tell_counts",
     "tell_data",
     "tell_examples",
+    "tell_lengths",
     "tell_memory",
     "tell_quality",
     "tell_savings",
@@ -34,20 +37,32 @@ def tell_settings(report: Report, settings: Mapping[str, Any], machine: Mapping[
 
 
 def tell_data(report: Report, sources: Sources, counts: Mapping[str, int]) -> None:
-    """What reading and encoding found; zero counts are left out of the long table, never a problem that exists."""
+    """The three parts of the data, and everything that was counted while reading and encoding them."""
     section = report.section("Data")
     section.fact("training questions", len(sources.train), how=sources.name)
     section.fact("calibration questions", len(sources.calibration), how="passages set aside from training")
     section.fact("held-out questions", len(sources.held_out), how="only ever used to judge")
-    found = [*sources.findings.counts.items()]
-    rows: list[list[Any]] = [["reading, training", name.replace("_", " "), value] for name, value in found if value]
-    if sources.held_out_findings is not None:
-        held = sources.held_out_findings.counts.items()
-        rows += [["reading, held out", name.replace("_", " "), value] for name, value in held if value]
-    rows += [["encoding, training", name.replace("_", " "), value] for name, value in counts.items() if value]
-    rows += [["in training and held out", name, value] for name, value in sources.shared.items()]
-    section.table(["where", "what", "count"], rows, title="Everything that was counted")
-    skipped = sources.findings.skipped + (sources.held_out_findings.skipped if sources.held_out_findings else [])
+    found = {"training files": sources.findings, "held-out files": sources.held_out_findings}
+    tell_counts(report, {name: own for name, own in found.items() if own is not None}, counts, sources.shared)
+
+
+def tell_counts(
+    report: Report, findings: Mapping[str, Findings], encoded: Mapping[str, int], shared: Mapping[str, int]
+) -> None:
+    """Everything counted that is not zero, with what it means; the overlap of the files; every skipped record."""
+    section = report.section("Data")
+    rows: list[list[Any]] = []
+    for where, counts in [*((name, own.counts) for name, own in findings.items()), ("rows", encoded)]:
+        rows += [[where, count, MEANING.get(name, name.replace("_", " "))] for name, count in counts.items() if count]
+    rows += [["both", count, f"{name} that stand in training and held-out files"] for name, count in shared.items()]
+    section.table(["where", "count", "what"], rows, title="Everything that was counted")
+    for own in findings.values():
+        other = {name: kind for name, kind in own.encodings.items() if kind != "utf-8"}
+        if other:
+            section.table(
+                ["file", "encoding"], [list(pair) for pair in other.items()], title="Other encodings than UTF-8"
+            )
+    skipped = [line for own in findings.values() for line in own.skipped]
     if skipped:
         section.table(["record and reason"], [[line] for line in skipped], title="Skipped records")
 
@@ -182,6 +197,23 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
     section.picture(Picture.bars("What the predicted peak is made of", parts, value=("memory", "bytes")))
     if plan.rejected:
         section.table(["setting", "why not"], [list(row) for row in plan.rejected], title="Rejected")
+
+
+def tell_lengths(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The pattern against full attention at growing lengths: a table and two pictures."""
+    section = report.section("The pattern against full attention")
+    columns: list[str | tuple[str, str]] = ["tokens", "attention", ("peak", "bytes"), ("seconds", "seconds"), "how"]
+    table = [[row["length"], row["attention"], row["peak_bytes"], row["seconds"], row["how"]] for row in rows]
+    section.table(columns, table, note="One update of one row of that length, everything included.")
+    for key, title, unit in (
+        ("peak_bytes", "Peak of one update", "bytes"),
+        ("seconds", "Seconds of one update", "seconds"),
+    ):
+        curves: dict[str, dict[int, float]] = {}
+        for row in rows:
+            if row[key] is not None:
+                curves.setdefault(row["attention"], {})[row["length"]] = row[key]
+        section.picture(Picture.lines(title, curves, x="tokens", y=(title.split()[0].lower(), unit), log="xy"))
 
 
 def tell_savings(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -74,6 +74,7 @@ class Materials:
 
     ``settings``: lengths of the rows, None = ``default_settings``. ``vocabulary``: a ``vocab.txt`` for a preset, None =
     learned from the data. ``questions``: at most so many. ``new_head``: a checkpoint may lack the masked-LM head.
+    ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention.
     """
 
     model: str = "tiny"
@@ -84,6 +85,7 @@ class Materials:
     questions: int | None = None
     skip_bad: bool = False
     new_head: bool = False
+    attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def prepare(materials: Materials, course: Course) -> Prepared:
         start=course.start,
         seed=seed,
         new_head=materials.new_head,
+        attention=materials.attention,
     )
     settings = materials.settings or default_settings(materials.model, bool(data), seed)
     settings = settings.fitted(source.positions)

@@ -11,7 +11,7 @@
 namespace {
 
 struct BackwardSpace {
-  float *keys, *values, *key_rows, *dk, *dv, *bias, *q_rows, *grad_rows, *q, *grad, *p, *s, *dq;
+  float *keys, *values, *key_rows, *dk, *dv, *bias, *q, *grad, *p, *s, *dq;
   int64_t lds;
   BackwardSpace(const Plan& plan, Arena arena, int64_t* used = nullptr) {
     const int64_t span = plan.span, D = plan.call.D, V = plan.call.V;
@@ -19,8 +19,7 @@ struct BackwardSpace {
     keys = arena.take(span * D), values = arena.take(span * V);
     key_rows = arena.take(span * plan.D), dk = arena.take(span * plan.D), dv = arena.take(span * plan.V);
     bias = arena.take(span);
-    q_rows = arena.take(BLOCK * plan.D), grad_rows = arena.take(BLOCK * plan.V);
-    q = arena.take(BLOCK * D), grad = arena.take(BLOCK * V);
+    q = arena.take(BLOCK * plan.D), grad = arena.take(BLOCK * plan.V);
     p = arena.take(BLOCK * lds), s = arena.take(BLOCK * lds);
     dq = arena.take(GROUP * plan.D);
     if (used) *used = arena.used;
@@ -61,21 +60,19 @@ inline void blame(const Row& row, float* s, const Dice& dice, float lse, float d
   }
 }
 
-inline void put_row(const View& x, int64_t offset, const float* from, int columns, float times, bool add) {
-  float* to = x.data + offset;
-  for (int d = 0; d < columns; d += VL) {
+inline void put_row(const Rows& x, int row, const float* from, float times, bool add) {
+  float* to = x.at(row);
+  for (int d = 0; d < x.columns; d += VL) {
     const vf y = load(from + d) * times;
-    store_columns(to + d, add ? load_columns(to + d, columns - d) + y : y, columns - d);
+    store_columns(to + d, add ? load_columns(to + d, x.columns - d) + y : y, x.columns - d);
   }
 }
 
 inline void zero_keys(const Plan& plan, const Fold& fold, int64_t b, int64_t g, int from, int to) {
   const Call& c = plan.call;
-  for (int j = from; j < to; j++) {
-    const int64_t row = fold.first_key + j * plan.band.step;
-    memset(c.dk.data + b * c.dk.batch + g * c.dk.head + row * c.dk.row, 0, c.D * sizeof(float));
-    memset(c.dv.data + b * c.dv.batch + g * c.dv.head + row * c.dv.row, 0, c.V * sizeof(float));
-  }
+  const Rows dk = rows_of(c.dk, b, g, fold.first_key, plan.band.step, fold.keys, c.D);
+  const Rows dv = rows_of(c.dv, b, g, fold.first_key, plan.band.step, fold.keys, c.V);
+  for (int j = from; j < to; j++) memset(dk.at(j), 0, c.D * sizeof(float)), memset(dv.at(j), 0, c.V * sizeof(float));
 }
 
 // The work of a task: queries [i0, i1) against keys [low, high).  dk and dv are added to what is there for keys below
@@ -87,32 +84,77 @@ struct Piece {
   int add_below, add_from;
 };
 
+// The keys of a piece in the workspace: packed when the first queries need them, their dk and dv put down when the last
+// queries have passed, so that memory moves while the products run.
+template <bool MASK> struct Keys {
+  const Plan& plan;
+  const Piece& at;
+  const BackwardSpace& w;
+  Rows k, v, dk, dv;
+  const int base;
+  int ready, done;
+
+  Keys(const Plan& p, const Fold& fold, const Piece& piece, const BackwardSpace& space)
+      : plan(p), at(piece), w(space), base(down(piece.low)), ready(base), done(piece.low) {
+    const Call& c = plan.call;
+    const auto rows = [&](const View& x, int64_t columns) {
+      return rows_of(x, at.b, at.g, fold.first_key, plan.band.step, fold.keys, columns);
+    };
+    k = rows(c.k, c.D), v = rows(c.v, c.V), dk = rows(c.dk, c.D), dv = rows(c.dv, c.V);
+    if (MASK && at.low < at.high) fill_bias(plan, mask_of(plan, fold, at.b), fold.keys, base, up(at.high), w.bias);
+  }
+
+  void need(int end) {  // keys below `end`
+    const int count = up(end) - ready;
+    if (count <= 0) return;
+    const Call& c = plan.call;
+    const int64_t from = ready - base;
+    const float* bias = MASK ? w.bias + from : nullptr;
+    pack_panels(k, ready, count / VL, bias, c.scale * LOG2E, w.keys + from * c.D);
+    pack_panels(v, ready, count / VL, bias, c.scale * c.kept_scale, w.values + from * c.V);
+    pack_rows(k, ready, count, bias, plan.D, w.key_rows + from * plan.D);
+    memset(w.dk + from * plan.D, 0, sizeof(float) * count * plan.D);
+    memset(w.dv + from * plan.V, 0, sizeof(float) * count * plan.V);
+    ready += count;
+  }
+
+  void release(int end) {  // keys below `end`
+    need(end);
+    for (; done < end; done++) {
+      const bool add = done < at.add_below || done >= at.add_from;
+      put_row(dk, done, w.dk + (int64_t)(done - base) * plan.D, 1.f, add);
+      put_row(dv, done, w.dv + (int64_t)(done - base) * plan.V, plan.call.kept_scale, add);
+    }
+  }
+};
+
 template <bool MASK, bool DROP>
-void backward_head(const Plan& plan, const Fold& fold, const Piece& at, int64_t h, const BackwardSpace& w) {
+void backward_head(const Plan& plan, const Fold& fold, const Piece& at, int64_t h, bool last, Keys<MASK>& keys) {
   const Call& c = plan.call;
-  const int64_t step = plan.band.step, b = at.b, base = down(at.low);
+  const BackwardSpace& w = keys.w;
+  const int64_t step = plan.band.step, b = at.b, base = keys.base;
   const Rows q = rows_of(c.q, b, h, fold.first_query, step, fold.queries, c.D);
   const Rows grad = rows_of(c.grad_out, b, h, fold.first_query, step, fold.queries, c.V);
+  const Rows dq = rows_of(c.dq, b, h, fold.first_query, step, fold.queries, c.D);
   const int64_t lse_at = (b * c.H + h) * c.N + fold.first_query;
-  const int64_t dq_at = b * c.dq.batch + h * c.dq.head + fold.first_query * c.dq.row;
   const Dice dice(plan, fold, b, h);
   for (int t = at.i0; t < at.i1; t += BLOCK) {
-    const int te = smaller(t + BLOCK, at.i1), rows = te - t, panels = (rows + VL - 1) / VL;
+    const int te = smaller(t + BLOCK, at.i1), rows = (te - t + GROUP - 1) / GROUP * GROUP;
     const int first = down(larger(at.low, fold.from(t))), end = smaller(at.high, fold.to(te - 1));
-    pack_rows(q, t, rows, nullptr, plan.D, w.q_rows);
-    pack_rows(grad, t, rows, nullptr, plan.V, w.grad_rows);
-    pack_panels(q, t, panels, nullptr, 1.f, w.q);
-    pack_panels(grad, t, panels, nullptr, 1.f, w.grad);
+    keys.need(end);
+    pack_rows(q, t, rows, nullptr, plan.D, w.q);
+    pack_rows(grad, t, rows, nullptr, plan.V, w.grad);
     for (int r = t; r < te; r += GROUP) {
       const int m = smaller(GROUP, te - r);
       Visit visit;
       const bool any = visit_of(fold, r, te, at.low, at.high, visit);
+      prefetch<1>(dq, r, r + m);
       for (int d = 0; d < m * plan.D; d += VL) store(w.dq + d, vf{});
       if (any) {
         const int64_t shift = (r - t) * w.lds + (visit.first - first + VL);  // one spare panel on each side
         float *p = w.p + shift, *s = w.s + shift;
-        score_group(visit, w.q + (r - t) * c.D, w.keys + (visit.first - base) * c.D, (int)c.D, p, w.lds);
-        score_group(visit, w.grad + (r - t) * c.V, w.values + (visit.first - base) * c.V, (int)c.V, s, w.lds);
+        score_group(visit, w.q + (r - t) * plan.D, plan.D, w.keys + (visit.first - base) * c.D, (int)c.D, p, w.lds);
+        score_group(visit, w.grad + (r - t) * plan.V, plan.V, w.values + (visit.first - base) * c.V, (int)c.V, s, w.lds);
         for (int i = 0; i < m; i++) {
           const int row = r + i, a = larger(at.low, fold.from(row)), z = smaller(at.high, fold.to(row));
           const Row scores = {p + i * w.lds - visit.first, w.bias - base, a, z, visit.from[i / QM] - VL, visit.to[i / QM] + VL,
@@ -126,42 +168,26 @@ void backward_head(const Plan& plan, const Fold& fold, const Piece& at, int64_t 
         weigh_group(visit, s, w.lds, w.key_rows + (visit.first - base) * plan.D, plan.D, w.dq);
       }
       if (any || !at.add_dq)
-        for (int i = 0; i < m; i++)
-          put_row(c.dq, dq_at + (r + i) * step * c.dq.row, w.dq + i * plan.D, (int)c.D, 1.f, at.add_dq);
+        for (int i = 0; i < m; i++) put_row(dq, r + i, w.dq + i * plan.D, 1.f, at.add_dq);
     }
     for (int k = first; k < end; k += KM) {
       const int x = larger(t, k - fold.right), y = smaller(te, smaller(k + KM, end) + fold.left);
       if (x >= y) continue;
       const int64_t shift = (x - t) * w.lds + (k - first + VL), to = k - base;
-      const int keys = smaller(KM, up(end) - k);
-      gather(keys, w.p + shift, w.lds, w.grad_rows + (x - t) * plan.V, plan.V, y - x, w.dv + to * plan.V);
-      gather(keys, w.s + shift, w.lds, w.q_rows + (x - t) * plan.D, plan.D, y - x, w.dk + to * plan.D);
+      const int count = smaller(KM, up(end) - k);
+      gather(count, w.p + shift, w.lds, w.grad + (x - t) * plan.V, plan.V, y - x, w.dv + to * plan.V);
+      gather(count, w.s + shift, w.lds, w.q + (x - t) * plan.D, plan.D, y - x, w.dk + to * plan.D);
     }
+    if (last) keys.release(smaller(at.high, fold.from(te)));
   }
 }
 
 template <bool MASK, bool DROP>
 void backward_piece(const Plan& plan, const Fold& fold, const Piece& at, const BackwardSpace& w) {
-  const Call& c = plan.call;
-  const int64_t step = plan.band.step, heads = c.H / c.G;
-  const Rows k = rows_of(c.k, at.b, at.g, fold.first_key, step, fold.keys, c.D);
-  const Rows v = rows_of(c.v, at.b, at.g, fold.first_key, step, fold.keys, c.V);
-  const int base = down(at.low), count = at.low < at.high ? up(at.high) - base : 0;
-  const float* bias = MASK ? w.bias : nullptr;
-  if (MASK) fill_bias(plan, mask_of(plan, fold, at.b), fold.keys, base, base + count, w.bias);
-  pack_panels(k, base, count / VL, bias, c.scale * LOG2E, w.keys);
-  pack_panels(v, base, count / VL, bias, c.scale * c.kept_scale, w.values);
-  pack_rows(k, base, count, bias, plan.D, w.key_rows);
-  memset(w.dk, 0, sizeof(float) * count * plan.D);
-  memset(w.dv, 0, sizeof(float) * count * plan.V);
-  for (int64_t h = at.g * heads; h < (at.g + 1) * heads; h++) backward_head<MASK, DROP>(plan, fold, at, h, w);
-  const int64_t dk_at = at.b * c.dk.batch + at.g * c.dk.head + fold.first_key * c.dk.row;
-  const int64_t dv_at = at.b * c.dv.batch + at.g * c.dv.head + fold.first_key * c.dv.row;
-  for (int j = at.low; j < at.high; j++) {
-    const bool add = j < at.add_below || j >= at.add_from;
-    put_row(c.dk, dk_at + j * step * c.dk.row, w.dk + (int64_t)(j - base) * plan.D, (int)c.D, 1.f, add);
-    put_row(c.dv, dv_at + j * step * c.dv.row, w.dv + (int64_t)(j - base) * plan.V, (int)c.V, c.kept_scale, add);
-  }
+  const int64_t heads = plan.call.H / plan.call.G;
+  Keys<MASK> keys(plan, fold, at, w);
+  for (int64_t i = 0; i < heads; i++) backward_head<MASK, DROP>(plan, fold, at, at.g * heads + i, i == heads - 1, keys);
+  keys.release(at.high);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ struct Call {
   View q, k, v, out;               // forward writes out, or merges into it
   View grad_out, dq, dk, dv;       // backward only
   float* lse;                      // [B, H, N] contiguous; natural logarithm; -inf for a row without keys
-  const float* delta;              // [B, H, N] contiguous; backward only
+  float* delta;                    // [B, H, N] contiguous; backward reads it, delta writes it
   const uint8_t* key_mask;         // non-zero = keep; null = keep all
   int64_t mask_batch, mask_key;    // its strides in bytes
   const Band* bands;               // disjoint
@@ -46,5 +46,6 @@ struct Kernel {
   int64_t (*workspace)(const Call*, int backward);  // floats per thread, independent of N and M once these are large
   void (*forward)(const Call*);
   void (*backward)(const Call*);
+  void (*delta)(const Call*);                       // delta = row sums of grad_out * out; reads nothing else
 };
 }

@@ -28,3 +28,4 @@ EXPORT int64_t jieyue_band_workspace(int64_t rank, const Call* call, int backwar
 }
 EXPORT void jieyue_band_forward(int64_t rank, const Call* call) { ranked(rank)->forward(call); }
 EXPORT void jieyue_band_backward(int64_t rank, const Call* call) { ranked(rank)->backward(call); }
+EXPORT void jieyue_band_delta(int64_t rank, const Call* call) { ranked(rank)->delta(call); }

@@ -17,7 +17,7 @@ struct ForwardSpace {
     keys = arena.take((int64_t)p.span * p.call.D);
     values = arena.take((int64_t)p.span * p.V);
     bias = arena.take(p.span);
-    q = arena.take(p.call.D * GROUP);
+    q = arena.take(GROUP * p.D);
     s = arena.take(GROUP * lds);
     acc = arena.take((int64_t)rows * p.V);
     top = arena.take(rows);
@@ -79,7 +79,7 @@ inline void soften(const Row& row, const Dice& dice, float& top, float& sum, flo
     store(s + j, DROP ? dice.kept(row.hash, j) ? e : vf{} : e);
   }
   const float fade = exp2_of(before - now);
-  if (fade != 1.f)
+  if (fade != 1.f && before != -INF)
     for (int d = 0; d < V; d += VL) store(acc + d, load(acc + d) * fade);
   sum = sum * fade + sum_of(total + total2);
   top = now;
@@ -114,6 +114,7 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
   const Rows q = rows_of(c.q, b, h, fold.first_query, step, fold.queries, c.D);
   const Rows k = rows_of(c.k, b, g, fold.first_key, step, fold.keys, c.D);
   const Rows v = rows_of(c.v, b, g, fold.first_key, step, fold.keys, c.V);
+  const Rows out = rows_of(c.out, b, h, fold.first_query, step, fold.queries, c.V);
   const Outputs to = {c.out.data + b * c.out.batch + h * c.out.head + fold.first_query * c.out.row,
                       c.lse + (b * c.H + h) * c.N + fold.first_query, step * c.out.row, step};
   const Dice dice(plan, fold, b, h);
@@ -122,11 +123,10 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
   low = plan.chunk ? low / plan.chunk * plan.chunk : down(low);
   bool first = true, last;
   do {
-    const int high = plan.chunk ? smaller(end, low + plan.chunk) : end, count = high > low ? up(high - low) : 0;
+    const int high = plan.chunk ? smaller(end, low + plan.chunk) : end;
+    int packed = low;  // keys from low on that are packed: as many as the rows so far have needed
     last = high >= end;
-    if (MASK) fill_bias(plan, mask_of(plan, fold, b), fold.keys, low, low + count, at.bias);
-    pack_panels(k, low, count / VL, bias, c.scale * LOG2E, at.keys);
-    pack_rows(v, low, count, bias, plan.V, at.values);
+    if (MASK && high > low) fill_bias(plan, mask_of(plan, fold, b), fold.keys, low, up(high), at.bias);
     for (int r = i0; r < i1; r += GROUP) {
       const int rows = smaller(GROUP, i1 - r), state = plan.chunk ? r - i0 : 0;
       float *top = at.top + state, *sum = at.sum + state, *acc = at.acc + (int64_t)state * plan.V;
@@ -134,8 +134,16 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
         for (int i = 0; i < rows; i++) begin_row(plan, to, r + i, top[i], sum[i], acc + i * plan.V);
       Visit visit;
       if (visit_of(fold, r, i1, low, high, visit)) {
-        pack_panels(q, r, 1, nullptr, 1.f, at.q);
-        score_group(visit, at.q, at.keys + (int64_t)(visit.first - low) * c.D, (int)c.D, at.s, at.lds);
+        if (packed < visit.last) {
+          const int count = visit.last - packed;
+          const float* kept = bias ? bias + (packed - low) : nullptr;
+          pack_panels(k, packed, count / VL, kept, c.scale * LOG2E, at.keys + (int64_t)(packed - low) * c.D);
+          pack_rows(v, packed, count, kept, plan.V, at.values + (int64_t)(packed - low) * plan.V);
+          packed = visit.last;
+        }
+        pack_rows(q, r, GROUP, nullptr, plan.D, at.q);
+        if (last) prefetch<1>(out, r, r + GROUP);
+        score_group(visit, at.q, plan.D, at.keys + (int64_t)(visit.first - low) * c.D, (int)c.D, at.s, at.lds);
         for (int i = 0; i < rows; i++) {
           const int row = r + i, a = larger(low, fold.from(row)), z = smaller(high, fold.to(row));
           const Row scores = {at.s + i * at.lds - visit.first, at.bias - low, a, z, visit.from[i / QM], visit.to[i / QM],

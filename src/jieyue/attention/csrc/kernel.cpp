@@ -6,6 +6,7 @@ namespace {
 
 // A set of tasks that may run in any order and share no output.
 struct Phase {
+  const Call* call;
   const Plan* plan;
   void (*run)(const Phase&, int64_t task, float* workspace);
   int64_t tasks, turn, blocks, floats;  // turn: colour or diagonal; blocks: tiles per class; floats: workspace of a thread
@@ -14,15 +15,15 @@ struct Phase {
 
 void work(void* data) {
   Phase& phase = *(Phase*)data;
-  float* workspace = phase.plan->call.workspace + __atomic_fetch_add(&phase.threads, 1, __ATOMIC_RELAXED) * phase.floats;
+  float* workspace = phase.call->workspace + __atomic_fetch_add(&phase.threads, 1, __ATOMIC_RELAXED) * phase.floats;
   for (int64_t task; (task = __atomic_fetch_add(&phase.next, 1, __ATOMIC_RELAXED)) < phase.tasks;)
     phase.run(phase, task, workspace);
 }
 
 void run(Phase& phase) {
-  const int64_t threads = smaller(phase.plan->call.threads, phase.tasks);
-  if (threads > 1 && phase.plan->call.parallel)
-    phase.plan->call.parallel(work, &phase, (unsigned)threads, 0);
+  const int64_t threads = smaller(phase.call->threads, phase.tasks);
+  if (threads > 1 && phase.call->parallel)
+    phase.call->parallel(work, &phase, (unsigned)threads, 0);
   else
     work(&phase);
 }
@@ -99,11 +100,33 @@ void diagonal_task(const Phase& phase, int64_t x, float* workspace) {
   if (seen || !add) run_piece(plan, fold, {b, g, i0, i1, low, high, add, 0, add ? 0 : fold.keys}, workspace);
 }
 
+const int64_t DELTA_ROWS = 64;
+
+// delta of DELTA_ROWS queries of all heads of one example: in [B, N, H, D] memory, one stretch.
+void delta_task(const Phase& phase, int64_t x, float*) {
+  const Call& c = *phase.call;
+  const int64_t b = x / phase.blocks, i0 = x % phase.blocks * DELTA_ROWS, i1 = smaller(c.N, i0 + DELTA_ROWS);
+  for (int64_t i = i0; i < i1; i++)
+    for (int64_t h = 0; h < c.H; h++) {
+      const float* grad = c.grad_out.data + b * c.grad_out.batch + h * c.grad_out.head + i * c.grad_out.row;
+      const float* out = c.out.data + b * c.out.batch + h * c.out.head + i * c.out.row;
+      vf sum = {};
+      for (int d = 0; d < c.V; d += VL) sum += load_columns(grad + d, (int)c.V - d) * load_columns(out + d, (int)c.V - d);
+      c.delta[(b * c.H + h) * c.N + i] = sum_of(sum);
+    }
+}
+
+void delta(const Call* call) {
+  const int64_t blocks = (call->N + DELTA_ROWS - 1) / DELTA_ROWS;
+  Phase phase = {call, nullptr, delta_task, call->B * blocks, 0, blocks, 0};
+  run(phase);
+}
+
 void forward(const Call* call) {
   const int64_t floats = floats_of(call, 0);
   for (int64_t i = 0; i < call->num_bands; i++) {
     const Plan plan = forward_plan(*call, i);
-    Phase phase = {&plan, forward_task, call->B * plan.band.step * plan.tiles * call->H, 0, plan.tiles, floats};
+    Phase phase = {call, &plan, forward_task, call->B * plan.band.step * plan.tiles * call->H, 0, plan.tiles, floats};
     run(phase);
   }
 }
@@ -116,7 +139,7 @@ void backward(const Call* call) {
     const int64_t blocks = plan.chunk ? larger(plan.tiles, (plan.keys + plan.chunk - 1) / plan.chunk) : plan.tiles;
     for (int64_t turn = 0; turn < (plan.chunk ? blocks : smaller<int64_t>(2, blocks)); turn++) {
       const int64_t mine = plan.chunk ? blocks : (blocks + 1 - turn) / 2;
-      Phase phase = {&plan, plan.chunk ? diagonal_task : coloured_task, heads * mine, turn, mine, floats};
+      Phase phase = {call, &plan, plan.chunk ? diagonal_task : coloured_task, heads * mine, turn, mine, floats};
       run(phase);
     }
   }
@@ -125,4 +148,4 @@ void backward(const Call* call) {
 }  // namespace
 
 extern "C" const Kernel KERNEL;
-extern "C" const Kernel KERNEL = {KERNEL_NAME, floats_of, forward, backward};
+extern "C" const Kernel KERNEL = {KERNEL_NAME, floats_of, forward, backward, delta};

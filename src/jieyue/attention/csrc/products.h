@@ -1,7 +1,7 @@
 // Packing of strided rows, and the three products of attention as loops over registers.
 //
-// A panel holds VL rows transposed: panel[d][lane].  Scores come from a panel of queries and panels of keys, so both are
-// read in order; the products with probabilities read rows.
+// Scores come from rows of queries and panels of keys: a panel holds VL rows transposed, panel[d][lane].  The products with
+// probabilities read rows.
 #pragma once
 #include "vector.h"
 
@@ -20,18 +20,27 @@
 #define KM 4
 #define KN 3
 #endif
-#define GROUP VL              // query rows that are worked on together: one panel
-#define SUBS (GROUP / QM)     // of so many score tiles
+#define GROUP VL              // query rows that are worked on together,
+#define SUBS (GROUP / QM)     // in so many score tiles
 #define KEYS_AT_ONCE 64       // values that stay in the first cache while a group's rows pass
 
 namespace {
 
 struct Rows {  // `count` rows of `columns` floats, `stride` floats apart
-  const float* data;
+  float* data;
   int64_t stride;
   int count, columns;
-  const float* at(int row) const { return data + row * stride; }
+  float* at(int row) const { return data + row * stride; }
 };
+
+// Asks for rows [from, to) of x ahead of their use; to_write where they will be written.
+template <int to_write> inline void prefetch(const Rows& x, int from, int to) {
+  to = smaller(to, x.count);
+  for (int j = larger(from, 0); j < to; j++) {
+    const char* row = (const char*)x.at(j);
+    for (int64_t byte = 0; byte < x.columns * 4; byte += 64) __builtin_prefetch(row + byte, to_write);
+  }
+}
 
 inline vf load_columns(const float* p, int columns) {  // the first `columns` of a vector, zeros behind
   if (columns >= VL) return load_any(p);
@@ -45,9 +54,11 @@ inline void store_columns(float* p, vf x, int columns) {
   for (int i = 0; i < columns; i++) p[i] = x[i];
 }
 
-// Rows first, first + 1, ... times c into panels; rows outside x, and rows whose bias is not 0, become zeros.
+// Rows first, first + 1, ... times c into panels; rows outside x, and rows whose bias is not 0, become zeros.  Asks for
+// the panel behind each ahead of its use: rows lie far apart.
 void pack_panels(const Rows& x, int first, int panels, const float* bias, float c, float* out) {
-  for (int p = 0; p < panels; p++)
+  for (int p = 0; p < panels; p++) {
+    prefetch<0>(x, first + (p + 1) * VL, first + (p + 2) * VL);
     for (int d = 0; d < x.columns; d += VL) {
       vf r[VL];
       UNROLL for (int j = 0; j < VL; j++) {
@@ -63,12 +74,14 @@ void pack_panels(const Rows& x, int first, int panels, const float* bias, float 
       } else
         for (int j = 0; j < columns; j++) store(panel + j * VL, r[j]);
     }
+  }
 }
 
 // The same rows as rows of ld floats (a multiple of VL), zeros behind their columns.
 void pack_rows(const Rows& x, int first, int rows, const float* bias, int ld, float* out) {
   for (int j = 0; j < rows; j++, out += ld) {
     const int row = first + j;
+    prefetch<0>(x, row + VL, row + VL + 1);
     int d = 0;
     if (row >= 0 && row < x.count && !(bias && bias[j]))
       for (; d < x.columns; d += VL) store(out + d, load_columns(x.at(row) + d, x.columns - d));
@@ -76,18 +89,19 @@ void pack_rows(const Rows& x, int first, int rows, const float* bias, int ld, fl
   }
 }
 
-// s[M queries][N panels] = queries (a panel, from lane `q` on) . keys
-template <int M, int N> inline void score_tile(const float* q, const float* keys, int depth, float* s, int64_t lds) {
+// s[M queries][N panels] = query rows . key panels
+template <int M, int N>
+inline void score_tile(const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds) {
   vf a[M][N];
   UNROLL for (int i = 0; i < M; i++) {
     UNROLL for (int j = 0; j < N; j++) a[i][j] = vf{};
   }
   const int64_t panel = (int64_t)depth * VL;
-  for (int d = 0; d < depth; d++, q += VL, keys += VL) {
+  for (int d = 0; d < depth; d++, q++, keys += VL) {
     vf b[N];
     UNROLL for (int j = 0; j < N; j++) b[j] = load(keys + j * panel);
     UNROLL for (int i = 0; i < M; i++) {
-      const vf x = all(q[i]);
+      const vf x = all(q[i * ldq]);
       UNROLL for (int j = 0; j < N; j++) a[i][j] += x * b[j];
     }
   }
@@ -142,15 +156,15 @@ struct Visit {
 };
 
 // s[GROUP][...] = scores of a group; s and keys begin at visit.first.
-inline void score_group(const Visit& visit, const float* q, const float* keys, int depth, float* s, int64_t lds) {
+inline void score_group(const Visit& visit, const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds) {
   for (int p = visit.first; p < visit.last; p += QN * VL)
     for (int i = 0; i < SUBS; i++) {
       const int from = larger(p, visit.from[i]), panels = (smaller(p + QN * VL, visit.to[i]) - from) / VL;
       const float* k = keys + (int64_t)(from - visit.first) * depth;
       float* to = s + i * QM * lds + (from - visit.first);
-      if (panels == 3) score_tile<QM, 3>(q + i * QM, k, depth, to, lds);
-      if (panels == 2) score_tile<QM, 2>(q + i * QM, k, depth, to, lds);
-      if (panels == 1) score_tile<QM, 1>(q + i * QM, k, depth, to, lds);
+      if (panels == 3) score_tile<QM, 3>(q + i * QM * ldq, ldq, k, depth, to, lds);
+      if (panels == 2) score_tile<QM, 2>(q + i * QM * ldq, ldq, k, depth, to, lds);
+      if (panels == 1) score_tile<QM, 1>(q + i * QM * ldq, ldq, k, depth, to, lds);
     }
 }
 

@@ -132,6 +132,15 @@ class Native:
         self._run("backward", views, lse, delta, lowered, key_mask, scale, dropout, seed, q_offset)
         return dq, dk, dv
 
+    def delta(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """sum_d grad_out * out [B, H, N] in one pass, with no product of their size: what `backward` takes, less the
+        gradient of lse."""
+        found = out.new_empty(out.shape[:3])
+        if found.numel():
+            shape = (out.shape[0], out.shape[1], 1, out.shape[2], 0, 0, out.shape[3], 0)
+            self._call("delta", shape, {"grad_out": grad_out, "out": out}, delta=found.data_ptr())
+        return found
+
     def _run(
         self,
         which: str,
@@ -145,13 +154,13 @@ class Native:
         seed: int,
         q_offset: int,
     ) -> None:
-        library, threads = _library(), torch.get_num_threads()
-        kept = {name: x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for name, x in views.items()}
         lse, delta = lse.contiguous(), None if delta is None else delta.contiguous()
-        q, k, v = kept["q"], kept["k"], kept["v"]
-        call = _Call(
-            *(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q_offset),
-            **{name: _View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()},
+        q, k, v = views["q"], views["k"], views["v"]
+        self._call(
+            which,
+            (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q_offset),
+            views,
+            key_mask,
             lse=lse.data_ptr(),
             delta=None if delta is None else delta.data_ptr(),
             bands=(_Band * len(bands))(*bands),
@@ -161,16 +170,26 @@ class Native:
             threshold=int(dropout * 2**32),
             seed_low=seed & 0xFFFFFFFF,
             seed_high=seed >> 32 & 0xFFFFFFFF,
-            threads=threads,
-            parallel=_parallel(),
         )
+
+    def _call(
+        self,
+        which: str,
+        sizes: tuple[int, ...],
+        views: dict[str, Tensor],
+        key_mask: Tensor | None = None,
+        **fields: Any,
+    ) -> None:
+        library, threads = _library(), torch.get_num_threads()
+        kept = {name: x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for name, x in views.items()}
+        pointers = {name: _View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()}
+        call = _Call(*sizes, **pointers, **fields, threads=threads, parallel=_parallel())
         if key_mask is not None:
             call.key_mask, call.mask_batch, call.mask_key = key_mask.data_ptr(), *key_mask.stride()
         floats = library.jieyue_band_workspace(self.rank, ctypes.byref(call), int(which == "backward"))
         workspace = _workspace(threads * floats)
         call.workspace = workspace.data_ptr()
-        run = library.jieyue_band_backward if which == "backward" else library.jieyue_band_forward
-        run(self.rank, ctypes.byref(call))
+        getattr(library, f"jieyue_band_{which}")(self.rank, ctypes.byref(call))
 
 
 NATIVE = Native()
@@ -235,7 +254,7 @@ def _opened() -> ctypes.CDLL | str:
     library.jieyue_band_name.argtypes = [ctypes.c_int64]
     library.jieyue_band_workspace.restype = ctypes.c_int64
     library.jieyue_band_workspace.argtypes = [ctypes.c_int64, ctypes.POINTER(_Call), ctypes.c_int]
-    for function in (library.jieyue_band_forward, library.jieyue_band_backward):
+    for function in (library.jieyue_band_forward, library.jieyue_band_backward, library.jieyue_band_delta):
         function.restype, function.argtypes = None, [ctypes.c_int64, ctypes.POINTER(_Call)]
     return library
 

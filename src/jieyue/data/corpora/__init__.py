@@ -20,7 +20,7 @@ from .patterns import LANGUAGES, Topic, read_topics
 __all__ = ["HELDOUT_QUESTIONS", "HELDOUT_SEED", "compose", "heldout_path", "write"]
 
 HELDOUT_SEED = 7148
-HELDOUT_QUESTIONS = 1200
+HELDOUT_QUESTIONS = 1500
 UNANSWERABLE = 0.15
 
 
@@ -63,8 +63,8 @@ def compose(
         raise InputError(f"split={split!r}: expected 'train' or 'heldout'")
     if num_questions < 1:
         raise InputError(f"num_questions={num_questions}: expected at least 1")
-    if unknown := sorted(set(languages) - set(LANGUAGES)):
-        raise InputError(f"languages={languages!r}: found {unknown}, expected some of {LANGUAGES}")
+    if not languages or not set(languages) <= set(LANGUAGES):
+        raise InputError(f"languages={languages!r}: expected some of {LANGUAGES}")
     if not 0 <= unanswerable <= 1:
         raise InputError(f"unanswerable={unanswerable}: expected a share between 0 and 1")
     random = Random(f"{split} {seed}")

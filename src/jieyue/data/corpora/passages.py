@@ -99,7 +99,7 @@ class _Writer:
 
     def fill(self, pieces: tuple[str, ...], subject: Subject, name: str = "") -> tuple[str, dict[str, int]]:
         """Text of alternating pieces, and where each slot begins. ``a`` becomes ``an`` before a vowel."""
-        text, starts = "", {}
+        text, starts = "", dict[str, int]()
         for index, piece in enumerate(pieces):
             if index % 2 == 0:
                 text += piece

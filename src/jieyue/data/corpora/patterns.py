@@ -101,7 +101,9 @@ def _topic(path: Path) -> Topic:
     known = {"s"}.union(*(pattern.kinds for pattern in patterns))
     for used in [*near, *map(set, (title[1::2] for title in titles))]:
         assert used <= known, f"{path.parent.name}/{path.name}: no pattern tells {sorted(used - known)}"
-    return Topic(path.stem, path.parent.name, *map(tuple, (subjects, titles, fillers, near, patterns)))
+    return Topic(
+        path.stem, path.parent.name, tuple(subjects), tuple(titles), tuple(fillers), tuple(near), tuple(patterns)
+    )
 
 
 @cache

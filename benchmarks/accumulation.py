@@ -1,0 +1,75 @@
+"""What accumulation costs beyond its own micro-steps, and how the peak depends on the effective batch.
+
+    python benchmarks/accumulation.py [--models tiny small] [--rows 64] [--micro-batch 8] [--length 128] [--threads 1]
+
+One JSON line a row. ``ratio``: median seconds of ``accumulate`` over those of the same pieces' bare forward and backward
+passes, alternating (goal: at most 1.03). ``peak``: live bytes of torch's allocator in one warm update, for effective
+batches of 8 to 256 rows in pieces of eight (goal: flat within 5 %).
+"""
+
+import argparse
+import json
+
+import torch
+from memory_prediction import build, example, objective
+
+from jieyue import machine
+from jieyue.planning.measurement import measure_step
+from jieyue.timer import median_seconds
+from jieyue.training.accumulation import accumulate
+from jieyue.training.microbatch import MicroBatch
+
+
+def seconds_row(name, given):
+    model, batch = build(name).train(), example(given.rows, given.length)
+    pieces = list(MicroBatch(given.micro_batch).pieces(batch))
+
+    def bare():
+        for piece in pieces:
+            objective(model, piece).total.backward()
+        model.zero_grad(set_to_none=True)
+
+    def accumulated():
+        accumulate(objective, model, batch, micro_batch=given.micro_batch)
+        model.zero_grad(set_to_none=True)
+
+    taken = median_seconds({"bare": bare, "accumulated": accumulated}, repeats=given.repeats)
+    middle = {key: values[len(values) // 2] for key, values in taken.items()}
+    return {
+        "model": name, "rows": given.rows, "micro_batch": given.micro_batch, "length": given.length,
+        "bare_seconds": middle["bare"], "accumulated_seconds": middle["accumulated"],
+        "ratio": middle["accumulated"] / middle["bare"],
+    }  # fmt: skip
+
+
+def peak_rows(name, length, micro_batch=8):
+    model = build(name).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    accumulate(objective, model, example(micro_batch, length), micro_batch=micro_batch)
+    optimizer.step()
+    optimizer.zero_grad()
+    for rows in (8, 16, 32, 64, 128, 256):
+        batch = example(rows, length)
+        peak = measure_step(objective, model, batch, optimizer, micro_batch=micro_batch)
+        yield {"model": name, "effective_batch": rows, "micro_batch": micro_batch, "length": length, "peak_bytes": peak}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["tiny", "small"])
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=9)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print(json.dumps({"machine": machine.describe()}))
+    for name in given.models:
+        print(json.dumps(seconds_row(name, given)), flush=True)
+        for row in peak_rows(name, min(given.length, 64)):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Seconds and bytes of ``attend`` on this machine, beside torch's dense kernel and the other ways to compute a pattern.
+
+Share: the rate of multiplications and additions on *visible* pairs (4·H·D each forward, 10·H·D backward) over the rate of
+the dense flash kernel at N = 2048, as the median over repeats of the ratio within a repeat; every repeat runs all
+contestants in turn, so that what disturbs the machine disturbs all alike. Tensors lie in [B, N, H, D] memory, as
+transformers hands them over. Peak bytes are those beside q, k, v and the gradient of out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jieyue.attention import Call, attend, parse, pick
+from jieyue.errors import InputError
+from jieyue.timer import peak_bytes
+
+from .attention_rows import AttentionBench, Cell, LongRow, RivalRow, ShareRow
+from .rivals import RIVALS, Attention, Rival, sdpa
+
+__all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "bench_attention"]
+
+HEADS, DEPTH, DENSE_ROWS = 12, 64, 2048
+PARTS = ("long", "shares", "small", "rivals", "curves")
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+CURVES = ("full()", "local(128)", "atrous(16)", "sparse(64)")
+RIVAL_CELLS = (("local(128)", 8192), ("local(256)", 16384))
+LONG = ("local(256)", 131072, 6 * 2**30)
+_MOST_SECONDS = 4.0  # a call that takes longer is measured once
+_MOST_WORK = 1.0e12  # operations of a call that is worth waiting for on a CPU; one with more is left out
+
+CELLS = (
+    Cell("local(128)", 8192, 0.80, 0.77),
+    Cell("local(256)", 16384, 0.90, 0.86),
+    Cell("atrous(16)", 16384, 0.92, 0.90),
+    Cell("sparse(64)", 16384, 0.75, 0.70),
+    Cell("causal(local(128))", 8192, 0.70, 0.67),
+    Cell("causal(local(256))", 16384, 0.80, 0.76),
+    Cell("causal(atrous(16))", 16384, 0.82, 0.80),
+    Cell("causal(sparse(64))", 16384, 0.65, 0.60),
+)
+CUDA_CELLS = (
+    Cell("local(2048)", 32768, 8.0, None),
+    Cell("atrous(16)", 16384, 12.8, None),
+    Cell("atrous(32)", 32768, 25.6, None),
+    Cell("causal(sparse(64, 256))", 32768, 10.0, None),
+)
+
+
+def bench_attention(
+    *,
+    parts: Sequence[str] = PARTS,
+    repeats: int = 5,
+    device: str = "cpu",
+    lengths: Sequence[int] = LENGTHS,
+    rivals: Sequence[Rival] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> AttentionBench:
+    """Measures the named parts: long, shares (the goals), small (N = 512), rivals, curves (time and memory against N).
+
+    ``rivals`` join those of ``rivals.RIVALS``; ``say`` hears what is being measured. Threads: torch's own count.
+    Cost: about 8 minutes with everything on two cores, 1 minute for "shares" alone. ``InputError`` for unknown parts.
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown or repeats < 1:
+        raise InputError(
+            f"parts={list(parts)}, repeats={repeats}: expected some of {', '.join(PARTS)}, at least 1 repeat"
+        )
+    run = _Run(device, repeats, (*RIVALS, *rivals), say)
+    return AttentionBench(
+        f"B = 1, H = {HEADS}, D = {DEPTH}, {str(_dtype(device)).removeprefix('torch.')}",
+        device,
+        torch.get_num_threads(),
+        repeats,
+        long=run.long() if "long" in parts else None,
+        shares=tuple(run.shares()) if "shares" in parts else (),
+        small=tuple(run.small()) if "small" in parts else (),
+        rivals=tuple(run.rivals()) if "rivals" in parts else (),
+        curves=tuple(run.curves(lengths)) if "curves" in parts else (),
+    )
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Functions of (q, k, v) by name, each with its tensors, timed in turn."""
+
+    functions: dict[str, tuple[Attention, list[Tensor]]]
+
+    def seconds(self, repeats: int, backward: bool) -> dict[str, list[float]]:
+        """Seconds of each, in order of the repeats; slow ones are measured once."""
+        calls = {name: _call(function, tensors, backward) for name, (function, tensors) in self.functions.items()}
+        first = {name: _seconds(call) for name, call in calls.items()}
+        slow = {name for name, seconds in first.items() if seconds > _MOST_SECONDS}
+        found: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in calls}
+        for _ in range(repeats):
+            for name, call in calls.items():
+                if name not in slow:
+                    found[name].append(_seconds(call))
+        return found
+
+
+@dataclass(frozen=True)
+class _Run:
+    device: str
+    repeats: int
+    others: tuple[Rival, ...]
+    say: Callable[[str], None]
+
+    def shares(self) -> list[ShareRow]:
+        cuda = self.device.startswith("cuda")
+        return [self._share(cell, cuda) for cell in (CUDA_CELLS if cuda else CELLS)]
+
+    def _share(self, cell: Cell, cuda: bool) -> ShareRow:
+        self.say(f"{cell.pattern} at N = {cell.n}")
+        pattern = parse(cell.pattern)
+        causal = cuda and pattern == pattern.causal()
+        dense_rows = cell.n if cuda else DENSE_ROWS
+        q, k, v, _ = tensors = _tensors(cell.n, self.device)
+        contest = _Contest(
+            {"dense": (sdpa(causal), _tensors(dense_rows, self.device)), "ours": (_ours(cell.pattern), tensors)}
+        )
+        ratio = 1.0 if cuda else pattern.pairs(cell.n, cell.n) / dense_rows**2
+        seconds = [contest.seconds(self.repeats, backward) for backward in (False, True)]
+        shares = [
+            statistics.median(dense / ours * ratio for dense, ours in zip(s["dense"], s["ours"], strict=False))
+            for s in seconds
+        ]
+        medians = [statistics.median(s["ours"]) for s in seconds]
+        return ShareRow(cell, pick(Call(q, k, v, pattern)).name, *medians, *shares)
+
+    def small(self) -> list[RivalRow]:
+        """N = 512: every pattern against torch's dense kernel, in one contest."""
+        self.say("N = 512")
+        n, texts = 512, list(CURVES) + [f"causal({text})" for text in CURVES]
+        functions = {"SDPA, full": sdpa(), "SDPA, causal": sdpa(True)} | {text: _ours(text) for text in texts}
+        contest = _Contest({name: (function, _tensors(n, self.device)) for name, function in functions.items()})
+        repeats = max(self.repeats, 15)
+        seconds = [contest.seconds(repeats, backward) for backward in (False, True)]
+        return [
+            RivalRow(name, n, "SDPA" if name.startswith("SDPA") else "jieyue", **_medians(seconds, name, "SDPA, full"))
+            for name in functions
+        ]
+
+    def rivals(self) -> list[RivalRow]:
+        rows = []
+        for text, n in RIVAL_CELLS:
+            rows += self._beside(text, n, self.others)
+        return rows
+
+    def curves(self, lengths: Sequence[int]) -> list[RivalRow]:
+        """Each pattern of ours and torch's dense kernels, against N."""
+        rows = []
+        dense = [rival for rival in self.others if rival.name.startswith("SDPA")]
+        for n in lengths:
+            for text in CURVES:
+                rows += self._beside(text, n, dense if text == "local(128)" else [], f"jieyue {text}")
+        return rows
+
+    def _beside(self, text: str, n: int, others: Sequence[Rival], name: str = "jieyue") -> list[RivalRow]:
+        """Ours and the others at one pattern and length. What another's code raises is told in its row."""
+        if self._takes_minutes(parse(text).pairs(n, n)):
+            return [RivalRow(text, n, name, note="left out: it would take minutes")]
+        self.say(f"{text} at N = {n}, {1 + len(others)} contestants")
+        tensors, ours = _tensors(n, self.device), _ours(text)
+        rows = [self._contestant(text, n, name, ours, True, tensors, ours)]
+        for rival in others:
+            made = self._made(rival, text, n)
+            if isinstance(made, str):
+                rows.append(RivalRow(text, n, rival.name, note=f"not measured: {made}"))
+            else:
+                rows.append(self._contestant(text, n, rival.name, made, rival.trains(self.device), tensors, ours))
+        return rows
+
+    def _takes_minutes(self, visited: int) -> bool:
+        return self.device == "cpu" and 14 * HEADS * DEPTH * visited > _MOST_WORK
+
+    def _made(self, rival: Rival, text: str, n: int) -> Attention | str:
+        visited = n * n if rival.name.startswith("SDPA") else parse(text).pairs(n, n)
+        if self._takes_minutes(visited):
+            return "it would take minutes"
+        try:
+            made = rival.make(parse(text), n, self.device)
+            if not isinstance(made, str) and not rival.name.startswith("SDPA"):
+                made(*(x.detach() for x in _tensors(n, self.device)[:3]))
+            return made
+        except Exception as error:  # another project's code: its failure is a finding, not ours to judge
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def _contestant(
+        self, text: str, n: int, name: str, made: Attention, trains: bool, tensors: list[Tensor], ours: Attention
+    ) -> RivalRow:
+        contest = _Contest(
+            {"ours": (ours, tensors), name + " ": (made, tensors)} if made is not ours else {"ours": (ours, tensors)}
+        )
+        key = name + " " if made is not ours else "ours"
+        seconds = [contest.seconds(self.repeats, backward) for backward in ((False, True) if trains else (False,))]
+        peak = peak_bytes(_call(made, tensors, trains)) if self.device == "cpu" else _cuda_peak(made, tensors, trains)
+        note = "" if trains else "it has no backward pass on this device"
+        return RivalRow(text, n, name, **_medians(seconds, key, "ours"), peak_bytes=peak, note=note)
+
+    def long(self) -> LongRow:
+        text, n, allowed = LONG
+        self.say(f"{text} at N = {n}")
+        tensors = _tensors(n, self.device)
+        call = _call(_ours(text), tensors, True)
+        call()
+        peak = peak_bytes(call) if self.device == "cpu" else _cuda_peak(_ours(text), tensors, True)
+        held = sum(x.numel() * x.element_size() for x in tensors)
+        return LongRow(text, n, _seconds(call), held + peak, allowed)
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def _tensors(n: int, device: str) -> list[Tensor]:
+    """q, k, v that want gradients, and the gradient of out, [1, H, n, D] in [1, n, H, D] memory."""
+    made = [torch.randn(1, n, HEADS, DEPTH, device=device, dtype=_dtype(device)).transpose(1, 2) for _ in range(4)]
+    return [*(x.requires_grad_() for x in made[:3]), made[3]]
+
+
+def _ours(text: str) -> Attention:
+    pattern = parse(text)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = attend(q, k, v, pattern)
+        assert isinstance(out, Tensor)
+        return out
+
+    return call
+
+
+def _call(function: Attention, tensors: list[Tensor], backward: bool) -> Callable[[], Any]:
+    q, k, v, grad = tensors
+    if backward:
+        return lambda: torch.autograd.grad(function(q, k, v), (q, k, v), grad)
+    plain = [x.detach() for x in (q, k, v)]
+    return lambda: function(*plain)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _cuda_peak(function: Attention, tensors: list[Tensor], backward: bool) -> int:
+    call = _call(function, tensors, backward)
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _medians(seconds: list[dict[str, list[float]]], name: str, base: str) -> dict[str, Any]:
+    """Median seconds forward and both, and as multiples of ``base``'s: medians of the ratios within repeats."""
+    found = {}
+    for which, passes in zip(("forward", "both"), seconds, strict=False):
+        found[f"{which}_seconds"] = statistics.median(passes[name])
+        ratios = [one / other for one, other in zip(passes[name], passes[base], strict=False)]
+        found[f"{which}_times"] = statistics.median(ratios)
+    return found

@@ -1,0 +1,146 @@
+"""What the benchmark of attention found: rows, and their report with tables and log-log pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jieyue.machine import describe
+from jieyue.report import Picture, Report
+
+__all__ = ["AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow"]
+
+
+class Cell(NamedTuple):
+    """A pattern at a length, and the shares to reach (on CUDA: how many times faster than dense attention)."""
+
+    pattern: str
+    n: int
+    forward_goal: float
+    both_goal: float | None
+
+
+@dataclass(frozen=True)
+class ShareRow:
+    """A cell: seconds of ours and shares of the dense kernel's rate (on CUDA: times faster than dense at the same N)."""
+
+    cell: Cell
+    engine: str
+    forward_seconds: float
+    both_seconds: float
+    forward_share: float
+    both_share: float
+
+    @property
+    def reached(self) -> bool:
+        both = self.cell.both_goal is None or self.both_share >= self.cell.both_goal
+        return both and self.forward_share >= self.cell.forward_goal
+
+
+@dataclass(frozen=True)
+class RivalRow:
+    """A contestant at one pattern and length: median seconds, how many times ours, peak bytes; or why it did not run."""
+
+    pattern: str
+    n: int
+    name: str
+    forward_seconds: float | None = None
+    both_seconds: float | None = None
+    forward_times: float | None = None
+    both_times: float | None = None
+    peak_bytes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LongRow:
+    """Forward and backward of many tokens: tensor bytes at the peak, inputs and gradients among them."""
+
+    pattern: str
+    n: int
+    seconds: float
+    tensor_bytes: int
+    allowed_bytes: int
+
+
+@dataclass(frozen=True)
+class AttentionBench:
+    """What ``bench_attention`` measured."""
+
+    sizes: str
+    device: str
+    threads: int
+    repeats: int
+    shares: tuple[ShareRow, ...] = ()
+    small: tuple[RivalRow, ...] = ()
+    rivals: tuple[RivalRow, ...] = ()
+    curves: tuple[RivalRow, ...] = ()
+    long: LongRow | None = None
+
+    def report(self) -> Report:
+        """Tables of all rows, and log-log pictures of time and memory against N."""
+        about = f"{self.sizes}, {self.device}, {self.threads} threads"
+        report = Report("Attention on this machine", about=about)
+        machine = report.section("Machine")
+        for what, value in describe().items():
+            machine.fact(what, value, "bytes" if what.endswith("_bytes") else "")
+        machine.fact("repeats", self.repeats, how="alternating between all contestants; medians are shown")
+        if self.shares:
+            self._add_shares(report)
+        for title, rows in (("Short sequences", self.small), ("Beside others", self.rivals), ("Growth", self.curves)):
+            if rows:
+                _add_rivals(report, title, rows)
+        if self.long is not None:
+            section = report.section("A long sequence")
+            what = f"{self.long.pattern}, {self.long.n} tokens, forward + backward"
+            section.fact(f"{what}: seconds", self.long.seconds, "seconds")
+            section.fact(
+                f"{what}: tensors", self.long.tensor_bytes, "bytes", how="inputs, outputs, gradients, workspace"
+            )
+            section.fact("allowed", self.long.allowed_bytes, "bytes")
+        if self.curves:
+            self._add_pictures(report)
+        return report
+
+    def _add_shares(self, report: Report) -> None:
+        unit = "x" if self.device.startswith("cuda") else ""
+        rows = [
+            [r.cell.pattern, r.cell.n, r.engine, r.forward_seconds, r.forward_share, r.cell.forward_goal,
+             r.both_seconds, r.both_share, r.cell.both_goal, r.reached]
+            for r in self.shares
+        ]  # fmt: skip
+        report.section("Against dense attention").table(
+            ["pattern", "N", "engine", ("forward", "seconds"), ("forward share", unit), ("goal", unit),
+             ("forward + backward", "seconds"), ("share", unit), ("goal ", unit), "reached"],
+            rows,
+            note="Share: rate on visible pairs over that of the dense flash kernel at N = 2048 in the same run."
+            if not unit else "How many times faster than dense attention of the same N (causal for causal patterns).",
+        )  # fmt: skip
+
+    def _add_pictures(self, report: Report) -> None:
+        names = list(dict.fromkeys(row.name for row in self.curves))
+        section = report.section("Pictures")
+        for what, unit, read in (
+            ("time", "seconds", lambda row: row.both_seconds),
+            ("peak memory", "bytes", lambda row: row.peak_bytes),
+        ):
+            curves = {
+                name: {row.n: read(row) for row in self.curves if row.name == name and read(row)} for name in names
+            }
+            title = f"Forward + backward: {what} against N"
+            section.picture(
+                Picture.lines(
+                    title, {k: c for k, c in curves.items() if c}, x=("N", "tokens"), y=(what, unit), log="xy"
+                )
+            )
+
+
+def _add_rivals(report: Report, title: str, rows: Sequence[RivalRow]) -> None:
+    against = "SDPA, full" if title == "Short sequences" else "ours"
+    report.section(title).table(
+        ["pattern", "N", "by", ("forward", "seconds"), (f"of {against}", "x"), ("forward + backward", "seconds"),
+         (f"of {against} ", "x"), ("peak", "bytes"), "note"],
+        [[r.pattern, r.n, r.name, r.forward_seconds, r.forward_times, r.both_seconds, r.both_times, r.peak_bytes, r.note]
+         for r in rows],
+    )  # fmt: skip

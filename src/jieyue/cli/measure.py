@@ -1,0 +1,129 @@
+"""The verbs that measure, verify and fit: each prints a report and can write it, and its code, to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import Door, read_text, show
+from .options import AsJson
+
+__all__ = ["add_to"]
+
+_bench = typer.Typer(help="Measure on this machine: seconds, bytes, errors.", no_args_is_help=True)
+_verify = typer.Typer(help="Verify on your own model what a change costs.", no_args_is_help=True)
+_fit = typer.Typer(help="Fit an approximation and certify its error.", no_args_is_help=True)
+
+Out = Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")]
+Repeats = Annotated[int, typer.Option(help="Alternating repeats; medians count.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers every verb."""
+    app.add_typer(_bench, name="bench")
+    app.add_typer(_verify, name="verify")
+    app.add_typer(_fit, name="fit")
+
+
+@_bench.command("attention")
+def bench_attention(
+    parts: Annotated[
+        str, typer.Option(help="Some of long, shares, small, rivals, curves.")
+    ] = "long,shares,small,rivals,curves",
+    repeats: Repeats = 5,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Patterns beside the dense flash kernel and the rivals: share of its rate, seconds and peak memory against length."""
+    from jieyue.bench.attention import bench_attention as measure
+
+    door = Door(as_json)
+    found = measure(parts=parts.split(","), repeats=repeats, device=device, say=door.say)
+    show(door, found.report(), out=out, name="attention")
+
+
+@_bench.command("activation")
+def bench_activation(
+    elements: Annotated[int, typer.Option(help="Inputs per call.")] = 2**22,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    repeats: Repeats = 9,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every GELU's time, saved bytes and error, beside torch's own."""
+    from jieyue.bench.activation import bench_activation as measure
+
+    found = measure(elements=elements, dtypes=dtype or ("float32", "bfloat16"), repeats=repeats, device=device)
+    show(Door(as_json), found.report(), out=out, name="activation")
+
+
+@_verify.command("activation")
+def verify_activation(
+    model: Annotated[str, typer.Argument(help="A folder or a hub name.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Text like the training text, a passage a line. Default: the corpus.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
+    max_texts: Annotated[int, typer.Option(help="Texts used.")] = 64,
+    variants: Annotated[str, typer.Option(help="GELUs to try, separated by commas.")] = "none,tanh,sigmoid",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Swap GELU's variants in a loaded model: logits, loss and layers under each, and which it was trained with."""
+    from jieyue.data.corpora import heldout_path
+    from jieyue.data.readers import read_questions
+    from jieyue.hf.activation_check import text_batches
+    from jieyue.hf.activation_check import verify_activation as verify
+    from jieyue.hf.loading import head_of, load
+
+    loaded, tokenizer = load(model, head_of(model))
+    if text is None:
+        texts = [question.passages[0].text for question in read_questions(heldout_path())[0]]
+    else:
+        texts = read_text(text).splitlines()
+    texts = list(dict.fromkeys(line for line in texts if line.strip()))[:max_texts]
+    batches = text_batches(loaded, tokenizer, texts, rows=rows, max_tokens=max_tokens)
+    show(Door(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
+
+
+@_fit.command("gelu")
+def fit_gelu(
+    form: Annotated[str, typer.Option(help="tanh, sigmoid, … or a formula such as 'x*sigmoid(k*x)'.")] = "tanh",
+    target: Annotated[str, typer.Option(help="gelu, phi, erf, silu, … or a formula in x.")] = "gelu",
+    criterion: Annotated[str, typer.Option(help="minimax, local, grid, mixed or gaussian(sigma).")] = "minimax",
+    domain: Annotated[str, typer.Option(help="Two numbers, such as -8,8.")] = "",
+    fixed: Annotated[str, typer.Option("--fix", help="Constants held, such as a=0.79788 or a=local.")] = "",
+    picture: Annotated[Path | None, typer.Option(help="Write the error curve here (.svg or .png).")] = None,
+    language: Annotated[str | None, typer.Option("--code", help="Print source code: python or c.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Instead: write the whole page of GELU's constants into this folder.")
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """The constants that are best for a form, with the largest error, where it is, and a certified bound."""
+    from jieyue.activations.constants_code import code
+    from jieyue.activations.page import write_page
+    from jieyue.activations.pictures import error_picture, fit_report
+    from jieyue.activations.texts import fit_text
+
+    door = Door(as_json)
+    if page is not None:
+        for path in write_page(page):
+            door.fact("wrote", path=str(path))
+        return
+    found = fit_text(form, target, criterion, domain, fixed)
+    show(door, fit_report(found, f"{form} for {target}, {criterion}"), out=out, name="fit")
+    if picture is not None:
+        door.fact("wrote", path=str(error_picture({str(found): found}, f"Error on {target}").save(picture)))
+    if language is not None:
+        text = code(found, language)
+        if as_json:
+            door.fact("code", language=language, text=text)
+        else:
+            door.say("\n" + text)

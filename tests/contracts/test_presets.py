@@ -1,0 +1,104 @@
+"""Presets: plain transformers models, the same from the same seed, and the orthogonal start copies from the first step."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from jieyue.errors import InputError
+from jieyue.hf.presets import PRESETS, STARTS, build, preset_config, start_weights
+from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    letters = [f"{a}{b}" for a in "abcdefghijklmnop" for b in "qrstuvwxyz"]
+    return make_tokenizer(learn_vocabulary([" ".join(letters)] * 3, 400))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configuration(name, tokenizer):
+    config = preset_config(name, tokenizer)
+    assert config.max_position_embeddings == 8192 and config.tie_word_embeddings
+    assert config.vocab_size == len(tokenizer) and config.mask_token_id == tokenizer.mask_token_id
+    assert preset_config(name, tokenizer, num_hidden_layers=1).num_hidden_layers == 1
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_weights_come_from_the_seed(start, tokenizer):
+    first, again, other = (build("tiny", tokenizer, start=start, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if first[name].ndim == 2)
+
+
+def test_start_weights_are_what_they_are_called(tokenizer):
+    model = build("tiny", tokenizer)
+    embedding = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is embedding
+    assert abs(float(embedding.detach().std()) - 0.08) < 0.002
+    for layer in model.model.layers:
+        product = layer.self_attn.o_proj.weight @ layer.self_attn.v_proj.weight
+        assert torch.allclose(product, torch.eye(len(product)) / 4, atol=1e-5)
+    normal = build("tiny", tokenizer, start="normal").model.layers[0].self_attn
+    product = normal.o_proj.weight @ normal.v_proj.weight
+    assert not torch.allclose(product, torch.eye(len(product)) / 4, atol=0.05)
+
+
+def copying(model, tokenizer):
+    """How much better the [MASK]s predict the tokens of the passage than tokens that are not there (logits)."""
+    words = [token for token in range(5, len(tokenizer)) if tokenizer.convert_ids_to_tokens(token).isalpha()]
+    generator = torch.Generator().manual_seed(0)
+    gaps = []
+    for _ in range(20):
+        drawn = torch.tensor(words)[torch.randperm(len(words), generator=generator)]
+        row = torch.cat([torch.tensor([2, 4, 4, 4, 4, 3]), drawn[:20], torch.tensor([3])])
+        with torch.no_grad():
+            logits = model(input_ids=row[None]).logits[0, 1:5]
+        gaps.append(float(logits[:, drawn[:20]].mean() - logits[:, drawn[20:]].mean()))
+    return sum(gaps) / len(gaps)
+
+
+def test_the_orthogonal_start_copies(tokenizer):
+    """The broken twin is the normal start, which at first has no idea of copying."""
+    orthogonal, normal = (copying(build("tiny", tokenizer, start=start), tokenizer) for start in STARTS)
+    assert orthogonal > 1.0 and abs(normal) < 0.2
+
+
+def test_saved_model_is_plain(tokenizer, tmp_path):
+    model = build("tiny", tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    code = (
+        "import sys, torch; from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
+        f"model, tokenizer = (kind.from_pretrained({str(tmp_path)!r}) for kind in (AutoModelForMaskedLM, AutoTokenizer))\n"
+        "assert not [name for name in sys.modules if name.startswith('jieyue')]\n"
+        "logits = model(**tokenizer('aq bq', 'cr ds', return_tensors='pt')).logits\n"
+        "print(type(model).__name__, float(logits.double().square().sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    name, total = done.stdout.split()
+    logits = model(**tokenizer("aq bq", "cr ds", return_tensors="pt")).logits
+    assert name == "EuroBertForMaskedLM"
+    assert float(total) == pytest.approx(float(logits.double().square().sum()), rel=1e-5)
+
+
+def test_room_for_8192_positions(tokenizer):
+    model = build("tiny", tokenizer, num_hidden_layers=1)
+    row = torch.randint(5, len(tokenizer), (1, 8192))
+    with torch.no_grad():
+        hidden = model.model(input_ids=row).last_hidden_state
+    assert hidden.shape == (1, 8192, 128) and bool(torch.isfinite(hidden).all())
+
+
+def test_refusals(tokenizer):
+    with pytest.raises(InputError, match="tiny, small, base"):
+        preset_config("huge", tokenizer)
+    with pytest.raises(InputError, match="orthogonal-copy, normal"):
+        build("tiny", tokenizer, start="zeros")
+    with pytest.raises(InputError, match="0 layers with v_proj"):
+        start_weights(torch.nn.Linear(2, 2), "orthogonal-copy")
+    bare = make_tokenizer(learn_vocabulary(["a b"], 200))
+    bare.mask_token = None
+    with pytest.raises(InputError, match="without mask_token"):
+        preset_config("tiny", bare)

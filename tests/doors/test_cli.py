@@ -1,0 +1,140 @@
+"""The command line as a user runs it: train, evaluate, read, and one clear line for each mistake."""
+
+import io
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from jieyue.cli import main
+from jieyue.report import Report
+
+SMALL = ["--questions", "200", "--effective-batch", "8", "--answer-slots", "8", "--window-tokens", "96"]
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def jieyue(*arguments, stdin=None, cwd=None):
+    """``main()`` in this process, so that transformers is imported once; what it prints, and its exit code."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
+    given = io.TextIOWrapper(io.BytesIO((stdin or "").encode()), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["jieyue", *map(str, arguments)])
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        patch.setattr(sys, "stdin", given)
+        patch.setattr("jieyue.cli.fix_malloc_threshold", lambda: True)
+        if cwd is not None:
+            patch.chdir(cwd)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    texts = [(stream.flush(), stream.buffer.getvalue().decode())[1] for stream in (out, err)]
+    return Done(ended.value.code or 0, *texts)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "model"
+    done = jieyue("train", "read", "--steps", "4", "--budget", "2GiB", "--out", folder, "--json", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_training_leaves_everything_in_one_folder(trained):
+    folder, events = trained
+    assert {"data", "plan", "training", "report", "saved"} <= {event["event"] for event in events}
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "jieyue.json",
+        "report.html",
+        "report.json",
+        "README.md",
+    } <= names
+    assert not [name for name in names if name.startswith(".") or name.endswith((".bin", ".part"))]
+    assert AutoModelForMaskedLM.from_pretrained(folder).num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(folder).mask_token_id is not None
+
+
+def test_the_report_has_predicted_and_measured_memory(trained):
+    report = Report.load(trained[0])
+    (table,) = [
+        item
+        for item in next(s for s in report.sections if s.title == "Memory").items
+        if "Predicted" in getattr(item, "title", "")
+    ]
+    predicted, measured = table.rows[0][1:3]
+    assert abs(predicted - measured) <= 0.01 * measured
+    card = (trained[0] / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert "jieyue train read" in card
+
+
+def test_evaluate_reads_the_recipe_from_the_folder(trained, tmp_path):
+    context = "The library opens at nine. It closes at five."
+    answers = [{"text": "nine", "answer_start": context.index("nine")}]
+    paragraph = {
+        "context": context,
+        "qas": [{"id": "1", "question": "When does the library open?", "answers": answers}],
+    }
+    file = tmp_path / "questions.json"
+    file.write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": [paragraph]}]}), encoding="utf-8"
+    )
+    done = jieyue("evaluate", trained[0], file, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["event"] == "report"
+
+
+def test_read_answers_with_a_slice_of_the_text(trained):
+    passage = "会议在三楼举行。\nThe meeting is on the third floor."
+    done = jieyue("read", trained[0], "--question", "会议在哪里举行？", "--json", stdin="\ufeff" + passage)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["answer"] == passage[answer["start"] : answer["end"]]
+    assert 0 <= answer["confidence"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["train", "read", "--data", "missing.json"], "missing.json"),
+        (["train", "read", "--budget", "lots"], "budget='lots'"),
+        (["train", "read", "--steps", "0"], "steps=0"),
+        (["train", "read", "--steps", "3", "--epochs", "1"], "steps and epochs"),
+        (["plan", "read", "--budget", "20MiB", *SMALL], "too much"),
+        (["evaluate", "nowhere"], "jieyue.json"),
+        (["read", "nowhere", "--question", "Why?", "--text", "So."], "jieyue.json"),
+        (["train", "read", "--model", "gigantic", *SMALL], "gigantic"),
+        (["train", "walk"], "walk"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, found, tmp_path):
+    done = jieyue(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert found in done.stderr
+    own = [line for line in done.stderr.splitlines() if line.startswith("jieyue: ")]
+    assert len(own) == 1 or "Usage" in done.stderr
+
+
+def test_a_broken_record_stops_or_is_listed(tmp_path):
+    good = {"id": "1", "question": "q?", "passages": [{"passage": "It is red.", "answer": "red"}]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in [good] * 30 + [{"id": "x"}]), encoding="utf-8")
+    stopped = jieyue("doctor", "read", file)
+    assert stopped.returncode == 2
+    assert "record 31" in stopped.stderr
+    listed = jieyue("doctor", "read", file, "--skip-bad")
+    assert listed.returncode == 0, listed.stderr
+    assert "record 31" in " ".join(listed.stdout.split())
