@@ -50,27 +50,12 @@ def test_rows_of_like_length_share_a_batch_and_stay_in_their_pool():
     assert [batch[0] for batch in sized] != sorted((batch[0] for batch in sized), key=lambda row: -lengths[row])
 
 
-def test_curriculum_holds_to_the_step():
-    difficulty = [1] * 10 + [2] * 10 + [3] * 20
-    batches = effective_batches(40, 4, steps=50, difficulty=difficulty, curriculum=[(0.22, 1), (0.42, 2)])
-    hardest = [max(difficulty[row] for row in batch) for batch in batches]
-    assert len(batches) == 50
-    assert set(hardest[:11]) == {1} and set(hardest[11:21]) <= {1, 2} and 2 in hardest[11:21] and 3 in hardest[21:]
-    assert max(hardest[:21]) == 2
-    flat = effective_batches(40, 4, steps=50, difficulty=difficulty)
-    assert max(difficulty[row] for batch in flat[:11] for row in batch) == 3  # the twin: no curriculum, no order
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ({"steps": 2, "epochs": 1}, "exactly one"),
         ({}, "exactly one"),
         ({"epochs": 0}, "more than none"),
-        ({"steps": 5, "curriculum": [(0.5, 1)]}, "difficulty of none rows"),
-        ({"steps": 5, "curriculum": [(0.5, 1)], "difficulty": [1]}, "difficulty of 1 rows"),
-        ({"steps": 5, "curriculum": [(0.5, 1), (0.2, 2)], "difficulty": [1] * 4}, "rising shares"),
-        ({"steps": 5, "curriculum": [(0.5, 0)], "difficulty": [1] * 4}, "the least is 1"),
     ],
 )
 def test_refusals(arguments, complaint):

@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["IGNORED", "collate", "effective_batches"]
 
@@ -22,35 +22,11 @@ POOL = 8  # batches within which rows of like length are brought together
 IGNORED = -100  # a label that is not counted, as torch's cross entropy has it
 
 
-def _stream(rows: numpy.ndarray, seed: int, stage: int) -> Iterator[numpy.ndarray]:
+def _stream(rows: numpy.ndarray, seed: int) -> Iterator[numpy.ndarray]:
     """Permutation after permutation of the rows, for ever."""
-    generator = numpy.random.default_rng([seed, stage])
+    generator = numpy.random.default_rng([seed, 0])
     while True:
         yield generator.permutation(rows)
-
-
-def _stages(
-    num_rows: int, difficulty: Sequence[float] | None, curriculum: Sequence[tuple[float, float]]
-) -> list[tuple[float, numpy.ndarray]]:
-    """(share of the steps at which the stage ends, its rows); the last stage has all rows."""
-    everything = numpy.arange(num_rows)
-    if not curriculum:
-        return [(1.0, everything)]
-    if difficulty is None or len(difficulty) != num_rows:
-        found = "none" if difficulty is None else str(len(difficulty))
-        raise InputError(
-            message("curriculum", f"difficulty of {found} rows", f"one number for each of the {num_rows} rows")
-        )
-    ends = [end for end, _ in curriculum]
-    if sorted(ends) != ends or not all(0 < end <= 1 for end in ends):
-        raise InputError(f"curriculum: found stages that end at {ends}, expected rising shares of the steps in 0..1")
-    hardness, stages = numpy.asarray(difficulty), []
-    for end, hardest in curriculum:
-        rows = numpy.flatnonzero(hardness <= hardest)
-        if not len(rows):
-            raise InputError(f"curriculum: no row has a difficulty of at most {hardest}; the least is {hardness.min()}")
-        stages.append((end, rows))
-    return [*stages, (1.0, everything)]
 
 
 def _alike(batches: list[numpy.ndarray], sizes: numpy.ndarray, seed: int) -> list[numpy.ndarray]:
@@ -76,16 +52,13 @@ def effective_batches(
     steps: int | None = None,
     epochs: float | None = None,
     seed: int = 0,
-    difficulty: Sequence[float] | None = None,
-    curriculum: Sequence[tuple[float, float]] = (),
 ) -> list[numpy.ndarray]:
     """The rows of every update, in order: a list of index arrays.
 
     ``lengths``: tokens of each row, or just the number of rows. With lengths, rows that are drawn near one another and are
-    alike in length share a batch (less padding), the longest first, so that a lack of memory shows at once. Exactly one of ``steps`` and ``epochs``. Rows are drawn
-    without replacement until all were seen, then anew; batches go on over that border, and with ``epochs`` the last one
-    is as short as what remains. ``curriculum``: (share of the steps at which the stage ends, hardest ``difficulty`` allowed)
-    in order; after the last stage every row takes part.
+    alike in length share a batch (less padding), the longest first, so that a lack of memory shows at once. Exactly one of
+    ``steps`` and ``epochs``. Rows are drawn without replacement until all were seen, then anew; batches go on over that
+    border, and with ``epochs`` the last one is as short as what remains.
 
     >>> [sorted(batch.tolist()) for batch in effective_batches(5, 2, epochs=1)]
     [[2, 4], [0, 3], [1]]
@@ -101,16 +74,9 @@ def effective_batches(
     wanted = round(num_rows * epochs) if epochs is not None else int(steps or 0) * effective_batch
     if wanted < 1:
         raise InputError(f"effective_batches(): found steps={steps}, epochs={epochs}, expected more than none")
-    num_steps = math.ceil(wanted / effective_batch)
-    batches: list[numpy.ndarray] = []
-    for stage, (end, rows) in enumerate(_stages(num_rows, difficulty, curriculum)):
-        last = round(end * num_steps)
-        count = min(wanted, last * effective_batch) - len(batches) * effective_batch
-        if count <= 0:
-            continue
-        stream, order = _stream(rows, seed, stage), numpy.empty(0, dtype=numpy.int64)
-        order = numpy.concatenate([next(stream) for _ in range(math.ceil(count / len(rows)))])[:count]
-        batches += [order[at : at + effective_batch] for at in range(0, count, effective_batch)]
+    stream = _stream(numpy.arange(num_rows), seed)
+    order = numpy.concatenate([next(stream) for _ in range(math.ceil(wanted / num_rows))])[:wanted]
+    batches = [order[at : at + effective_batch] for at in range(0, wanted, effective_batch)]
     if sizes is not None:
         batches = _alike(batches, sizes, seed)
     return batches
