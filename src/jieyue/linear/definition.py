@@ -100,6 +100,8 @@ def _inner(
     """L over a block of queries, or (None) what of L comes through the sums after all keys."""
     grad_out, grad_mass, grad_sums, q, k, v, sums = leaves
     assert q is not None and k is not None and v is not None
+    outputs: list[Tensor]
+    grads: list[Tensor | None]
     if block is None:
         if grad_sums is None:
             return None
