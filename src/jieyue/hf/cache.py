@@ -188,7 +188,7 @@ def open_doors(model: Any) -> None:
         vars(part)[_DOORS] = [part.register_forward_pre_hook(_refuse_matrices, with_kwargs=True)]
     for part in decoders:
         if hasattr(part, "_prepare_cache_for_generation"):
-            part._prepare_cache_for_generation = functools.partial(_prepare_cache, part)
+            vars(part)["_prepare_cache_for_generation"] = functools.partial(_prepare_cache, part)
     for stack in stacks:  # the innermost: the one that would make a cache of its own
         if not any(other in stack.modules() for other in stacks if other is not stack):
             door = _CacheDoor(_parameters(stack))
