@@ -117,6 +117,18 @@ def _local_attention(pattern: Pattern, n: int, device: str) -> Attention | str:
     return LocalAttention(window, causal=causal, exact_windowsize=True, use_rotary_pos_emb=False).to(device)
 
 
+def _longformer(pattern: Pattern, n: int, device: str) -> Attention | str:
+    """The sliding chunks of transformers' Longformer: the same pairs as local(w)."""
+    found = local_window(pattern)
+    if found is None or found[1]:
+        return "it computes bidirectional local patterns only"
+    if n % (2 * found[0]):
+        return f"N = {n} is no multiple of twice the window"
+    from jieyue.hf.longformer import longformer_attention
+
+    return longformer_attention(found[0])
+
+
 def _flash_attn(pattern: Pattern, n: int, device: str) -> Attention | str:
     found = local_window(pattern)
     if not device.startswith("cuda"):
@@ -154,6 +166,7 @@ RIVALS = (
     Rival("SDPA, dense mask", _masked),
     Rival("FlexAttention, compiled", _flex, trains=lambda device: device.startswith("cuda")),
     Rival("local-attention", _local_attention),
+    Rival("Longformer (transformers)", _longformer),
     Rival("flash-attn", _flash_attn),
     Rival("NATTEN", _natten),
 )
