@@ -110,7 +110,7 @@ def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int,
         with checkpointed(model, checkpointing):
             backward_pieces(step.objective, model, MicroBatch(micro).pieces(batch))
         scale_gradients(trained, 0.5)
-        torch.nn.utils.get_total_norm(gradients_of(trained), norm_type=float("inf"))
+        torch.nn.utils.get_total_norm(gradients_of(trained))
         if step.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(trained, step.max_grad_norm)
         with _Scalars():
@@ -141,17 +141,13 @@ class _Scalars(TorchDispatchMode):
 class _Tracker(MemTracker):
     """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
 
-    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
-        return
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None: ...
 
-    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        return
+    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None: ...
 
-    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None:
-        return
+    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None: ...
 
-    def _post_bw_hook(self, module: nn.Module, args: Any) -> None:
-        return
+    def _post_bw_hook(self, module: nn.Module, args: Any) -> None: ...
 
     def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
         """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""

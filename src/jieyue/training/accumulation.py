@@ -10,6 +10,7 @@ Memory: one piece's activations and one gradient. Source: Su 2019 (kexue.fm/arch
 from __future__ import annotations
 
 import gc
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -181,11 +182,12 @@ def _clear(parameters: list[nn.Parameter]) -> None:
 
 def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatch, non_finite: str) -> bool:
     gradients = gradients_of(parameters)
-    norm: Any = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf")) if gradients else 0.0
-    largest = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-    if all(map(torch.isfinite, (torch.tensor(float(tally.total)), torch.tensor(largest)))):
+    norm = _norm(gradients, 2.0)
+    if not math.isfinite(norm):
+        norm = _norm(gradients, math.inf)  # squares overflow before numbers do
+    if math.isfinite(norm) and math.isfinite(tally.total):
         return True
-    found = f"loss {float(tally.mean()):g}, largest gradient {largest:g}"
+    found = f"loss {float(tally.mean()):g}, gradient {norm:g}"
     if non_finite == "stop":
         raise InputError(
             message("accumulate", found, "finite numbers", "lower the learning rate, or non_finite='skip'")
@@ -193,6 +195,11 @@ def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatc
     micro.skipped += 1
     warnings.warn(f"{found}: this update is left out ({micro.skipped} so far)", stacklevel=3)
     return False
+
+
+def _norm(gradients: list[Tensor], order: float) -> float:
+    norm: Any = torch.nn.utils.get_total_norm(gradients, norm_type=order) if gradients else 0.0
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def _check_whole_batch_layers(model: nn.Module, divided: bool, allow: Collection[str]) -> None:
