@@ -37,7 +37,7 @@ demo: setup
 	@if [ -f $(DEMO)/reader/report.html ]; then \
 	  echo "Using the model in $(DEMO)/reader (remove the folder to train anew)"; \
 	else \
-	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 300s --out $(DEMO)/reader; \
+	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 225s --out $(DEMO)/reader; \
 	fi
 	@echo; echo "One question about a new notice:"; echo "  $(DEMO_TEXT)"; echo "  $(DEMO_QUESTION)"
 	@$(BIN)/jieyue read $(DEMO)/reader --question "$(DEMO_QUESTION)" --text "$(DEMO_TEXT)"
