@@ -160,8 +160,7 @@ def test_dropout_draws_the_contract(name):
 def test_masked_keys(name):
     shape, bands = CASES[name]
     mask = torch.rand(shape[0], shape[4], generator=torch.Generator().manual_seed(3)) > 0.4
-    mask[0, shape[4] // 2 :] = False  # padding on the right
-    mask[-1, : shape[4] // 3] = False  # and on the left
+    mask[0, shape[4] // 2 :] = False
     agree(shape, bands, key_mask=mask)
 
 

@@ -101,7 +101,7 @@ template <bool MASK> struct Keys {
       return rows_of(x, at.b, at.g, fold.first_key, plan.band.step, fold.keys, columns);
     };
     k = rows(c.k, c.D), v = rows(c.v, c.V), dk = rows(c.dk, c.D), dv = rows(c.dv, c.V);
-    if (MASK && at.low < at.high) fill_bias(fold, base, up(at.high), w.bias);
+    if (MASK && at.low < at.high) fill_bias(plan, mask_of(plan, fold, at.b), fold.keys, base, up(at.high), w.bias);
   }
 
   void need(int end) {  // keys below `end`

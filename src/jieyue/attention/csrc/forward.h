@@ -126,7 +126,7 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
     const int high = plan.chunk ? smaller(end, low + plan.chunk) : end;
     int packed = low;  // keys from low on that are packed: as many as the rows so far have needed
     last = high >= end;
-    if (MASK && high > low) fill_bias(fold, low, up(high), at.bias);
+    if (MASK && high > low) fill_bias(plan, mask_of(plan, fold, b), fold.keys, low, up(high), at.bias);
     for (int r = i0; r < i1; r += GROUP) {
       const int rows = smaller(GROUP, i1 - r), state = plan.chunk ? r - i0 : 0;
       float *top = at.top + state, *sum = at.sum + state, *acc = at.acc + (int64_t)state * plan.V;

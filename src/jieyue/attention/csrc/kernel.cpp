@@ -47,7 +47,7 @@ void forward_task(const Phase& phase, int64_t x, float* workspace) {
   const Call& c = plan.call;
   const int64_t h = x % c.H, tile = x / c.H % plan.tiles, residue = x / c.H / plan.tiles % plan.band.step;
   const int64_t b = x / c.H / plan.tiles / plan.band.step;
-  const Fold fold = fold_of(c, plan.band, b, residue);
+  const Fold fold = fold_of(c, plan.band, residue);
   const int i0 = (int)tile * plan.tile, i1 = smaller(fold.queries, i0 + plan.tile);
   if (i0 >= i1) return;
   const ForwardSpace space(plan, Arena{workspace});
@@ -68,7 +68,7 @@ void coloured_task(const Phase& phase, int64_t x, float* workspace) {
   const Call& c = plan.call;
   const int64_t g = x % c.G, tile = 2 * (x / c.G % phase.blocks) + phase.turn;
   const int64_t residue = x / c.G / phase.blocks % plan.band.step, b = x / c.G / phase.blocks / plan.band.step;
-  const Fold fold = fold_of(c, plan.band, b, residue);
+  const Fold fold = fold_of(c, plan.band, residue);
   const int i0 = (int)tile * plan.tile, i1 = smaller(fold.queries, i0 + plan.tile);
   if (i0 >= i1) {
     if (tile == 0 && !plan.accumulate) zero_keys(plan, fold, b, g, 0, fold.keys);
@@ -92,7 +92,7 @@ void diagonal_task(const Phase& phase, int64_t x, float* workspace) {
   const Call& c = plan.call;
   const int64_t g = x % c.G, t = x / c.G % phase.blocks, residue = x / c.G / phase.blocks % plan.band.step;
   const int64_t b = x / c.G / phase.blocks / plan.band.step, other = (t + phase.turn) % phase.blocks;
-  const Fold fold = fold_of(c, plan.band, b, residue);
+  const Fold fold = fold_of(c, plan.band, residue);
   const int i0 = smaller(fold.queries, (int)t * plan.tile), i1 = smaller(fold.queries, i0 + plan.tile);
   const int low = smaller(fold.keys, (int)other * plan.chunk), high = smaller(fold.keys, low + plan.chunk);
   const bool seen = i0 < i1 && larger(low, fold.from(i0)) < smaller(high, fold.to(i1 - 1));

@@ -5,24 +5,20 @@
 
 namespace {
 
-// One residue class of a band: a band problem of step 1 over its own rows.  Row i sees keys i - left ... i + right within
-// [seen_from, seen_to), but not i + hole_from ... i + hole_to - 1.
+// One residue class of a band: a band problem of step 1 over its own rows.  Row i sees keys i - left ... i + right that
+// exist, but not i + hole_from ... i + hole_to - 1.
 struct Fold {
   int64_t first_query, first_key;
-  int queries, keys, seen_from, seen_to, left, right, hole_from, hole_to;
-  const uint8_t* mask;  // of the first key, or null
-  int64_t mask_stride;
-  int within_seen(int j) const { return smaller(seen_to, larger(seen_from, j)); }
-  int from(int i) const { return within_seen(i - left); }
-  int to(int i) const { return within_seen(i + right + 1); }
-  bool kept(int j) const { return mask[j * mask_stride]; }
+  int queries, keys, left, right, hole_from, hole_to;
+  int from(int i) const { return smaller(keys, larger(0, i - left)); }
+  int to(int i) const { return larger(0, smaller(keys, i + right + 1)); }
 };
 
 inline int count_from(int64_t first, int64_t end, int64_t step) {
   return first >= end ? 0 : (int)((end - first + step - 1) / step);
 }
 
-inline Fold fold_of(const Call& c, const Band& band, int64_t b, int64_t residue) {
+inline Fold fold_of(const Call& c, const Band& band, int64_t residue) {
   Fold f;
   f.first_key = residue;
   f.first_query = ((residue - c.q_offset) % band.step + band.step) % band.step;
@@ -33,13 +29,6 @@ inline Fold fold_of(const Call& c, const Band& band, int64_t b, int64_t residue)
   f.right = (int)(shift - band.lo);
   f.hole_from = (int)(shift - band.hole_hi);
   f.hole_to = (int)(shift - band.hole_lo) + 1;
-  f.seen_from = 0, f.seen_to = f.keys;
-  f.mask = c.key_mask ? c.key_mask + b * c.mask_batch + f.first_key * c.mask_key : nullptr;
-  f.mask_stride = band.step * c.mask_key;
-  if (f.mask) {  // padding at either end costs nothing
-    while (f.seen_to > 0 && !f.kept(f.seen_to - 1)) f.seen_to--;
-    while (f.seen_from < f.seen_to && !f.kept(f.seen_from)) f.seen_from++;
-  }
   return f;
 }
 
@@ -109,13 +98,19 @@ inline Plan backward_plan(const Call& c, int64_t which) {
   return p;
 }
 
+inline const uint8_t* mask_of(const Plan& plan, const Fold& fold, int64_t b) {
+  const Call& c = plan.call;
+  return c.key_mask ? c.key_mask + b * c.mask_batch + fold.first_key * c.mask_key : nullptr;
+}
+
 inline Rows rows_of(const View& x, int64_t b, int64_t h, int64_t first, int64_t step, int count, int64_t columns) {
   return {x.data + b * x.batch + h * x.head + first * x.row, step * x.row, count, (int)columns};
 }
 
 // bias[j] = 0 for a key that takes part, minus infinity for one that does not exist or is masked.
-inline void fill_bias(const Fold& fold, int from, int to, float* bias) {
-  for (int j = from; j < to; j++) bias[j - from] = j < fold.keys && fold.kept(j) ? 0.f : -INF;
+inline void fill_bias(const Plan& plan, const uint8_t* mask, int count, int from, int to, float* bias) {
+  const int64_t stride = plan.band.step * plan.call.mask_key;
+  for (int j = from; j < to; j++) bias[j - from] = j < count && mask[j * stride] ? 0.f : -INF;
 }
 
 // What dropout needs to know of a row: its hash and how the hash of the key moves from lane to lane.
