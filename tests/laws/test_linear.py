@@ -29,8 +29,8 @@ def definition(q, k, v, name, causal, key_mask, scale=None):
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if name == "softmax":  # queries over features, keys over positions
-        hidden = torch.zeros_like(k) if key_mask is None else (~key_mask)[:, None, :, None] * torch.finfo(F64).min
-        return (q * (scale or 1.0)).softmax(-1) @ ((k + hidden).softmax(-2).transpose(-1, -2) @ v)
+        shown = k if key_mask is None else k.masked_fill(~key_mask[:, None, :, None], -torch.inf)
+        return (q * (scale or 1.0)).softmax(-1) @ (shown.softmax(-2).transpose(-1, -2) @ v)
     w = weights(q, k, name, scale)
     if key_mask is not None:
         w = w * key_mask[:, None, None, :]
@@ -46,7 +46,7 @@ def draw(n, m, heads=4, groups=2, d=5, dv=3, seed=0):
     return [torch.randn(shape, dtype=F64, generator=generator, requires_grad=True) for shape in shapes]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(FEATURES)),
     causal=st.booleans(),
