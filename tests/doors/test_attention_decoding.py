@@ -35,6 +35,9 @@ def state_cache(model, ids, **options):
         ("bart", "local(2)"),
         ("qwen3", "linear(elu)"),
         ("gpt2", "linear(taylor2),sparse(3)"),
+        ("llama", "local(3)+linear(elu)"),
+        ("mistral", "linear(cosine, window=4),linear(relu)"),
+        ("bart", "local(2)+linear(taylor2),linear(elu)"),
     ],
 )
 def test_generate_equals_no_cache(name, attention, mode):
@@ -51,7 +54,9 @@ def test_generate_equals_no_cache(name, attention, mode):
     assert plain.past_key_values is None
 
 
-@pytest.mark.parametrize("attention", ["local(3)", "sparse(4)", "linear(elu)"])
+@pytest.mark.parametrize(
+    "attention", ["local(3)", "sparse(4)", "linear(elu)", "linear(elu, window=3)", "local(3)+linear(elu)"]
+)
 def test_steps_of_any_length_equal_the_whole(attention):
     """A direct call makes the cache; chunks, single tokens and padding within the past included."""
     model = make("llama")
@@ -74,7 +79,8 @@ def test_steps_of_any_length_equal_the_whole(attention):
 
 def test_local_memory_is_constant_and_sparse_reads_few_keys():
     held, reads = {}, {}
-    for attention in ("local(3)", "sparse(8, 4)", "linear(elu)", "full()"):
+    constant = ("local(3)", "linear(elu)", "linear(elu, window=3)", "local(3)+linear(elu)")
+    for attention in (*constant, "sparse(8, 4)", "full()"):
         model = make("llama", max_position_embeddings=512)
         jieyue.use(model, attention=attention)
         with torch.no_grad():
@@ -85,7 +91,7 @@ def test_local_memory_is_constant_and_sparse_reads_few_keys():
         reads[attention] = getattr(past.layers[0].memory, "keys_read", None)
         short = state_cache(model, torch.randint(3, 40, (1, 20)))
         held[attention] = (short.nbytes, before, past.nbytes)
-    assert len(set(held["local(3)"])) == 1 and len(set(held["linear(elu)"])) == 1
+    assert all(len(set(held[attention])) == 1 for attention in constant)
     assert held["full()"][1] > 2 * held["full()"][0]
     assert held["local(3)"][2] < held["full()"][2] / 10
     assert (reads["local(3)"], reads["full()"]) == (4, 202)

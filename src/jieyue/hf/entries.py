@@ -1,6 +1,9 @@
 """What one attention layer computes in place of softmax attention over all keys, and the text that says so.
 
-A model's attention is a comma-separated list of entries tiled over its layers; an entry is a pattern ("local(128)+atrous(8)").
+A model's attention is a comma-separated list of entries tiled over its layers:
+
+    entry = pattern | linear | pattern "+" linear,      linear = "linear(" map ["," "window=" w] ")"
+
 Every kind of entry gives the same four things, so that the layers, the cache and the configuration need not know which it is.
 """
 
@@ -14,17 +17,29 @@ from torch import Tensor
 
 from jieyue.attention import Pattern, State, attend, parse
 from jieyue.errors import InputError
-from jieyue.linear import FEATURES, LinearState, attend_linear
+from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, attend_hybrid, attend_linear, attend_window
 from jieyue.linear.features import resolve
+from jieyue.linear.hybrid import near_window
 
-__all__ = ["SLOT", "Entry", "LayerAttention", "LinearEntry", "Memory", "PatternEntry", "parse_entry", "split_layers"]
+__all__ = [
+    "SLOT",
+    "Entry",
+    "HybridEntry",
+    "LayerAttention",
+    "LinearEntry",
+    "Memory",
+    "PatternEntry",
+    "WindowEntry",
+    "parse_entry",
+    "split_layers",
+]
 
 
 SLOT = "jieyue_attention"  # where an attention module keeps its LayerAttention
 
 
 class Memory(Protocol):
-    """What a layer remembers while decoding: ``attention.State``, ``linear.LinearState``."""
+    """What a layer remembers while decoding: ``attention.State``, or one of ``linear``'s states."""
 
     @property
     def nbytes(self) -> int: ...
@@ -119,11 +134,7 @@ class LinearEntry:
         return f"linear({self.features})"
 
     def causal(self) -> LinearEntry:
-        if resolve(self.features).over_positions:
-            raise InputError(
-                f"use(attention='{self}'): the layer is causal, but this map normalises each key over all positions, so later "
-                "keys would change what earlier queries see; expected linear(elu), linear(relu), linear(cosine) or linear(taylor2)"
-            )
+        _refuse_positions(self, self.features)
         return replace(self, is_causal=True)
 
     def attend(
@@ -157,6 +168,82 @@ class LinearEntry:
         return out, after
 
 
+@dataclass(frozen=True)
+class WindowEntry:
+    """A linear map cut to the keys at most ``window`` positions away."""
+
+    features: str
+    window: int
+    is_causal: bool = False
+    croppable = False
+
+    def __str__(self) -> str:
+        return f"linear({self.features}, window={self.window})"
+
+    def causal(self) -> WindowEntry:
+        return replace(self, is_causal=True)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+    ) -> Tensor:
+        _refuse_dropout(self, dropout)
+        return attend_window(q, k, v, self.features, self.window, causal=self.is_causal, key_mask=key_mask)
+
+    def decode(
+        self,
+        memory: WindowState | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_mask: Tensor | None,
+        scale: float | None,
+        dropout: float,
+        slack: int,
+    ) -> tuple[Tensor, WindowState]:
+        out = None if memory else self.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout)
+        return _continued(memory or WindowState(self.features, self.window), out, q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class HybridEntry:
+    """Softmax over the keys that a local pattern shows and a linear map over all others, with one normaliser."""
+
+    near: Pattern
+    features: str
+    is_causal: bool = False
+    croppable = False
+
+    def __str__(self) -> str:
+        return f"{self.near}+linear({self.features})"
+
+    def causal(self) -> HybridEntry:
+        return replace(self, near=self.near.causal(), is_causal=True)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+    ) -> Tensor:
+        _refuse_dropout(self, dropout)
+        return attend_hybrid(
+            q, k, v, self.near, self.features, causal=self.is_causal, key_mask=key_mask, near_scale=scale
+        )
+
+    def decode(
+        self,
+        memory: HybridState | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        key_mask: Tensor | None,
+        scale: float | None,
+        dropout: float,
+        slack: int,
+    ) -> tuple[Tensor, HybridState]:
+        out = None if memory else self.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout)
+        return _continued(memory or HybridState(self.near, self.features, near_scale=scale), out, q, k, v, key_mask)
+
+
 @dataclass
 class LayerAttention:
     """What one attention module got; ``dropout`` None = the model's, ``window`` its own, ``called`` once it ran through ours."""
@@ -177,21 +264,37 @@ class LayerAttention:
 
 
 def parse_entry(text: str) -> Entry:
-    """One entry of the list: a pattern or ``linear(map)``; ``InputError`` shows the grammar.
+    """One entry of the list; ``InputError`` shows the grammar.
 
     >>> parse_entry(" linear( elu )"), str(parse_entry("local(2) + atrous(3)"))
     (LinearEntry(features='elu', is_causal=False), 'local(2)+atrous(3)')
+    >>> str(parse_entry("linear(relu,window=64)")), str(parse_entry("local(128) + linear(elu)"))
+    ('linear(relu, window=64)', 'local(128)+linear(elu)')
     """
-    found = re.fullmatch(r"\s*linear\s*\(\s*([\w-]*)\s*\)\s*", text)
-    if found:
-        return LinearEntry(resolve(found[1]).name)
-    if "linear" in text:
-        raise InputError(f"attention={text!r}: expected linear(map) alone, map one of {', '.join(FEATURES)}")
-    return PatternEntry(parse(text))
+    terms = split_layers(text, "+")
+    found = [(term, re.fullmatch(r"linear\s*\(\s*([\w-]*)\s*(?:,\s*window\s*=\s*(\d+)\s*)?\)", term)) for term in terms]
+    maps = [match for _, match in found if match]
+    if not maps and "linear" not in text:
+        return PatternEntry(parse(text))
+    rest = "+".join(term for term, match in found if not match)
+    window = maps[0][2] if len(maps) == 1 else None
+    if len(maps) != 1 or "linear" in rest or (rest and window):
+        raise InputError(
+            f"attention={text!r}: expected linear(map), linear(map, window=w) or local(w)+linear(map), map one of "
+            f"{', '.join(FEATURES)}"
+        )
+    features = resolve(maps[0][1]).name
+    if not rest and not window:
+        return LinearEntry(features)
+    entry = WindowEntry(features, int(window)) if window else HybridEntry(parse(rest), features)
+    _refuse_positions(entry, features)
+    if isinstance(entry, HybridEntry):
+        near_window(entry.near)
+    return entry
 
 
-def split_layers(text: str) -> list[str]:
-    """Splits a list at the commas outside parentheses.
+def split_layers(text: str, separator: str = ",") -> list[str]:
+    """Splits a list at the commas (or other separators) outside parentheses.
 
     >>> split_layers("sparse(32, 8), full()")
     ['sparse(32, 8)', 'full()']
@@ -199,7 +302,7 @@ def split_layers(text: str) -> list[str]:
     parts, depth = [""], 0
     for char in text:
         depth += (char == "(") - (char == ")")
-        if char == "," and depth == 0:
+        if char == separator and depth == 0:
             parts.append("")
         else:
             parts[-1] += char
@@ -212,3 +315,22 @@ def _refuse_dropout(entry: Entry, dropout: float) -> None:
             f"{entry}: found an attention dropout of {dropout}, but linear attention forms no weights that could be dropped; "
             "expected use(model, attention=..., dropout=0.0)"
         )
+
+
+def _refuse_positions(entry: Entry, features: str) -> None:
+    if resolve(features).over_positions:
+        raise InputError(
+            f"use(attention='{entry}'): the layer is causal or reads a part of the keys, but this map normalises each key over "
+            "all positions, so later keys would change what earlier queries see; expected linear(elu), linear(relu), "
+            "linear(cosine) or linear(taylor2)"
+        )
+
+
+def _continued(
+    memory: Any, out: Tensor | None, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None
+) -> tuple[Tensor, Any]:
+    """The newest tokens appended and, where ``out`` is None, read; then only what later tokens need is kept."""
+    memory.append(k.detach(), v.detach(), key_mask)
+    out = memory.read(q) if out is None else out
+    memory.settle()
+    return out, memory

@@ -1,7 +1,18 @@
 """Linear attention: feature maps, bidirectional and causal, forward, backward and decoding with a state of constant size."""
 
 from .features import FEATURES, FeatureMap
+from .hybrid import HybridState, attend_hybrid
 from .operator import attend_linear
 from .state import LinearState
+from .window import WindowState, attend_window
 
-__all__ = ["FEATURES", "FeatureMap", "LinearState", "attend_linear"]
+__all__ = [
+    "FEATURES",
+    "FeatureMap",
+    "HybridState",
+    "LinearState",
+    "WindowState",
+    "attend_hybrid",
+    "attend_linear",
+    "attend_window",
+]

@@ -18,6 +18,7 @@ from torch import Tensor
 from jieyue.errors import InputError
 
 from . import chunked
+from .checks import check_tensors, refuse_positions
 from .definition import second_backward
 from .features import FEATURES, IDENTITY, FeatureMap, resolve
 from .pages import rows_like
@@ -25,7 +26,7 @@ from .state import LinearState
 from .sums import num_features
 from .tiles import Form, wide_type
 
-__all__ = ["attend_linear", "sums_of_weights"]
+__all__ = ["attend_linear", "autocast", "sums_of_weights"]
 
 
 def attend_linear(
@@ -59,10 +60,10 @@ def attend_linear(
     ``softmax`` with ``causal`` or a state, because it normalises each key over all positions, future ones too.
     """
     form_map = resolve(features)
-    _check_tensors(q, k, v, key_mask)
+    check_tensors("attend_linear", q, k, v, key_mask)
     _check_settings(form_map, causal, state, return_state, (q, k, v))
     used_scale = form_map.scale_for(scale, q.shape[3])
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     sums = None if state is None else state.check(form_map, used_scale, k, v).sums
     out, _, total = sums_of_weights(q, k, v, key_mask, sums, form_map, used_scale, 1 if causal else 0)
     if not return_state:
@@ -238,7 +239,7 @@ def _form(features: str, polynomial: list[float], scale: float, direction: int, 
     return Form(feature_map, tuple(polynomial), scale, direction, chunk)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast its type, as matrix products would take it; the sums are float32 all the same."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
@@ -254,16 +255,10 @@ def _check_settings(
     tensors: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     q, k, _ = tensors
-    if features.over_positions and causal:
-        raise InputError(
-            f"attend_linear: causal=True with features={features.name!r}, expected False: this map normalises each key over all "
-            f"positions, so later keys would change what earlier queries see; use elu, relu, cosine or taylor2"
-        )
-    if features.over_positions and (state is not None or return_state):
-        raise InputError(
-            f"attend_linear: a state with features={features.name!r}, expected none: this map normalises each key over all "
-            f"positions, so its sums cannot be continued; use elu, relu, cosine or taylor2"
-        )
+    if causal:
+        refuse_positions("attend_linear: causal=True", features, "later keys would change what earlier queries see")
+    if state is not None or return_state:
+        refuse_positions("attend_linear: a state", features, "its sums cannot be continued")
     if state is not None and not isinstance(state, LinearState):
         raise InputError(f"attend_linear: state is {type(state).__name__}, expected a LinearState or None")
     if causal and q.shape[2] != k.shape[2]:
@@ -271,41 +266,3 @@ def _check_settings(
             f"attend_linear: causal=True with {q.shape[2]} queries and {k.shape[2]} keys, expected as many: earlier keys belong "
             f"into the state"
         )
-
-
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
-    """Shapes, dtypes and devices; each message names the argument, what it was and what was expected."""
-    for name, x, shape in (("q", q, "[B, H, N, D]"), ("k", k, "[B, G, M, D]"), ("v", v, "[B, G, M, V]")):
-        if not isinstance(x, Tensor):
-            raise InputError(f"attend_linear: {name} is {type(x).__name__}, expected a tensor {shape}")
-        if x.dim() != 4:
-            raise InputError(f"attend_linear: {name} has shape {list(x.shape)}, expected {shape}")
-        if not x.is_floating_point():
-            raise InputError(f"attend_linear: {name} has dtype {x.dtype}, expected a floating type")
-        if 0 in x.shape:
-            raise InputError(
-                f"attend_linear: {name} has shape {list(x.shape)}, expected {shape}, every size at least 1"
-            )
-        if x.device != q.device:
-            raise InputError(f"attend_linear: {name} is on {x.device} and q on {q.device}, expected one device")
-        if x.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
-            raise InputError(f"attend_linear: {name} has dtype {x.dtype} and q {q.dtype}, expected one dtype")
-    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
-        raise InputError(
-            f"attend_linear: k has shape {list(k.shape)}, expected [{q.shape[0]}, G, M, {q.shape[3]}] to match q {list(q.shape)}"
-        )
-    if v.shape[:3] != k.shape[:3]:
-        raise InputError(f"attend_linear: v has shape {list(v.shape)}, expected {list(k.shape[:3])} + [V] to match k")
-    if q.shape[1] % k.shape[1]:
-        raise InputError(f"attend_linear: q has {q.shape[1]} heads and k has {k.shape[1]}, expected a multiple of k's")
-    if key_mask is None:
-        return
-    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
-        found = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
-        raise InputError(f"attend_linear: key_mask is {found}, expected a bool tensor [B, M], True = keep")
-    if key_mask.shape != (k.shape[0], k.shape[2]):
-        raise InputError(
-            f"attend_linear: key_mask has shape {list(key_mask.shape)}, expected {[k.shape[0], k.shape[2]]}"
-        )
-    if key_mask.device != q.device:
-        raise InputError(f"attend_linear: key_mask is on {key_mask.device} and q on {q.device}, expected one device")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jieyue.errors import InputError
 
+from .checks import refuse_positions
 from .definition import define_read, define_sums
 from .features import FeatureMap, resolve
 from .sums import num_features
@@ -40,11 +41,7 @@ class LinearState:
     def empty(cls, k: Tensor, v: Tensor, features: str | FeatureMap = "elu", scale: float | None = None) -> LinearState:
         """A state that has seen nothing, for keys and values of these batch, heads, sizes, type and device."""
         features = resolve(features)
-        if features.over_positions:
-            raise InputError(
-                f"LinearState: features={features.name!r}, expected a map without positions: this one normalises each key over "
-                f"all of them, so its sums cannot be continued; use elu, relu, cosine or taylor2"
-            )
+        refuse_positions("LinearState", features, "its sums cannot be continued")
         width = features.prepare(k[:1, :1, :1].to(wide_type(k))).shape[-1]
         shape = (*k.shape[:2], num_features(features.polynomial, width), v.shape[3] + 1)
         return cls(features, features.scale_for(scale, k.shape[3]), k.new_zeros(shape, dtype=wide_type(k)))
