@@ -28,8 +28,10 @@ _FACE = {
     "local": "jieyue.attention",
     "parse": "jieyue.attention",
     "plan": "jieyue.run",
+    "reshare": "jieyue.hf.albert",
     "sparse": "jieyue.attention",
     "train": "jieyue.run",
+    "unshare": "jieyue.hf.albert",
     "use": "jieyue.hf.use",
 }
 

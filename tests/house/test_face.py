@@ -29,8 +29,10 @@ FACE = [
     "local",
     "parse",
     "plan",
+    "reshare",
     "sparse",
     "train",
+    "unshare",
     "use",
 ]
 
