@@ -10,6 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _FACE = {
+    "AccumulatedOptimizer": "jieyue.training.optimizer",
     "Budget": "jieyue.budget",
     "Course": "jieyue.run",
     "Materials": "jieyue.run",

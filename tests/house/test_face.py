@@ -11,6 +11,7 @@ import pytest
 import jieyue
 
 FACE = [
+    "AccumulatedOptimizer",
     "Budget",
     "Course",
     "Materials",

@@ -27,7 +27,7 @@ from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to
 from .objective import Objective, num_rows
 from .ranks import Ranks
 
-__all__ = ["accumulate", "backward_pieces", "gradients_of", "scale_gradients"]
+__all__ = ["accumulate", "backward_pieces", "gradient_norm", "gradients_of", "scale_gradients"]
 
 
 def accumulate(
@@ -132,6 +132,15 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
         gradient.mul_(factor)
 
 
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The 2-norm of all gradients, as a Python float: finite if and only if all entries are, whatever their squares."""
+    gradients = gradients_of(parameters)
+    norm = _plain(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+    if math.isfinite(norm):
+        return norm
+    return math.hypot(*(_plain(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in gradients))
+
+
 def _attempt(
     objective: Objective,
     ranks: Ranks,
@@ -181,10 +190,7 @@ def _clear(parameters: list[nn.Parameter]) -> None:
 
 
 def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatch, non_finite: str) -> bool:
-    gradients = gradients_of(parameters)
-    norm = _norm(gradients, 2.0)
-    if not math.isfinite(norm):
-        norm = _norm(gradients, math.inf)  # squares overflow before numbers do
+    norm = gradient_norm(parameters)
     if math.isfinite(norm) and math.isfinite(tally.total):
         return True
     found = f"loss {float(tally.mean()):g}, gradient {norm:g}"
@@ -197,9 +203,8 @@ def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatc
     return False
 
 
-def _norm(gradients: list[Tensor], order: float) -> float:
-    norm: Any = torch.nn.utils.get_total_norm(gradients, norm_type=order) if gradients else 0.0
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+def _plain(number: Any) -> float:
+    return float(number.full_tensor() if hasattr(number, "full_tensor") else number)
 
 
 def _check_whole_batch_layers(model: nn.Module, divided: bool, allow: Collection[str]) -> None:

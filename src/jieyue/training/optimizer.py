@@ -1,0 +1,373 @@
+"""A big batch for any optimizer in one line: ``AccumulatedOptimizer(AdamW(...), steps=10)`` updates on every tenth step.
+
+    update = inner(Σ grad / divisor),    divisor = micro-steps of the window, or Σ weight
+
+Exact: the inner optimizer sees the undivided batch's gradient once per window, so its moments, bias corrections, weight
+decay and clipping count updates and nothing else. The article's optimizer (Su 2019, kexue.fm/archives/6794) ran the inner
+update on every micro-step with the learning rate set to 0: momentum went on moving the weights, so SGD with momentum 0.9
+and n = 4 went 3.4 times too far; its clipping was bypassed, its last window lost, and bert4keras's counted micro-steps for
+Adam's bias correction. None of that is here.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from jieyue.errors import InputError, message
+
+from .accumulation import gradient_norm, scale_gradients
+
+__all__ = ["AccumulatedOptimizer"]
+
+_WINDOW = "window"  # our key in the state_dict, beside torch's "state" and "param_groups"
+
+
+class AccumulatedOptimizer(Optimizer):
+    """An optimizer whose ``step()`` is called on every micro-batch and updates on every ``steps``-th.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(()))
+    >>> optimizer = AccumulatedOptimizer(torch.optim.SGD([weight], lr=1.0), steps=2)
+    >>> for target in (1.0, 3.0, 5.0):
+    ...     (weight - target).square().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> weight.item(), optimizer.updates, optimizer.flush(), weight.item()
+    (4.0, 1, True, 6.0)
+
+    ``steps``: micro-steps of a window; a number, a schedule ``{update: steps}`` with an entry for update 0, or a function
+    of the update's number. ``flush()`` updates with what a started window holds (at the end of the data) and tells whether
+    there was something. ``updated`` tells whether the last ``step()`` or ``flush()`` changed the weights.
+
+    Losses are means by default, and the update divides by the micro-steps since the last one. Where micro-batches count
+    different numbers of labels, backpropagate the *sum* and call ``step(weight=labels)``: it divides by Σ weight.
+    ``max_grad_norm``: clips the divided gradient, once per update (clipping ``.grad`` yourself would clip a running sum).
+    ``schedule``: a learning-rate scheduler on this or the inner optimizer, stepped after each update and saved with us;
+    or step it yourself ``if optimizer.updated:``. One that is stepped more often than updates happen is warned of.
+    ``non_finite``: ``"stop"`` raises ``InputError`` for a gradient that is not finite, ``"skip"`` leaves the window out with
+    a warning and counts it in ``skipped``. ``GradScaler`` works as with any optimizer (``scaler.step(optimizer)`` and
+    ``scaler.update()`` on every micro-step; its scale may change inside a window): a window in which any micro-batch
+    overflowed is left out whole and counted. That path keeps the sum beside ``.grad``, one gradient more.
+
+    ``param_groups`` and ``state`` are the inner optimizer's own, so schedulers and tools work on either. ``zero_grad()``
+    inside a window does nothing, the sum lives in ``.grad`` (no second copy); ``model.zero_grad()`` there is made good.
+    Step hooks run on every micro-step here, on every update at ``optimizer.optimizer``. ``state_dict()`` holds the gradient
+    so far, so a run resumes inside a window; the inner optimizer's own state_dict is accepted too.
+
+    Refuses LBFGS and others that need a closure: they evaluate the loss of the whole batch several times per update.
+    Under DDP every micro-batch is synchronised and ranks are averaged; for ragged ranks use ``accumulate``.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler hands us grad_scale and found_inf, and leaves the decision to us
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        steps: int | Mapping[int, int] | Callable[[int], int],
+        *,
+        schedule: LRScheduler | None = None,
+        max_grad_norm: float | None = None,
+        non_finite: str = "stop",
+    ) -> None:
+        _check_inner(optimizer)
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise InputError(
+                message("schedule", "ReduceLROnPlateau", "a schedule of updates", "step it with its metric")
+            )
+        if non_finite not in ("stop", "skip"):
+            raise InputError(message("non_finite", repr(non_finite), "'stop' or 'skip'"))
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise InputError(message("max_grad_norm", str(max_grad_norm), "more than 0, or None"))
+        if isinstance(steps, Mapping) and 0 not in steps:
+            raise InputError(message("steps", f"a schedule {dict(steps)}", "an entry for update 0"))
+        self.optimizer, self.steps, self.schedule = optimizer, steps, schedule
+        self.max_grad_norm, self.non_finite = max_grad_norm, non_finite
+        self.updates = self.skipped = 0
+        self.updated = False
+        self._held: dict[Tensor, Tensor] = {}
+        self._counted, self._weight = 0, 0.0
+        self._weighted: bool | None = None
+        self._scaled: bool | None = None
+        self._overflowed = False
+        self._watch = _Watch()
+        # torch's own constructor would make a second state; this is the part that sets up hooks
+        self.__setstate__({"defaults": dict(optimizer.defaults)})
+        _steps_at(steps, 0)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.optimizer.state
+
+    @property
+    def pending(self) -> int:
+        """Micro-steps since the last update."""
+        return self._counted
+
+    def step(self, closure: Callable[[], Any] | None = None, *, weight: float | Tensor | None = None) -> Any:  # type: ignore[override]
+        """Counts one micro-step, and updates when the window is full. ``weight``: what its loss is a sum over."""
+        self._watch.look(self)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._count(weight)
+        self._absorb()
+        self.updated = False
+        if self._counted >= _steps_at(self.steps, self.updates):
+            self._update()
+        return loss
+
+    def flush(self) -> bool:
+        """Updates with the micro-steps since the last update, fewer than ``steps``; False when there are none."""
+        self.updated = False
+        if self._counted:
+            self._update()
+        return self.updated
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients between windows; inside one it does nothing, as they hold its sum."""
+        if not self._counted:
+            self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's, and under ``"window"`` the counts and the gradient so far (by parameter number)."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        number = {parameter: index for index, parameter in enumerate(self._parameters())}
+        window: dict[str, Any] = {
+            "updates": self.updates,
+            "skipped": self.skipped,
+            "counted": self._counted,
+            "weight": self._weight,
+            "weighted": self._weighted,
+            "scaled": self._scaled,
+            "overflowed": self._overflowed,
+            "gradients": {number[parameter]: gradient for parameter, gradient in self._held.items()},
+        }
+        if self.schedule is not None:
+            window["schedule"] = self.schedule.state_dict()
+        found: dict[str, Any] = {**self.optimizer.state_dict(), _WINDOW: window}
+        for post in self._optimizer_state_dict_post_hooks.values():
+            changed = post(self, found)
+            found = found if changed is None else changed
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        found = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, found)
+            found = found if changed is None else changed
+        window = found.pop(_WINDOW, None)
+        self.optimizer.load_state_dict(found)
+        self._drop()
+        self.updates = self.skipped = 0
+        self._watch = _Watch()
+        if window is not None:
+            self._load_window(window)
+        for post in self._optimizer_load_state_dict_post_hooks.values():
+            post(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name != "step" and "_hooks" not in name}
+        return kept | {"_watch": _Watch()}
+
+    def __repr__(self) -> str:
+        steps = self.steps if isinstance(self.steps, int | Mapping) else "a function of the update"
+        return f"AccumulatedOptimizer(steps={steps}, {self.optimizer!r})"
+
+    def _parameters(self) -> list[Any]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _count(self, weight: float | Tensor | None) -> None:
+        weighted = weight is not None
+        if self._weighted not in (None, weighted):
+            raise InputError(message("step", "some steps of a window with weight= and some without", "all of one kind"))
+        value = 1.0 if weight is None else float(weight)
+        if not 0 <= value < math.inf:
+            raise InputError(message("step", f"weight={value}", "a finite number of labels, 0 or more"))
+        self._weighted = weighted
+        self._counted, self._weight = self._counted + 1, self._weight + value
+
+    @torch.no_grad()
+    def _absorb(self) -> None:
+        """Makes ``_held`` the window's sum. Without a GradScaler it is what ``.grad`` holds; with one it is kept apart."""
+        overflow, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        scaled = overflow is not None
+        if self._scaled not in (None, scaled):
+            raise InputError(message("step", "a GradScaler on some steps of a window only", "on all or none"))
+        self._scaled = scaled
+        if scaled:
+            self._overflowed = self._overflowed or bool(overflow)
+        factor = None if scale is None else (scale.double().reciprocal() if isinstance(scale, Tensor) else 1 / scale)
+        for parameter in self._parameters():
+            held, fresh = self._held.get(parameter), parameter.grad
+            if fresh is not None and fresh.is_sparse:  # else the indices of a window pile up
+                kept = fresh is held
+                fresh = parameter.grad = fresh.coalesce()
+                held = fresh if kept else held
+            if scaled:
+                parameter.grad = None
+                if fresh is None or self._overflowed:
+                    continue
+                if factor is not None:
+                    (fresh._values() if fresh.is_sparse else fresh).mul_(factor)
+                self._held[parameter] = fresh if held is None else held.add_(fresh)
+            elif held is None or fresh is held:
+                if fresh is not None:
+                    self._held[parameter] = fresh
+            else:
+                self._held[parameter] = parameter.grad = _restored(held, fresh)
+
+    def _update(self) -> None:
+        parameters, weight = self._parameters(), self._weight
+        try:
+            if self._overflowed:
+                self.skipped += 1
+                return
+            if not weight > 0:
+                raise InputError(message("step", "a window of weight 0", "at least one counted label"))
+            for parameter, gradient in self._held.items():
+                parameter.grad = gradient
+            if weight != 1:
+                scale_gradients(parameters, 1 / weight)
+            norm = gradient_norm(parameters)
+            if not math.isfinite(norm):
+                self._refuse(norm)
+                return
+            if self.max_grad_norm is not None and norm > self.max_grad_norm:
+                scale_gradients(parameters, self.max_grad_norm / (norm + 1e-6))  # as torch's clip_grad_norm_
+            self.optimizer.step()
+            self.updated = True
+        finally:
+            if not self.updated:
+                for parameter in parameters:
+                    parameter.grad = None
+            self._drop()
+        self.updates += 1
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def _refuse(self, norm: float) -> None:
+        found = f"a gradient of norm {norm:g} in the window of update {self.updates}"
+        if self.non_finite == "stop":
+            raise InputError(message("step", found, "finite numbers", "lower the learning rate, or non_finite='skip'"))
+        self.skipped += 1
+        warnings.warn(f"{found}: this update is left out ({self.skipped} so far)", stacklevel=4)
+
+    def _drop(self) -> None:
+        self._held = {}
+        self._counted, self._weight = 0, 0.0
+        self._weighted = self._scaled = None
+        self._overflowed = False
+
+    def _load_window(self, window: dict[str, Any]) -> None:
+        parameters = self._parameters()
+        self.updates, self.skipped = window["updates"], window["skipped"]
+        self._counted, self._weight, self._weighted = window["counted"], window["weight"], window["weighted"]
+        self._scaled, self._overflowed = window["scaled"], window["overflowed"]
+        for parameter in parameters if self._counted else []:
+            parameter.grad = None
+        for number, gradient in window["gradients"].items():
+            parameter = parameters[number]
+            self._held[parameter] = gradient.detach().to(parameter.device, parameter.dtype, copy=True)
+            if not self._scaled:
+                parameter.grad = self._held[parameter]
+        if self.schedule is not None and "schedule" in window:
+            self.schedule.load_state_dict(window["schedule"])
+
+
+class _Watch:
+    """Notices schedulers that are stepped more often than updates happen, and warns once.
+
+    A scheduler knows its optimizer but not the other way round; torch marks the ``step`` of an optimizer that has one. When
+    the mark is first seen the schedulers are looked up among what refers to the optimizer, once.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[list[Any]] = []  # [reference to the scheduler, its last_epoch, moves since first seen]
+        self.marks = 0
+        self.updates = 0
+        self.warned = False
+
+    def look(self, optimizer: AccumulatedOptimizer) -> None:
+        both = (optimizer, optimizer.optimizer)
+        marks = sum(hasattr(one.step, "_wrapped_by_lr_sched") for one in both)
+        if marks != self.marks:
+            found = [one for one in gc.get_referrers(*both) if isinstance(one, LRScheduler)]
+            found += [
+                one
+                for names in gc.get_referrers(*both)
+                if isinstance(names, dict) and "last_epoch" in names
+                for one in gc.get_referrers(names)
+                if isinstance(one, LRScheduler)
+            ]
+            unique = {id(one): one for one in found}
+            self.seen = [[weakref.ref(one), one.last_epoch, 0] for one in unique.values()]
+            self.marks, self.updates = marks, optimizer.updates
+        for entry in self.seen:
+            schedule = entry[0]()
+            if schedule is not None and schedule.last_epoch != entry[1]:
+                entry[1], entry[2] = schedule.last_epoch, entry[2] + 1
+            if entry[2] > optimizer.updates - self.updates and not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"{type(schedule).__name__} was stepped {entry[2]} times in {optimizer.updates - self.updates} updates;"
+                    " hand it over (schedule=) or step it `if optimizer.updated:`",
+                    stacklevel=4,
+                )
+
+
+def _check_inner(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(message("AccumulatedOptimizer", type(optimizer).__name__, "a torch.optim.Optimizer"))
+    if isinstance(optimizer, AccumulatedOptimizer):
+        raise InputError(
+            message("AccumulatedOptimizer", "another AccumulatedOptimizer", "one, with the product of steps")
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if isinstance(optimizer, LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
+        raise InputError(
+            message(
+                "AccumulatedOptimizer",
+                f"{type(optimizer).__name__}, which evaluates the loss of the whole batch several times per update",
+                "an optimizer that needs its gradient only",
+                "call it with a closure that runs accumulate(...) over the batch",
+            )
+        )
+
+
+def _steps_at(steps: int | Mapping[int, int] | Callable[[int], int], update: int) -> int:
+    """Micro-steps of the window that ends in update number ``update``."""
+    if isinstance(steps, Mapping):
+        found: Any = steps[max(start for start in steps if start <= update)]
+    else:
+        found = steps(update) if callable(steps) else steps
+    if not isinstance(found, int) or found < 1:
+        raise InputError(message("steps", f"{found!r} for update {update}", "an integer of at least 1"))
+    return found
+
+
+def _restored(held: Tensor, fresh: Tensor | None) -> Tensor:
+    """The window's sum where ``.grad`` was replaced: cleared meanwhile (add the two), or summed by autograd out of place."""
+    if fresh is None:
+        return held
+    summed_already = fresh.requires_grad or (held.is_sparse and not fresh.is_sparse)  # create_graph; sparse then dense
+    return fresh.detach() if summed_already else held.add_(fresh)
