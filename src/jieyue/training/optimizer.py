@@ -118,7 +118,7 @@ class AccumulatedOptimizer(Optimizer):
         """Micro-steps since the last update."""
         return self._counted
 
-    def step(self, closure: Callable[[], Any] | None = None, *, weight: float | Tensor | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, weight: float | Tensor | None = None) -> Any:
         """Counts one micro-step, and updates when the window is full. ``weight``: what its loss is a sum over."""
         self._watch.look(self)
         loss = None
