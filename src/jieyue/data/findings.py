@@ -51,6 +51,14 @@ MEANING = {
     "rows_answered": "rows that give the answer",
     "rows_abstaining": "rows that abstain",
     "tokens": "tokens of all rows",
+    "dialogues": "dialogues read",
+    "turns": "turns of all dialogues",
+    "dialogues_of_one_turn": "dialogues of a single turn",
+    "turns_same_speaker": "turns whose speaker spoke the turn before, too",
+    "dialogues_shortened": "dialogues whose oldest turns were dropped: longer than max_tokens",
+    "turns_dropped": "oldest turns dropped, each whole",
+    "turns_cut": "single turns longer than max_tokens, cut at their end",
+    "dialogues_without_loss": "dialogues with no token to learn from: no reply in them",
     "unknown_tokens": "tokens in rows that the vocabulary lacks",
 }
 """What every count says, for people; the names are those of ``Findings.counts`` and of the reader's rows."""

@@ -1,0 +1,105 @@
+"""Tokens of any number of dialogues in files that the system maps into memory: only what is being read is resident.
+
+A folder holds ``ids.i32`` (all tokens, one after another), ``marks.u8`` (what each token belongs to), ``starts.i64`` (where
+each dialogue begins, and the end) and ``counts.json``, which is written last: without it the folder counts as unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from jieyue.errors import InputError, message
+
+__all__ = ["ANY_TURN", "LAST_TURN", "REPLY", "MappedTokens", "open_tokens", "write_tokens"]
+
+ANY_TURN, REPLY, LAST_TURN = 1, 2, 4  # bits of a mark
+_FILES = {"ids": ("ids.i32", numpy.int32), "marks": ("marks.u8", numpy.uint8), "starts": ("starts.i64", numpy.int64)}
+_RECORD = "counts.json"
+
+
+class MappedTokens:
+    """The dialogues of a folder: ``tokens[n]`` is (ids, marks) of dialogue n, views of the files.
+
+    ``lengths``: tokens of each; ``counts``: what ``write_tokens`` was told.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        arrays = {}
+        for name, (file, kind) in _FILES.items():
+            path = folder / file
+            arrays[name] = numpy.memmap(path, kind, "r") if path.stat().st_size else numpy.zeros(0, kind)
+        self.ids, self.marks, self.starts = arrays["ids"], arrays["marks"], arrays["starts"]
+        if len(self.starts) == 0 or self.starts[-1] != len(self.ids) or len(self.ids) != len(self.marks):
+            raise InputError(message(str(folder), "token files that do not fit one another", "whole ones", "delete it"))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, number: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        first, stop = int(self.starts[number]), int(self.starts[number + 1])
+        return self.ids[first:stop], self.marks[first:stop]
+
+    @property
+    def lengths(self) -> numpy.ndarray:
+        return numpy.diff(self.starts)
+
+
+def write_tokens(
+    folder: str | Path,
+    dialogues: Iterable[tuple[numpy.ndarray, numpy.ndarray]],
+    counts: Mapping[str, Any],
+    *,
+    block: int = 2**20,
+) -> MappedTokens:
+    """Writes (ids, marks) of each dialogue as they come; ``counts`` is read when the last one was written.
+
+    Memory: ``block`` tokens, whatever there is in all.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RECORD).unlink(missing_ok=True)
+    with (
+        (folder / _FILES["ids"][0]).open("wb") as ids_file,
+        (folder / _FILES["marks"][0]).open("wb") as marks_file,
+        (folder / _FILES["starts"][0]).open("wb") as starts_file,
+    ):
+        total, waiting = 0, 0
+        held: tuple[list[numpy.ndarray], list[numpy.ndarray], list[int]] = ([], [], [0])
+
+        def flush() -> None:
+            for file, parts, kind in ((ids_file, held[0], numpy.int32), (marks_file, held[1], numpy.uint8)):
+                if parts:
+                    file.write(numpy.concatenate(parts).astype(kind).tobytes())
+            starts_file.write(numpy.asarray(held[2], dtype=numpy.int64).tobytes())
+            for part in held:
+                part.clear()
+
+        for ids, marks in dialogues:
+            if len(ids) != len(marks):
+                raise InputError(f"write_tokens: found {len(ids)} ids and {len(marks)} marks, expected as many")
+            total, waiting = total + len(ids), waiting + len(ids)
+            held[0].append(ids)
+            held[1].append(marks)
+            held[2].append(total)
+            if waiting >= block:
+                flush()
+                waiting = 0
+        flush()
+    part = folder / f".{_RECORD}.part"
+    part.write_text(json.dumps(dict(counts), ensure_ascii=False), encoding="utf-8")
+    os.replace(part, folder / _RECORD)
+    return MappedTokens(folder)
+
+
+def open_tokens(folder: str | Path) -> MappedTokens | None:
+    """The tokens of a folder, or None where there are none or writing them was interrupted."""
+    folder = Path(folder)
+    return MappedTokens(folder) if (folder / _RECORD).is_file() else None
