@@ -139,8 +139,9 @@ def compose_talks(seed: int = 0, num_dialogues: int = NUM_DIALOGUES) -> list[Dia
 def _courses(scene: Scene, random: Random) -> list[list[str]]:
     """Ways through a scene: written openings and spelled-out ones in turn, all of them before one comes again."""
     ways: dict[str, list[list[str]]] = {}
-    for opening, reply, *pairs in product(scene.openings, scene.replies, *scene.later):
-        ways.setdefault(opening, []).append([opening, reply, *(text for pair in pairs for text in pair)])
+    for opening, reply in product(scene.openings, scene.replies):
+        for pairs in product(*scene.later):
+            ways.setdefault(opening, []).append([opening, reply, *(text for pair in pairs for text in pair)])
     for own in ways.values():
         random.shuffle(own)
     openings = list(ways)
