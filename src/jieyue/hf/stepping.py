@@ -1,0 +1,247 @@
+"""A causal model fed token by token, many talks at once: rows join while others are in the middle, and leave when done.
+
+    begin(prompts) -> rows, logits       one pass over prompts of any lengths
+    step(rows, tokens) -> logits         one token more for every row; equals the last row of the whole in one pass
+    rows.join(other) · rows.keep(numbers) · rows.crop(count)
+
+Rows are aligned at their newest token; what a shorter one lacks is padding on the left, which nobody sees. Caches of patterns
+and of sliding windows cannot be joined (``can_join``): such rows go on beside one another.
+
+Letters: B rows, M tokens of the longest row, G key heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
+
+from jieyue.errors import InputError
+
+from .cache import has_patterns
+
+__all__ = ["Rows", "Stepper"]
+
+
+class RoomyLayer(CacheLayerMixin):
+    """Keys and values in buffers with room, so that a new token is written and nothing before it is copied."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+        self.held: tuple[Tensor, Tensor] | None = None  # [B, G, room, D] each
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Adds T tokens [B, G, T, D]; returns all, as views."""
+        self.is_initialized = True
+        stop = self.length + key_states.shape[2]
+        if self.held is None or stop > self.held[0].shape[2]:
+            room = max(64, stop + stop // 4)
+            k, v = (new.new_empty(*new.shape[:2], room, new.shape[3]) for new in (key_states, value_states))
+            if self.held is not None:
+                k[:, :, : self.length], v[:, :, : self.length] = self.all()
+            self.held = k, v
+        self.held[0][:, :, self.length : stop] = key_states
+        self.held[1][:, :, self.length : stop] = value_states
+        self.length = stop
+        return self.all()
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        assert self.held is not None
+        return self.held[0][:, :, : self.length], self.held[1][:, :, : self.length]
+
+    def put(self, k: Tensor, v: Tensor) -> None:
+        """Replaces what is held."""
+        self.held, self.length, self.is_initialized = None, 0, True
+        self.update(k, v)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + int(query_length), 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.length -= abs(tokens_to_remove)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        k, v = self.all()
+        self.put(k[indices], v[indices])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def reset(self) -> None:
+        self.held, self.length, self.is_initialized = None, 0, False
+
+
+class Rows:
+    """Talks that decode together. ``lengths[b]``: tokens of row b that the model has seen."""
+
+    def __init__(self, cache: Any, lengths: list[int], mask: Tensor | None) -> None:
+        self.cache, self.lengths, self.mask = cache, lengths, mask  # mask [B, M], True = a token; None = no padding
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the layers hold."""
+        total = 0
+        for layer in self.cache.layers:
+            if isinstance(layer, RoomyLayer):
+                total += sum(part.numel() * part.element_size() for part in layer.held or ())
+            else:
+                total += int(getattr(layer, "nbytes", 0))
+        return total
+
+    @property
+    def can_join(self) -> bool:
+        return all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Row i becomes what row numbers[i] was; padding that all remaining rows share is given up."""
+        index = torch.tensor(list(numbers), dtype=torch.long)
+        self.lengths = [self.lengths[number] for number in numbers]
+        device = _device(self.cache)
+        if list(numbers) != list(range(len(numbers))) or self._num_rows() != len(numbers):
+            for layer in self.cache.layers:
+                layer.batch_select_indices(index.to(device) if device is not None else index)
+            self.mask = None if self.mask is None else self.mask[index.to(self.mask.device)]
+        if self.mask is not None and self.can_join:
+            surplus = self.mask.shape[1] - max(self.lengths)
+            if surplus:
+                for layer in self.cache.layers:
+                    layer.put(*(part[:, :, surplus:] for part in layer.all()))
+            self.mask = self.mask[:, surplus:]
+            self.mask = None if bool(self.mask.all()) else self.mask
+
+    def join(self, other: Rows) -> None:
+        """The rows of ``other`` come after one's own; ``other`` is used up. ``InputError`` where caches cannot be joined."""
+        if not (self.can_join and other.can_join):
+            raise InputError("Rows.join: found a cache of patterns or windows, expected plain ones (can_join)")
+        width = max(*self.lengths, *other.lengths)
+        for own, new in zip(self.cache.layers, other.cache.layers, strict=True):
+            parts = [[_padded(part, width) for part in layer.all()] for layer in (own, new)]
+            own.put(torch.cat([parts[0][0], parts[1][0]]), torch.cat([parts[0][1], parts[1][1]]))
+        self.lengths = self.lengths + other.lengths
+        full = [length == width for length in self.lengths]
+        device = _device(self.cache)
+        ends = torch.tensor(self.lengths, device=device)[:, None]
+        self.mask = None if all(full) else torch.arange(width, device=device)[None] >= width - ends
+
+    def crop(self, count: int) -> bool:
+        """Forgets the newest ``count`` tokens of every row; False where the cache cannot, and then it is of no use any more."""
+        if count == 0:
+            return True
+        if not all(getattr(layer, "is_croppable", False) for layer in self.cache.layers) or count > min(self.lengths):
+            return False
+        try:
+            for layer in self.cache.layers:
+                layer.crop(-count)
+        except (ValueError, RuntimeError):  # a window that has let go of what came before
+            return False
+        self.lengths = [length - count for length in self.lengths]
+        self.mask = None if self.mask is None else self.mask[:, :-count]
+        return True
+
+    def _num_rows(self) -> int:
+        for layer in self.cache.layers:
+            if isinstance(layer, RoomyLayer) and layer.held is not None:
+                return int(layer.held[0].shape[0])
+            if hasattr(layer, "batch"):
+                return int(layer.batch)
+        return -1
+
+
+class Stepper:
+    """Feeds a causal model (``AutoModelForCausalLM``'s kind, in evaluation mode). Not for several threads at once."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.takes = set(inspect.signature(type(model).forward).parameters)
+        self.device = next(model.parameters()).device
+        self.has_patterns = has_patterns(model)
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[Rows, Tensor]:
+        """The prompts, read in one pass: their rows and the logits after their last tokens [B, V]."""
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise InputError(f"Stepper.begin: found {len(prompts)} prompts, one perhaps empty, expected tokens in each")
+        lengths = [len(prompt) for prompt in prompts]
+        width = max(lengths)
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
+        mask = None
+        if min(lengths) < width:
+            mask = torch.arange(width)[None] >= width - torch.tensor(lengths)[:, None]
+            mask = mask.to(self.device)
+        rows = Rows(self._new_cache(), [0] * len(prompts), mask)
+        return rows, self._feed(rows, ids.to(self.device), lengths)
+
+    def step(self, rows: Rows, tokens: Sequence[int]) -> Tensor:
+        """One token more in every row -> logits [B, V]."""
+        ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)[:, None]
+        if rows.mask is not None:
+            rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], 1)
+        return self._feed(rows, ids, [1] * len(rows))
+
+    def extend(self, rows: Rows, tokens: Sequence[int]) -> Tensor:
+        """Several tokens more in a single row -> logits [1, V]: a turn that is added to a talk."""
+        assert len(rows) == 1 and rows.mask is None and len(tokens)
+        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)[None]
+        return self._feed(rows, ids, [len(tokens)])
+
+    @torch.inference_mode()
+    def _feed(self, rows: Rows, ids: Tensor, counts: list[int]) -> Tensor:
+        width = ids.shape[1]
+        rows.lengths = [before + count for before, count in zip(rows.lengths, counts, strict=True)]
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+        if rows.cache is not None:
+            given["past_key_values"] = rows.cache
+        if rows.mask is not None:
+            given["attention_mask"] = rows.mask.long()
+        if "position_ids" in self.takes:
+            ends = torch.tensor(rows.lengths, device=self.device)[:, None]
+            given["position_ids"] = (torch.arange(width, device=self.device)[None] + ends - width).clamp_min(0)
+        if "logits_to_keep" in self.takes:
+            given["logits_to_keep"] = 1
+        out = self.model(**given)
+        rows.cache = out.past_key_values
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def _new_cache(self) -> Any:
+        if self.has_patterns:
+            return None  # the model makes its own
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        return cache
+
+
+def _padded(part: Tensor, width: int) -> Tensor:
+    """Rows of [B, G, m, D] aligned at the right end of ``width`` tokens."""
+    missing = width - part.shape[2]
+    return torch.nn.functional.pad(part, (0, 0, missing, 0)) if missing >= 0 else part[:, :, -missing:]
+
+
+def _device(cache: Any) -> torch.device | None:
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer) and layer.held is not None:
+            return layer.held[0].device
+    return None
