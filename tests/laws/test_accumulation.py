@@ -315,6 +315,18 @@ def test_sparse_gradients():
     assert torch.allclose(table.weight.grad.to_dense() * 3, dense.weight.grad, rtol=1e-12)
 
 
+def test_autocast_is_an_approximation():
+    batch = ragged([7, 5], [7, 5])
+    model = Encoder().float()
+    whole = undivided(model, batch)
+    model.zero_grad()
+    accumulate(objective, model, batch, micro_batch=1, autocast=torch.bfloat16)
+    assert 1e-4 < gap(gradients(model), whole) < 0.1
+    assert all(g.dtype == torch.float32 for g in gradients(model).values())
+    with pytest.raises(InputError, match="bfloat16"):
+        accumulate(objective, model, batch, micro_batch=1, autocast=torch.float32)
+
+
 def test_no_warning_in_ordinary_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

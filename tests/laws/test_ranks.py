@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jieyue.errors import InputError
 from jieyue.training.accumulation import accumulate
+from jieyue.training.cached_gradients import CachedGradients
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import token_loss
 
@@ -128,6 +129,39 @@ def out_of_memory_everywhere(model, batch):
     raise torch.OutOfMemoryError("out of memory")
 
 
+def embed(model, piece):
+    return model(piece["x"], piece["odd"]), piece["labels"]
+
+
+def compare(model, embeddings, labels):
+    """Every row against all others of the batch, those of other ranks too; ``out.bias`` is used by the loss itself."""
+    scores = (embeddings * model.out.bias) @ embeddings.T
+    return token_loss(scores, torch.where(labels == -100, labels, torch.arange(len(scores))))
+
+
+def compared(rank):
+    objective = CachedGradients(embed, compare)
+    for rows in (2, 7, 12):
+        shares = [share(whole_batch(rows), each) for each in range(WORLD)]
+        whole = {name: torch.cat([one[name] for one in shares]) for name in shares[0]}
+        reference = fresh()
+        objective(reference, whole).mean().backward()
+        for limit in (9, 1):
+            model, micro = DistributedDataParallel(fresh()), MicroBatch(3)
+
+            def tight(model, piece, limit=limit):
+                if rank == 1 and len(piece["x"]) > limit:
+                    raise torch.OutOfMemoryError("out of memory")
+                return embed(model, piece)
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tally = accumulate(CachedGradients(tight, compare), model, shares[rank], micro_batch=micro)
+            assert gap(model.module, reference) < 1e-13
+            assert tally.weight == int((whole["labels"] != -100).sum())
+            assert micro.rows == (1 if rows > 2 and limit == 1 else 3)
+
+
 def sparse(rank):
     model = DistributedDataParallel(nn.Embedding(9, 6, sparse=True).double())
     batch = {"x": torch.tensor([[rank]]), "labels": torch.tensor([[1]])}
@@ -140,7 +174,7 @@ def worker(rank, folder):
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
     try:
-        for check in (replicated, out_of_memory_on_one_rank, sharded, sparse):
+        for check in (replicated, out_of_memory_on_one_rank, compared, sharded, sparse):
             check(rank)
     finally:
         dist.destroy_process_group()

@@ -13,6 +13,7 @@ import gc
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from jieyue.budget import Plan
 from jieyue.errors import BudgetError, InputError, message
 from jieyue.tally import Tally
 
+from .cached_gradients import CachedGradients
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
 from .objective import Objective, num_rows
@@ -39,6 +41,7 @@ def accumulate(
     allow: Collection[str] = (),
     non_finite: str = "stop",
     backward: Callable[[Tensor], object] = Tensor.backward,
+    autocast: torch.dtype | None = None,
 ) -> Tally:
     """Adds the gradient of the batch's mean loss to ``.grad`` and returns the batch's Tally (plain floats, all ranks).
 
@@ -54,6 +57,10 @@ def accumulate(
     batch's gradient with a warning (optimizers leave parameters without gradient alone) and counts it in
     ``MicroBatch.skipped``, ``"allow"`` is for GradScaler, which decides itself (``backward=lambda x: scaler.scale(x).backward()``).
 
+    ``autocast``: runs the objective's passes with matrix products in that dtype (``torch.bfloat16``; float16 needs a
+    GradScaler). An approximation: activations take half the bytes, the update is no longer that of full precision; weights,
+    gradients and their sum stay in the weights' dtype.
+
     Refuses with ``InputError``: a batch without counted labels; layers that see the whole batch (BatchNorm) in training
     when it is cut, unless their class name or module name is in ``allow``: the update is then an approximation.
     """
@@ -62,6 +69,8 @@ def accumulate(
         raise InputError(message("non_finite", repr(non_finite), "'stop', 'skip' or 'allow'"))
     ranks = Ranks(model)
     device = device_of(model)
+    if autocast is not None:
+        objective = _cast(objective, device, autocast)
     parameters = [p for p in model.parameters() if p.requires_grad]
     _check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow)
     before = [(p, p.grad) for p in parameters if p.grad is not None]
@@ -95,8 +104,11 @@ def backward_pieces(
     model: nn.Module,
     pieces: Iterable[Mapping[str, Any]],
     backward: Callable[[Tensor], object] = Tensor.backward,
+    ranks: Ranks | None = None,
 ) -> Tally:
     """Forward and backward of each piece, as sums; ``.grad`` then holds the sum, not yet divided. The step's whole work."""
+    if isinstance(objective, CachedGradients):  # the loss sees all pieces at once, those of other ranks too
+        return objective.backward_pieces(model, pieces, backward, ranks or Ranks(model))
     device = device_of(model)
     summed = Tally(0.0, 0)
     for piece in pieces:
@@ -156,7 +168,7 @@ def _attempt(
         missing = int(ranks.highest([own], device)[0]) - own
     try:
         with checkpointed(ranks.module, micro.checkpointing):
-            tally = backward_pieces(objective, ranks.module, micro.pieces(batch), backward)
+            tally = backward_pieces(objective, ranks.module, micro.pieces(batch), backward, ranks)
             template = {name: value[:1] for name, value in batch.items()}
             backward_pieces(_weightless(objective), ranks.module, [template] * missing, backward)
         tally = tally.detach()
@@ -180,6 +192,20 @@ def _weightless(objective: Objective) -> Objective:
     def run(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
         tally = objective(model, batch)
         return Tally(tally.total * 0, tally.weight * 0)
+
+    return run
+
+
+def _cast(objective: Objective, device: torch.device, dtype: torch.dtype) -> Objective:
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise InputError(message("autocast", str(dtype), "torch.bfloat16 or torch.float16"))
+    surroundings = partial(torch.autocast, device.type, dtype)
+    if isinstance(objective, CachedGradients):
+        return objective.within(surroundings)
+
+    def run(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
+        with surroundings():
+            return objective(model, batch)
 
     return run
 

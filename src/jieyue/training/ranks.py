@@ -46,6 +46,34 @@ class Ranks:
                         " expected one that spans them all"
                     )
 
+    @property
+    def is_first(self) -> bool:
+        return self.world == 1 or dist.get_rank(self._group) == 0
+
+    def gather(self, own: list[Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+        """(the rows of all ranks, one rank after another; this rank's part of them, a leaf where it is floating point).
+
+        Each tensor has one entry per row; ranks may hold different numbers of rows, and none at all.
+        """
+        if self.world > 1:
+            shapes: list[Any] = [None] * self.world
+            dist.all_gather_object(shapes, [(tuple(part.shape), part.dtype) for part in own], group=self._group)
+            known: list[Any] = next((found for found in shapes if found), [])
+            own = own or [torch.zeros(0, *shape[1:], dtype=dtype, device=device) for shape, dtype in known]
+        leaves = [part.detach().requires_grad_(part.is_floating_point()) for part in own]
+        if self.world == 1:
+            return leaves, leaves
+        counts = [found[0][0][0] if found else 0 for found in shapes]
+        rank, whole = dist.get_rank(self._group), []
+        for leaf in leaves:
+            padded = leaf.new_zeros(max(counts), *leaf.shape[1:])
+            padded[: len(leaf)] = leaf.detach()
+            received = [torch.empty_like(padded) for _ in counts]
+            dist.all_gather(received, padded, group=self._group)
+            parts = [part[:count] for part, count in zip(received, counts, strict=True)]
+            whole.append(torch.cat([leaf if place == rank else part for place, part in enumerate(parts)]))
+        return whole, leaves
+
     def sum(self, values: list[float], device: torch.device) -> list[float]:
         """Each number summed over the ranks, in float64."""
         return self._reduced(values, device, dist.ReduceOp.SUM) if self.world > 1 else values
