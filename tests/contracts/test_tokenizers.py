@@ -9,11 +9,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, BertConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
 from jieyue.errors import InputError
 from jieyue.hf import word_pieces
-from jieyue.hf.tokenizers import SPECIAL_TOKENS, learn_vocabulary, make_tokenizer, read_vocabulary
+from jieyue.hf.tokenizers import SPECIAL_TOKENS, learn_vocabulary, make_tokenizer, read_vocabulary, write_chinese
 from jieyue.hf.word_pieces import learn_pieces
 
 TEXTS = [
@@ -77,6 +78,57 @@ def test_saved_tokenizer_is_plain(tokenizer, tmp_path):
         assert again.decode(again(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
     assert again.decode(again("你好")["input_ids"], skip_special_tokens=True) == "你好"
     assert again.model_max_length == 8192 and again.mask_token == "[MASK]"
+
+
+PUNCTUATED = "他说：“你好”——𠮷野家（in Tokyo）……the best·好，3个“word”."
+
+
+@pytest.fixture(scope="module")
+def punctuated():
+    characters = sorted({c for c in PUNCTUATED if not c.isascii()} | {"3", "."})
+    return [*SPECIAL_TOKENS.values(), *characters, "in", "tokyo", "the", "best", "word", "##s", "we"]
+
+
+def stream(tokenizer, ids):
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+    return "".join(stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids)
+
+
+def test_punctuation_and_rare_characters(punctuated):
+    tokenizer = make_tokenizer(punctuated)
+    ids = tokenizer(PUNCTUATED, add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    decoded = tokenizer.decode(ids)
+    assert decoded == "他说：“你好”——𠮷野家（in tokyo）…… the best·好，3个“word”." == stream(tokenizer, ids)
+
+
+@given(st.lists(st.integers(5, 30), max_size=30))
+def test_streaming_decodes_any_tokens_alike(ids):
+    tokenizer = make_tokenizer(
+        [*SPECIAL_TOKENS.values(), *"他说“”—（）…·，。!.‘’%好我a3龘", "we", "##s", "##ly", "hello"]
+    )
+    assert stream(tokenizer, ids) == tokenizer.decode(ids)
+
+
+def test_a_checkpoints_tokenizer_writes_chinese(punctuated, tmp_path):
+    bert = BertTokenizerFast(vocab={token: number for number, token in enumerate(punctuated)}, padding_side="left")
+    bert.chat_template = "{{ messages }}"
+    bert.add_special_tokens({"additional_special_tokens": ["[speaker1]"]})
+    bert.add_tokens(["新词"])
+    before = bert(PUNCTUATED + "新词[speaker1]", "we")
+    made = write_chinese(bert)
+    made.save_pretrained(tmp_path)
+    BertConfig(vocab_size=len(made)).save_pretrained(tmp_path)
+    for one in (made, AutoTokenizer.from_pretrained(tmp_path)):
+        assert one(PUNCTUATED + "新词[speaker1]", "we") == before
+        assert one.decode(one("他说新词“你好”")["input_ids"], skip_special_tokens=True) == "他说新词“你好”"
+        assert one.chat_template == "{{ messages }}" and one.padding_side == "left" and len(one) == len(bert)
+        assert one.special_tokens_map["mask_token"] == "[MASK]" and "[speaker1]" in one.all_special_tokens
+    assert " 说" in bert.decode(bert("他说")["input_ids"])  # what it would have been
+    with pytest.raises(InputError, match="WordPiece"):
+        write_chinese(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0)]))))
 
 
 def test_learning_is_deterministic():

@@ -15,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jieyue.errors import InputError, message
 
 from .word_pieces import learn_pieces
 
-__all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary"]
+__all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary", "write_chinese"]
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -30,7 +30,17 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_CJK = r"\x{3000}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}\x{F900}-\x{FAFF}\x{FF00}-\x{FFEF}"
+_CJK = r"\x{3000}-\x{30FF}\x{3400}-\x{9FFF}\x{AC00}-\x{D7AF}\x{F900}-\x{FAFF}\x{FF00}-\x{FFEF}\x{20000}-\x{3134F}"
+_FULL_WIDTH = r"\x{3000}-\x{303F}\x{FF00}-\x{FFEF}"
+# Where a space between two tokens was none in the text: one token of context on the left is all that is looked at, so that
+# a decoder that streams says the same.
+_NO_SPACE = (
+    f" +(?=[{_CJK}])",
+    f"(?<=[{_FULL_WIDTH}“‘]) +",
+    " +(?=[”’·])",
+    f"(?<=[{_CJK}”’—…·]) +(?=[“‘—…])",
+    r" +(?=[,.!?;:%)\]}])",
+)
 
 
 def _backend(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
@@ -39,14 +49,46 @@ def _backend(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
     )
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.Sequence(
+    backend.decoder = _decoder()
+    return backend
+
+
+def _decoder() -> decoders.Decoder:
+    """Word pieces joined, and no spaces between Chinese characters or at punctuation."""
+    return decoders.Sequence(
         [
             decoders.WordPiece("##", cleanup=False),
-            decoders.Replace(Regex(f" (?=[{_CJK}])"), ""),
-            decoders.Replace(Regex(r" (?=[,.!?;:%)\]}]$)"), ""),
+            decoders.Fuse(),
+            decoders.Replace(Regex("|".join(_NO_SPACE)), ""),
         ]
     )
-    return backend
+
+
+def write_chinese(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The same word-piece tokenizer (a checkpoint's ``BertTokenizer``), its Chinese text written without spaces.
+
+    Encodes as before; decodes with the decoder of ``make_tokenizer``, also when streaming, and when saved and loaded by
+    plain transformers. Special and added tokens, chat template, padding side and length limit are kept.
+    Refuses tokenizers of another kind than WordPiece.
+    """
+    own = getattr(tokenizer, "backend_tokenizer", None)
+    if own is None or not isinstance(own.model, models.WordPiece):
+        found = type(getattr(own, "model", None)).__name__ if own is not None else type(tokenizer).__name__
+        raise InputError(message("write_chinese(tokenizer)", found, "a WordPiece tokenizer (BERT's family)"))
+    backend = Tokenizer.from_str(own.to_str())
+    backend.decoder = _decoder()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=list(tokenizer.extra_special_tokens),
+        **tokenizer.special_tokens_map,
+    )
+    made.chat_template = tokenizer.chat_template
+    return made
 
 
 def learn_vocabulary(texts: Iterable[str], num_pieces: int = 2000, *, lowercase: bool = True) -> list[str]:
