@@ -47,6 +47,7 @@ HEADS = {
     "sequence-to-sequence": "AutoModelForSeq2SeqLM",
     "classification": "AutoModelForSequenceClassification",
     "span": "AutoModelForQuestionAnswering",
+    "prefix": "AutoModelForMaskedLM",  # a masked LM that writes, see hf.prefix
 }
 
 
@@ -97,8 +98,7 @@ def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bo
             + f"; they would be random in a {HEADS[head]}"
             + ("" if mismatched or inside else "; allow that with new_head (--new-head) and train it")
         )
-    restore_attention(model)
-    return model.eval()
+    return _restored(model, head).eval()
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -132,7 +132,16 @@ def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrained
         model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(register_names(config))
     except ValueError as error:
         raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
+    return _restored(model, head)
+
+
+def _restored(model: PreTrainedModel, head: str | None) -> PreTrainedModel:
+    """What plain transformers does not know of: our attention, and the mask of a prefix LM where that head was asked for."""
     restore_attention(model)
+    if head == "prefix":
+        from .prefix import as_prefix_lm
+
+        as_prefix_lm(model)
     return model
 
 
@@ -155,7 +164,10 @@ def head_of(name: str | Path) -> str | None:
         "SequenceClassification": "classification",
         "QuestionAnswering": "span",
     }
-    kind = (getattr(load_config(name), "architectures", None) or [""])[0]
+    config = load_config(name)
+    if getattr(config, "jieyue_prefix", False):
+        return "prefix"
+    kind = (getattr(config, "architectures", None) or [""])[0]
     return next((head for end, head in ends.items() if kind.endswith(end)), None)
 
 
