@@ -36,7 +36,7 @@ def definition(q, k, v, pattern, *, key_mask=None, scale=None, q_offset=0, drop=
     """out and lse by the whole mask: matmul, softmax, matmul in the dtype of q."""
     repeats = q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    sees = pattern.mask(q.shape[2], k.shape[2], q_offset)[None, None]
+    sees = pattern.mask(q.shape[2], k.shape[2], q_offset, q.device)[None, None]
     if key_mask is not None:
         sees = sees & key_mask[:, None, None, :]
     scores = q @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -45,7 +45,7 @@ def definition(q, k, v, pattern, *, key_mask=None, scale=None, q_offset=0, drop=
     weights = torch.where(empty, 0.0, scores.softmax(-1))
     lse = torch.where(empty[..., 0], -torch.inf, scores.logsumexp(-1))
     if drop is not None:
-        weights = weights * drop.to(weights.dtype)
+        weights = weights * drop.to(weights)
     return weights @ values, lse
 
 

@@ -16,15 +16,27 @@ ON_CPU = ("native", "composed", "dense")
 HALF = (torch.float16, torch.bfloat16)
 
 
-def check(engine, shape, pattern, dtype, *, layout="bnhd", key_mask=None, dropout=0.0, q_offset=0, with_lse=True):
+def check(
+    engine,
+    shape,
+    pattern,
+    dtype,
+    *,
+    layout="bnhd",
+    key_mask=None,
+    dropout=0.0,
+    q_offset=0,
+    with_lse=True,
+    device="cpu",
+):
     """out, lse and gradients of one engine within the computed tolerance; the engine asked for is the one that ran."""
     batch, heads, _, n, m, _, width = shape
-    inputs = tensors(shape, dtype, layout)
+    inputs = [x.detach().to(device).requires_grad_() for x in tensors(shape, dtype, layout)]
     call = Call(*inputs, pattern, key_mask, dropout=dropout, q_offset=q_offset)
-    lifted = Call(*(x.float() for x in inputs), pattern) if dtype in HALF else call
+    lifted = Call(*(x.float() for x in inputs), pattern) if dtype in HALF and device == "cpu" else call
     assert pick(lifted, engine).name == engine
-    grad_out = torch.randn(batch, heads, n, width, dtype=torch.float64)
-    grad_lse = torch.randn(batch, heads, n, dtype=torch.float64) if with_lse else None
+    grad_out = torch.randn(batch, heads, n, width, dtype=torch.float64).to(device)
+    grad_lse = torch.randn(batch, heads, n, dtype=torch.float64).to(device) if with_lse else None
     torch.manual_seed(7)
     drop = drop_weights(int(draw_seed()), batch, heads, n, m, dropout, q_offset) if dropout else None
     torch.manual_seed(7)
@@ -168,7 +180,7 @@ def test_an_engine_asked_for_never_falls_back():
     q = torch.zeros(1, 1, 600, 4)
     with pytest.raises(InputError, match="600·600 is more than 512²"):
         attend(q, q, q, local(3), engine="dense")
-    with pytest.raises(InputError, match="native, dense, composed"):
+    with pytest.raises(InputError, match="native, fused, dense, composed"):
         attend(q, q, q, local(3), engine="fast")
 
 

@@ -134,7 +134,7 @@ def _attend_backward(
     grad_out, out = grad_out.to(call.q.dtype), out.to(call.q.dtype)
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    delta = torch.linalg.vecdot(grad_out, out)
+    delta = chosen.delta(grad_out, out) if hasattr(chosen, "delta") else torch.linalg.vecdot(grad_out, out)
     if grad_lse is not None:
         delta = delta - torch.where(torch.isneginf(lse), 0.0, grad_lse)
     grads = chosen.backward_union(

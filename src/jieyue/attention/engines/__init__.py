@@ -18,6 +18,7 @@ from jieyue.errors import InputError
 
 from .composed import COMPOSED
 from .dense import DENSE
+from .fused import FUSED
 from .native import NATIVE
 
 __all__ = ["ENGINES", "Call", "named", "pick", "why"]
@@ -48,7 +49,7 @@ class Call:
         return {name: getattr(self, name) for name in ("key_mask", "scale", "dropout", "seed", "q_offset")}
 
 
-ENGINES: tuple[Any, ...] = (NATIVE, DENSE, COMPOSED)
+ENGINES: tuple[Any, ...] = (NATIVE, FUSED, DENSE, COMPOSED)
 
 
 def named(name: str) -> Any:

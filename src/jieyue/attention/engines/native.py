@@ -22,24 +22,18 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from jieyue.attention.lowering import BandLike, Steps, in_steps
 
 __all__ = ["NATIVE", "Native", "builds"]
 
 _LIBRARY = Path(__file__).parents[1] / "libband.so"
 _MOST_ROWS = 1 << 30
 _WORKSPACES = threading.local()  # one tensor per calling thread
-
-
-class BandLike(Protocol):
-    """i + q_offset - j is a multiple of step within [lo, hi]; None = unbounded."""
-
-    step: int
-    lo: int | None
-    hi: int | None
 
 
 class Native:
@@ -84,7 +78,7 @@ class Native:
         batch, heads, n, width = *q.shape[:3], v.shape[3]
         out = q.new_empty(batch, n, heads, width).transpose(1, 2)
         lse = q.new_empty(batch, heads, n)
-        lowered = _lower(bands, n, k.shape[2], q_offset)
+        lowered = in_steps(bands, n, k.shape[2], q_offset)
         if not lowered or out.numel() == 0:
             return out.zero_(), lse.fill_(-torch.inf)
         views = {"q": q, "k": k, "v": v, "out": out}
@@ -125,7 +119,7 @@ class Native:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk, dv of disjoint bands, summed; their memory is [B, N, H, D] (and [B, M, G, ...])."""
         dq, dk, dv = (x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (q, k, v))
-        lowered = _lower(bands, q.shape[2], k.shape[2], q_offset)
+        lowered = in_steps(bands, q.shape[2], k.shape[2], q_offset)
         if not lowered or grad_out.numel() == 0:
             return dq.zero_(), dk.zero_(), dv.zero_()
         views = {"q": q, "k": k, "v": v, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
@@ -147,7 +141,7 @@ class Native:
         views: dict[str, Tensor],
         lse: Tensor,
         delta: Tensor | None,
-        bands: list[_Band],
+        bands: list[Steps],
         key_mask: Tensor | None,
         scale: float,
         dropout: float,
@@ -163,7 +157,7 @@ class Native:
             key_mask,
             lse=lse.data_ptr(),
             delta=None if delta is None else delta.data_ptr(),
-            bands=(_Band * len(bands))(*bands),
+            bands=(_Band * len(bands))(*(_Band(*band) for band in bands)),
             num_bands=len(bands),
             scale=scale,
             kept_scale=1 / (1 - dropout),
@@ -293,27 +287,3 @@ def _workspace(floats: int) -> Tensor:
     if held is None or held.numel() < floats:
         _WORKSPACES.held = held = torch.empty(floats, dtype=torch.float32)
     return held
-
-
-def _lower(bands: Iterable[BandLike], n: int, m: int, q_offset: int) -> list[_Band]:
-    """Bands as the library takes them: offsets counted in steps and clipped to those that exist; two of the same step
-    with a narrow gap between them become one with a hole."""
-    lowest, highest = q_offset - (m - 1), q_offset + n - 1
-    found: list[tuple[int, int, int]] = []
-    for band in bands:
-        lo = lowest if band.lo is None else max(lowest, band.lo)
-        hi = highest if band.hi is None else min(highest, band.hi)
-        step = band.step
-        if step > max(abs(lowest), abs(highest)):  # 0 is its only multiple here
-            step, lo, hi = 1, max(lo, 0), min(hi, 0)
-        lo, hi = -(-lo // step), hi // step
-        if lo <= hi:
-            found.append((step, lo, hi))
-    lowered: list[_Band] = []
-    for step, lo, hi in sorted(found):
-        last = lowered[-1] if lowered else None
-        if last is not None and last.step == step and last.hole_lo > last.hole_hi and lo - last.hi <= 16:
-            last.hole_lo, last.hole_hi, last.hi = last.hi + 1, lo - 1, hi
-        else:
-            lowered.append(_Band(step, lo, hi, 1, 0))
-    return lowered
