@@ -1,0 +1,115 @@
+"""Any transformers model as ``step(tokens, state)`` for ``decoding.search``, with a cache: causal, encoder-decoder, prefix.
+
+    steps(model)(prompts [B, N], mask [B, N] or None) -> logits [B, V], state      padding on the left for causal models
+    steps(model)(tokens [B], state)                   -> logits [B, V], state
+
+An encoder reads its source once; its keys are not moved when hypotheses of one source change places. A model whose attention
+is a pattern of ours keeps the cache that its pattern needs.
+
+Letters: B rows, N tokens of the longest prompt, M tokens seen, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EncoderDecoderCache
+
+from jieyue.decoding.search import Step
+from jieyue.errors import InputError
+
+__all__ = ["Remembered", "steps"]
+
+
+class Remembered:
+    """What a model remembers between steps: its cache, which tokens were padding, and the encoded source if it has one.
+
+    ``owner`` [B]: the source that each row was made from; ``kept`` [B, M]: 1 = a token, 0 = padding.
+    """
+
+    def __init__(self, cache: Any, kept: Tensor, encoded: Any = None) -> None:
+        self.cache, self.kept, self.encoded = cache, kept, encoded
+        self.owner = torch.arange(len(kept), device=kept.device)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was; more or fewer rows than before are allowed."""
+        if torch.equal(index, torch.arange(len(self.owner), device=index.device)):
+            return
+        same_sources = torch.equal(self.owner[index], self.owner)
+        if isinstance(self.cache, EncoderDecoderCache) and same_sources:
+            self.cache.self_attention_cache.batch_select_indices(index)
+            return
+        self.cache.batch_select_indices(index)
+        self.kept, self.owner = self.kept[index], self.owner[index]
+        if self.encoded is not None:
+            self.encoded["last_hidden_state"] = self.encoded["last_hidden_state"][index]
+
+
+def steps(model: Any) -> Step:
+    """``step`` of a model with a language-modelling head, in evaluation mode. See the file's head for what it takes."""
+    if model.training:
+        raise InputError("steps(model): found a model in training mode, expected model.eval(): dropout is no decoder")
+    if getattr(model.config, "is_encoder_decoder", False):
+        return _encoder_decoder(model)
+    return _causal(model)
+
+
+def _causal(model: Any) -> Step:
+    takes = set(inspect.signature(type(model).forward).parameters)
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Remembered]:
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        if isinstance(state, Remembered):
+            state.kept = torch.cat([state.kept, torch.ones_like(tokens)], 1)
+        else:
+            kept = torch.ones_like(tokens) if state is None else state.to(tokens)
+            if not bool(kept[:, -1].all()):
+                raise InputError("steps: found prompts padded on the right, expected padding on the left")
+            state = Remembered(None, kept)
+        given: dict[str, Any] = {"input_ids": tokens, "attention_mask": state.kept, "use_cache": True}
+        if state.cache is not None:
+            given["past_key_values"] = state.cache
+        if "position_ids" in takes:
+            given["position_ids"] = (state.kept.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        if "logits_to_keep" in takes:
+            given["logits_to_keep"] = 1
+        out = model(**given)
+        state.cache = out.past_key_values
+        return out.logits[:, -1], state
+
+    return step
+
+
+def _encoder_decoder(model: Any) -> Step:
+    first = _first_token(model)
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Remembered]:
+        if not isinstance(state, Remembered):
+            kept = torch.ones_like(tokens) if state is None else state.to(tokens)
+            encoded = model.get_encoder()(input_ids=tokens, attention_mask=kept, return_dict=True)
+            state = Remembered(None, kept, encoded)
+            tokens = torch.full_like(tokens[:, 0], first)
+        out = model(
+            encoder_outputs=state.encoded,
+            attention_mask=state.kept,
+            decoder_input_ids=tokens[:, None] if tokens.ndim == 1 else tokens,
+            past_key_values=state.cache,
+            use_cache=True,
+        )
+        state.cache = out.past_key_values
+        return out.logits[:, -1], state
+
+    return step
+
+
+def _first_token(model: Any) -> int:
+    """What the decoder begins with."""
+    for config in (model.generation_config, model.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            found = getattr(config, name, None)
+            if found is not None:
+                return int(found)
+    raise InputError("steps(model): found no decoder_start_token_id and no bos_token_id, expected one of them")
