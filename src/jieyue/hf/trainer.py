@@ -28,7 +28,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError, MissingExtra, message
 from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch, RandomState
@@ -104,8 +104,17 @@ def training_arguments(folder: str | Path, *, steps: int, device: str = "cpu", *
 
 
 def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer that ``args.optim`` names; weight decay on matrices only, not on biases and norms."""
-    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args, cast(Any, model))
+    """The optimizer that ``args.optim`` names; weight decay on matrices only, not on biases and norms.
+
+    With little state: ``adafactor``; ``adamw_bnb_8bit`` (bitsandbytes) and ``adamw_torch_8bit`` (torchao) where installed.
+    """
+    try:
+        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args, cast(Any, model))
+    except ImportError as error:
+        package = next((name for name in ("bitsandbytes", "torchao") if name in str(error)), None)
+        if package is None:
+            raise
+        raise MissingExtra(package, "eight-bit") from error
     if "optimizer_dict" in keywords or "params" in keywords:
         raise InputError(message("optim", str(args.optim), "one that updates all weights in one step"))
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -29,7 +29,14 @@ from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to
 from .objective import Objective, num_rows
 from .ranks import Ranks
 
-__all__ = ["accumulate", "backward_pieces", "gradient_norm", "gradients_of", "scale_gradients"]
+__all__ = [
+    "accumulate",
+    "backward_pieces",
+    "check_whole_batch_layers",
+    "gradient_norm",
+    "gradients_of",
+    "scale_gradients",
+]
 
 
 def accumulate(
@@ -72,7 +79,7 @@ def accumulate(
     if autocast is not None:
         objective = _cast(objective, device, autocast)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    _check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow)
+    check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow)
     before = [(p, p.grad) for p in parameters if p.grad is not None]
     start = RandomState(device)
     finished = False
@@ -233,7 +240,8 @@ def _plain(number: Any) -> float:
     return float(number.full_tensor() if hasattr(number, "full_tensor") else number)
 
 
-def _check_whole_batch_layers(model: nn.Module, divided: bool, allow: Collection[str]) -> None:
+def check_whole_batch_layers(model: nn.Module, divided: bool, allow: Collection[str]) -> None:
+    """Refuses layers whose output for one row depends on the others (BatchNorm in training) when the batch is divided."""
     if not divided:
         return
     for name, module in model.named_modules():

@@ -1,0 +1,224 @@
+"""Updates folded into the backward pass: a gradient goes into the optimizer's moments as it appears, and is freed at once.
+
+    SGD with momentum    v ← μ·v + Σ_pieces g/N,   w ← w − η·v            exact: v is linear in the gradient
+    Adam                 m ← β₁·m + (1−β₁)·Σ g/N,  s ← β₂·s + (1−β₂)·Σ (g/N)²       approximate: Adam squares the sum
+
+So no gradient of the model ever exists, only that of the layer whose backward pass runs: a whole copy of the weights less
+than accumulation needs. The price is that N must be known before the first piece, and that nothing can be taken back.
+Source: the idea of LOMO (Lv et al. 2023) for SGD; AdamA (Zhang et al. 2023, arXiv 2305.19982) for Adam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from jieyue.budget import Plan
+from jieyue.errors import BudgetError, InputError, message
+from jieyue.tally import Tally
+
+from .accumulation import backward_pieces, check_whole_batch_layers
+from .checkpointing import checkpointed
+from .microbatch import MicroBatch, is_out_of_memory
+from .objective import Objective, num_rows
+from .ranks import Ranks
+
+__all__ = ["update_in_backward", "update_in_backward_approx"]
+
+
+def update_in_backward(
+    objective: Objective,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    optimizer: SGD,
+    *,
+    weight: float,
+    micro_batch: int | Plan | MicroBatch,
+) -> Tally:
+    """``accumulate`` and ``optimizer.step()`` for SGD with momentum, without a gradient buffer. Exact.
+
+    ``weight``: N, what the whole batch counts (labels), known beforehand as the division happens on the way; a batch that
+    counts anything else raises ``InputError``. The momentum is torch's own, so ordinary steps may follow or come before.
+
+    Refused, with the reason: momentum 0 and Nesterov (the update needs the gradient itself, not only v), step hooks on the
+    optimizer (clipping needs the whole gradient before any of it is used), several processes, sparse gradients, earlier
+    gradients in ``.grad``. Out of memory cannot be retried, nor a non-finite gradient left out, since the momentum has
+    moved by then: both raise, weights as before, and the momentum has to come from a checkpoint.
+    """
+    rule = _Momentum(optimizer)
+    for group in optimizer.param_groups:
+        found = "momentum=0" if not group["momentum"] else "nesterov=True" if group["nesterov"] else ""
+        if found:
+            allowed = "momentum above 0, without Nesterov: the update is then a function of the momentum alone"
+            raise InputError(message("update_in_backward", found, allowed, "use accumulate"))
+    return _fold(objective, model, batch, rule, weight, micro_batch)
+
+
+def update_in_backward_approx(
+    objective: Objective,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    optimizer: Adam | AdamW,
+    *,
+    weight: float,
+    micro_batch: int | Plan | MicroBatch,
+) -> Tally:
+    """``accumulate`` and ``optimizer.step()`` for Adam and AdamW without a gradient buffer. An approximation (AdamA).
+
+    The first moment is exact; the second sums the squares of the pieces' gradients in place of the square of their sum, so
+    it depends on the micro-batch (with one piece the update is Adam's) and steps come out larger where pieces agree.
+    Arguments and refusals as in ``update_in_backward``; refused too: amsgrad, and Adam's weight decay (AdamW's is fine).
+    """
+    rule = _Moments(optimizer)
+    for group in optimizer.param_groups:
+        coupled = group["weight_decay"] and not group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
+        found = "amsgrad=True" if group["amsgrad"] else "Adam with weight_decay" if coupled else ""
+        if found:
+            raise InputError(message("update_in_backward_approx", found, "Adam without it, or AdamW", "use accumulate"))
+    return _fold(objective, model, batch, rule, weight, micro_batch)
+
+
+class _Momentum:
+    """SGD's velocity, fed piece by piece. ``begin`` once per weight and update, ``add`` per piece, ``finish`` moves it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        _check_kind(optimizer, (SGD,))
+        self.optimizer = optimizer
+        self.undamped: set[Tensor] = set()
+
+    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        velocity = state.get("momentum_buffer")
+        if velocity is None:  # the first velocity is the gradient itself, undamped
+            state["momentum_buffer"] = torch.zeros_like(parameter).add_(parameter, alpha=group["weight_decay"])
+            self.undamped.add(parameter)
+        else:
+            velocity.mul_(group["momentum"])
+            velocity.add_(parameter, alpha=group["weight_decay"] * (1 - group["dampening"]))
+
+    def add(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any], share: float
+    ) -> None:
+        sign = -1 if group["maximize"] else 1
+        damped = 1 if parameter in self.undamped else 1 - group["dampening"]
+        state["momentum_buffer"].add_(gradient, alpha=sign * damped * share)
+
+    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        parameter.add_(state["momentum_buffer"], alpha=-float(group["lr"]))
+
+
+class _Moments:
+    """Adam's two moments, the second of the pieces' squares."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        _check_kind(optimizer, (Adam, AdamW))
+        self.optimizer = optimizer
+
+    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        if not state:
+            device = parameter.device if group["fused"] or group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        first, second = group["betas"]
+        state["step"] += 1
+        state["exp_avg"].mul_(first)
+        state["exp_avg_sq"].mul_(second)
+
+    def add(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any], share: float
+    ) -> None:
+        first, second = group["betas"]
+        sign = -1 if group["maximize"] else 1
+        state["exp_avg"].add_(gradient, alpha=sign * (1 - first) * share)
+        state["exp_avg_sq"].addcmul_(gradient, gradient, value=(1 - second) * share * share)
+
+    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        rate, (first, second), step = float(group["lr"]), group["betas"], float(state["step"])
+        parameter.mul_(1 - rate * group["weight_decay"])
+        root = (state["exp_avg_sq"].sqrt() / math.sqrt(1 - second**step)).add_(group["eps"])
+        parameter.addcdiv_(state["exp_avg"], root, value=-rate / (1 - first**step))
+
+
+def _fold(
+    objective: Objective,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    rule: _Momentum | _Moments,
+    weight: float,
+    micro_batch: int | Plan | MicroBatch,
+) -> Tally:
+    micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
+    _check(model, rule, weight)
+    check_whole_batch_layers(model, micro.rows < num_rows(batch), ())
+    group_of = {p: group for group in rule.optimizer.param_groups for p in group["params"]}
+    state_of = rule.optimizer.state
+    touched: dict[Tensor, None] = {}
+
+    @torch.no_grad()
+    def fold(parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None or parameter not in group_of:
+            return
+        if gradient.is_sparse:
+            raise InputError(message("update_in_backward", "a sparse gradient", "dense ones", "use sparse=False"))
+        group, state = group_of[parameter], state_of[parameter]
+        if parameter not in touched:
+            touched[parameter] = None
+            rule.begin(parameter, group, state)
+        rule.add(parameter, gradient, group, state, 1 / weight)
+
+    with ExitStack() as stack:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                stack.callback(parameter.register_post_accumulate_grad_hook(fold).remove)
+        stack.enter_context(checkpointed(model, micro.checkpointing))
+        try:
+            tally = backward_pieces(objective, model, micro.pieces(batch)).detach()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BudgetError(
+                f"update in backward: pieces of {micro.rows} rows run out of memory ({str(error).partition(chr(10))[0]});"
+                " found momentum that has moved already; resume from a checkpoint with a smaller micro_batch"
+            ) from error
+    _check_afterwards(tally, weight, [state_of[p] for p in touched])
+    with torch.no_grad():
+        for parameter in touched:
+            rule.finish(parameter, group_of[parameter], state_of[parameter])
+    return tally
+
+
+def _check_kind(optimizer: Optimizer, kinds: tuple[type[Optimizer], ...]) -> None:
+    if type(optimizer) not in kinds:
+        allowed = f"torch.optim's {' or '.join(kind.__name__ for kind in kinds)} itself"
+        raise InputError(message("update in backward", type(optimizer).__name__, allowed, "use accumulate"))
+
+
+def _check(model: nn.Module, rule: _Momentum | _Moments, weight: float) -> None:
+    optimizer, asked = rule.optimizer, "update in backward"
+    if not 0 < weight < math.inf:
+        raise InputError(message(asked, f"weight={weight}", "the number of labels of the whole batch, counted first"))
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        found = "hooks on the optimizer's step"
+        raise InputError(message(asked, found, "none: clipping needs the whole gradient at once", "use accumulate"))
+    if Ranks(model).world > 1:
+        raise InputError(message(asked, "several processes", "one: their gradients are summed first", "use accumulate"))
+    if any(p.grad is not None for p in model.parameters()):
+        raise InputError(message(asked, "gradients from before", "none in .grad", "optimizer.zero_grad() first"))
+
+
+def _check_afterwards(tally: Tally, weight: float, states: list[dict[str, Any]]) -> None:
+    spoiled = "the weights are as before, but the optimizer's state has moved; resume from a checkpoint"
+    if tally.weight != weight:
+        raise InputError(
+            message("update in backward", f"a batch of weight {tally.weight}", f"weight={weight}", spoiled)
+        )
+    moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    if not math.isfinite(tally.total) or not all(bool(torch.isfinite(value).all()) for value in moments):
+        found = f"loss {float(tally.mean()):g} or a gradient that is not finite"
+        raise InputError(message("update in backward", found, "finite numbers", spoiled))
