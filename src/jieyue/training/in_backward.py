@@ -188,8 +188,8 @@ def _fold(
             ) from error
     _check_afterwards(tally, weight, [state_of[p] for p in touched])
     with torch.no_grad():
-        for parameter in touched:
-            rule.finish(parameter, group_of[parameter], state_of[parameter])
+        for moved in touched:
+            rule.finish(moved, group_of[moved], state_of[moved])
     return tally
 
 
