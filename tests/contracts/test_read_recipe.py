@@ -14,7 +14,7 @@ from jieyue.data.findings import MEANING
 from jieyue.data.readers import Passage, Question
 from jieyue.data.windows import specials, tokenize
 from jieyue.errors import InputError
-from jieyue.recipes import RECIPES, Recipe, recipe
+from jieyue.recipes import Recipe
 from jieyue.recipes.read import (
     Answer,
     ReadSettings,
@@ -23,9 +23,9 @@ from jieyue.recipes.read import (
     calibrate,
     encode,
     objective,
-    read,
     score,
 )
+from jieyue.run import TASKS, task
 
 CORPUS = [
     "The ferry Heron leaves from Pier Nine at 7:30 every morning.",
@@ -354,17 +354,16 @@ def test_unfit_tokenizers_are_refused():
 
 
 def test_recipe_table(tmp_path):
-    assert set(RECIPES) >= {"read"}
-    found = recipe("read")
-    assert isinstance(found, Recipe) and found.objective is objective and found.read is read
+    found = task("read")
+    assert set(TASKS) >= {"read"} and isinstance(found.recipe, Recipe) and found.recipe.objective is objective
     file = tmp_path / "own.py"
-    file.write_text("from jieyue.recipes.read import RECIPE\n", encoding="utf-8")
-    assert recipe(str(file)) == found
+    file.write_text("from jieyue.run.reading import TASK\n", encoding="utf-8")
+    assert task(str(file)) is found
     with pytest.raises(InputError, match="one of read"):
-        recipe("reed")
+        task("reed")
     file.write_text("x = 1\n", encoding="utf-8")
-    with pytest.raises(InputError, match="no RECIPE"):
-        recipe(str(file))
+    with pytest.raises(InputError, match="no TASK"):
+        task(str(file))
 
 
 def test_calibration_of_answers():

@@ -30,7 +30,7 @@ def _start(
 
 def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
-    from . import measure, verbs
+    from . import answer, measure, plan, train
 
     app = typer.Typer(
         name="jieyue",
@@ -41,8 +41,8 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_start)
-    verbs.add_to(app)
-    measure.add_to(app)
+    for verbs in (train, plan, answer, measure):
+        verbs.add_to(app)
     return app
 
 

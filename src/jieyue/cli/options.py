@@ -14,14 +14,24 @@ __all__ = [
     "BudgetText",
     "Checkpointing",
     "Data",
+    "Device",
     "EffectiveBatch",
+    "Epochs",
     "HeldOut",
+    "LearningRate",
+    "Limit",
     "Model",
     "NewHead",
+    "Out",
     "Questions",
+    "Resume",
+    "SaveSteps",
     "Seed",
     "SkipBad",
     "Slots",
+    "Start",
+    "Steps",
+    "Time",
     "Vocabulary",
     "WindowTokens",
 ]
@@ -56,3 +66,13 @@ Checkpointing = Annotated[
     bool | None,
     typer.Option("--checkpointing/--no-checkpointing", help="Activation checkpointing (exact). Default: if needed."),
 ]
+Limit = Annotated[int | None, typer.Option(help="At most this many training examples (and as many held-out ones).")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Steps = Annotated[int | None, typer.Option(help="Updates to train for.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the rows (default 2).")]
+Time = Annotated[str | None, typer.Option(help="Train for about this long, such as 4min: turned into updates first.")]
+LearningRate = Annotated[float | None, typer.Option(help="Default: 1e-3 for a preset, 3e-5 for a checkpoint.")]
+SaveSteps = Annotated[int, typer.Option(help="Updates between checkpoints.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")]
+Out = Annotated[Path, typer.Option(help="Folder for the model, its card, checkpoints and the report.")]
+Start = Annotated[str, typer.Option(help="How a preset's weights begin: orthogonal-copy or normal.")]

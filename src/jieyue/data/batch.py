@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jieyue.errors import InputError
 
-__all__ = ["IGNORED", "collate", "effective_batches"]
+__all__ = ["IGNORED", "collate", "effective_batches", "token_batch"]
 
 POOL = 8  # batches within which rows of like length are brought together
 IGNORED = -100  # a label that is not counted, as torch's cross entropy has it
@@ -112,3 +112,9 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, pad_to: int | None =
         if name == "input_ids":
             batch["attention_mask"] = torch.from_numpy(inside.astype(numpy.int64))
     return batch
+
+
+def token_batch(rows: int, positions: int) -> dict[str, Tensor]:
+    """``input_ids``, ``attention_mask`` and ``labels`` [rows, positions] without meaning: what a planner traces."""
+    ids = torch.zeros(rows, positions, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}

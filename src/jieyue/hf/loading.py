@@ -190,15 +190,18 @@ def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, An
     return folder
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue or a broken record."""
+def read_record(folder: str | Path, recipe: str | None = None) -> dict[str, Any]:
+    """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue, a broken record or another recipe."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise InputError(f"{folder}: no {RECORD} in it; expected the folder of a model trained by `jieyue train`")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the JSON object that `jieyue train` writes: {error}") from error
+    if recipe is not None and record.get("recipe") != recipe:
+        raise InputError(f"{folder}: its recipe is {record.get('recipe')!r}, expected {recipe!r}")
+    return record
 
 
 def _check_name(name: str | Path) -> None:

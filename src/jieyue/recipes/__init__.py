@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 from jieyue.errors import InputError, message
 
-__all__ = ["RECIPES", "Recipe", "recipe"]
-
-RECIPES = {"read": "jieyue.recipes.read"}
+__all__ = ["Recipe", "Settings"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a recipe's frozen dataclass of settings can do beside naming them."""
+
+    def fitted(self, positions: int) -> Self:
+        """These settings, cut to a model of so many ``positions``; ``InputError`` where that leaves nothing to work with."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """``InputError`` names what is not a setting of this recipe."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(message(cls.__name__, ", ".join(unknown), ", ".join(known)))
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One task.
 
-    ``read(paths, *, skip_bad) -> (examples, findings)``; ``encode(examples, tokenizer, settings) -> (rows, counts)``;
-    ``objective(model, batch) -> Tally``; ``answer(model, tokenizer, examples, settings, ...) -> answers``;
-    ``score(answers, examples, ...) -> facts``.
+    ``head``: the model's, of ``hf.loading.HEADS``. ``settings``: its frozen dataclass, a ``Settings``.
+
+    ``read(paths, *, skip_bad) -> (examples, findings)``; ``encode(examples, tokenizer, settings) -> (rows, counts)``, a row
+    holding ``input_ids`` and ``labels``; ``objective(model, batch) -> Tally``;
+    ``answer(model, tokenizer, examples, settings, ...) -> answers``; ``score(answers, examples, ...) -> facts``.
+    ``example(settings, rows, positions)``: a batch of the widest shape, its values without meaning, for the planner.
+    ``collate(rows, tokenizer, settings)``: rows as tensors; None = padded by ``data.batch.collate``.
     """
 
+    name: str
+    head: str
+    settings: type[Settings]
     read: Callable[..., Any]
     encode: Callable[..., Any]
     objective: Callable[..., Any]
     answer: Callable[..., Any]
     score: Callable[..., Any]
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of that name, or of a Python file that defines ``RECIPE``. ``InputError`` lists the known names."""
-    if name in RECIPES:
-        module = importlib.import_module(RECIPES[name])
-    elif name.endswith(".py") and Path(name).is_file():
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        raise InputError(message("recipe", repr(name), f"one of {', '.join(RECIPES)}, or the path of a .py file"))
-    found = getattr(module, "RECIPE", None)
-    if not isinstance(found, Recipe):
-        raise InputError(
-            message(f"recipe {name!r}", "no RECIPE in it", "RECIPE = Recipe(read, encode, objective, ...)")
-        )
-    return found
+    example: Callable[[Any, int, int], dict[str, Any]]
+    collate: Callable[..., dict[str, Any]] | None = None

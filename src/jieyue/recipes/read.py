@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from jieyue.data.batch import IGNORED, collate
+from jieyue.data.batch import IGNORED, collate, token_batch
 from jieyue.data.candidates import candidates
 from jieyue.data.findings import Findings
 from jieyue.data.readers import Question, read_questions
@@ -38,7 +38,7 @@ from jieyue.tally import Tally
 from jieyue.text import normalize
 from jieyue.training.objective import token_loss
 
-from . import Recipe
+from . import Recipe, Settings
 
 __all__ = [
     "RECIPE",
@@ -55,7 +55,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSettings:
+class ReadSettings(Settings):
     """Lengths in tokens, as in the article: every count includes its closing [SEP].
 
     A row has at most 2 + ``answer_slots`` + ``question_tokens`` + ``window_tokens`` tokens (354 by default). Windows
@@ -104,18 +104,6 @@ class ReadSettings:
                 )
             )
         return replace(self, window_tokens=window, overlap_tokens=min(self.overlap_tokens, window // 2))
-
-    def to_dict(self) -> dict[str, int | float]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ReadSettings:
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise InputError(
-                message("read settings", ", ".join(unknown), ", ".join(field.name for field in fields(cls)))
-            )
-        return cls(**values)
 
 
 def read(paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False) -> tuple[list[Question], Findings]:
@@ -394,4 +382,19 @@ def against_baselines(
     )
 
 
-RECIPE = Recipe(read=read, encode=encode, objective=objective, answer=answer, score=score)
+def example(settings: ReadSettings, rows: int, positions: int) -> dict[str, Tensor]:
+    """A batch of ``rows`` rows of ``positions`` tokens; its values mean nothing."""
+    return token_batch(rows, positions) | {"labels": torch.zeros(rows, settings.answer_slots, dtype=torch.long)}
+
+
+RECIPE = Recipe(
+    name="read",
+    head="masked-lm",
+    settings=ReadSettings,
+    read=read,
+    encode=encode,
+    objective=objective,
+    answer=answer,
+    score=score,
+    example=example,
+)

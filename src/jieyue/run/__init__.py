@@ -1,6 +1,7 @@
 """Whole jobs by recipe: ``plan``, ``train``, ``evaluate``, ``doctor``. Joins recipes, planning, transformers and data."""
 
-from .jobs import doctor, evaluate, plan, read, train
-from .training import Course, Materials, default_settings
+from .jobs import doctor, evaluate, plan, train
+from .tasks import TASKS, Task, task
+from .values import Course, Materials
 
-__all__ = ["Course", "Materials", "default_settings", "doctor", "evaluate", "plan", "read", "train"]
+__all__ = ["TASKS", "Course", "Materials", "Task", "doctor", "evaluate", "plan", "task", "train"]

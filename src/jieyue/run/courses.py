@@ -1,23 +1,20 @@
-"""The course of a run: which rows each update sees, in stages of growing passages, for a number of updates, epochs or seconds."""
+"""The course of a run: which rows each update sees, in stages, for a number of updates, epochs or seconds."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from random import Random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
 from jieyue.data.batch import effective_batches
-from jieyue.data.curriculum import Curriculum, crop
-from jieyue.data.readers import Question
 from jieyue.errors import InputError
 from jieyue.training.accumulation import accumulate
 
-__all__ = ["Stage", "cropped", "num_positions", "seconds_per_position", "staged_batches", "stages_of", "updates_within"]
+__all__ = ["Stage", "num_positions", "seconds_per_position", "staged_batches", "updates_within"]
 
 
 @dataclass(frozen=True)
@@ -27,35 +24,6 @@ class Stage:
     until: float
     first: int
     stop: int
-
-
-def cropped(questions: Sequence[Question], num_sentences: int, seed: int) -> list[Question]:
-    """The same questions about passages of at most ``num_sentences`` neighbouring sentences, the answer's among them."""
-    random = Random(f"cropped {num_sentences} {seed}")
-    found = []
-    for question in questions:
-        passages = []
-        for passage in question.passages:
-            text, spans = crop(passage.text, passage.spans, num_sentences, random)
-            passages.append(replace(passage, text=text, spans=spans))
-        found.append(replace(question, passages=tuple(passages)))
-    return found
-
-
-def stages_of(curriculum: Curriculum, questions: Sequence[Question], seed: int) -> list[tuple[float, list[Question]]]:
-    """(share of the updates at which it ends, its questions) for each stage; the last has all questions, uncut.
-
-    A stage draws from no more questions than its share could show in one pass.
-    """
-    stages, before = [], 0.0
-    for count, until in curriculum.stages:
-        chosen = list(questions)
-        Random(f"stage {count} {seed}").shuffle(chosen)
-        stages.append(
-            (until, cropped(chosen[: max(1, round(len(chosen) * min(1.0, 2 * (until - before))))], count, seed))
-        )
-        before = until
-    return [*stages, (1.0, list(questions))] if before < 1 else stages
 
 
 def staged_batches(

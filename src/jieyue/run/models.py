@@ -1,4 +1,4 @@
-"""The model of a run: a preset that starts from scratch, or any masked language model that transformers loads."""
+"""The model of a run: a preset that starts from scratch, or any model that transformers loads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from jieyue.data.readers import Question
 from jieyue.decoding.slots import positions_of
 from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.presets import PRESETS, build, preset_config
@@ -18,7 +17,7 @@ from jieyue.hf.use import use
 
 NO_LIMIT = 1_000_000  # positions of a model that sets none
 
-__all__ = ["ModelSource", "open_model", "texts_of", "with_attention"]
+__all__ = ["ModelSource", "open_model", "with_attention"]
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,11 @@ class ModelSource:
     build: Callable[[], Any]
 
 
-def texts_of(questions: Iterable[Question]) -> list[str]:
-    """Every question and every distinct passage, in order: what a vocabulary is learned from."""
-    texts: dict[str, None] = {}
-    for question in questions:
-        texts[question.text] = None
-        texts.update(dict.fromkeys(passage.text for passage in question.passages))
-    return list(texts)
-
-
 def open_model(
     name: str,
-    training: Iterable[Question],
+    texts: Callable[[], Iterable[str]],
     *,
+    head: str = "masked-lm",
     vocabulary: Path | None = None,
     start: str = "orthogonal-copy",
     seed: int = 0,
@@ -56,33 +47,33 @@ def open_model(
 ) -> ModelSource:
     """A preset's name, a folder or a hub name. No weight is allocated before ``build()``.
 
-    ``attention``: a pattern in place of full self-attention (``jieyue.use``). A preset's vocabulary is learned from the
-    training texts, or read from ``vocabulary`` (a ``vocab.txt``).
+    ``head``: of ``hf.loading.HEADS``. ``attention``: a pattern in place of full self-attention (``jieyue.use``). A preset's
+    vocabulary is learned from ``texts()``, or read from ``vocabulary`` (a ``vocab.txt``).
     """
     if name in PRESETS and not Path(name).is_dir():
-        own = make_tokenizer(learn_vocabulary(texts_of(training)) if vocabulary is None else vocabulary)
+        own = make_tokenizer(learn_vocabulary(texts()) if vocabulary is None else vocabulary)
         fresh = preset_config(name, own)
         return ModelSource(
             name,
             True,
             own,
             fresh.max_position_embeddings,
-            lambda: model_from_config(fresh),
-            lambda: with_attention(model_from_config(fresh), attention),
+            lambda: model_from_config(fresh, head),
+            lambda: with_attention(model_from_config(fresh, head), attention),
             lambda: with_attention(build(name, own, start=start, seed=seed), attention),
         )
     tokenizer = load_tokenizer(name)
     config = load_config(name)
     with torch.device("meta"):
-        positions = positions_of(model_from_config(config))
+        positions = positions_of(model_from_config(config, head))
     return ModelSource(
         name,
         False,
         tokenizer,
         positions or NO_LIMIT,
-        lambda: model_from_config(config),
-        lambda: with_attention(model_from_config(config), attention),
-        lambda: with_attention(load_model(name, new_head=new_head), attention),
+        lambda: model_from_config(config, head),
+        lambda: with_attention(model_from_config(config, head), attention),
+        lambda: with_attention(load_model(name, head, new_head=new_head), attention),
     )
 
 

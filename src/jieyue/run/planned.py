@@ -8,21 +8,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from jieyue.budget import Budget, Plan
 from jieyue.hf.trainer import make_optimizer, training_arguments
 from jieyue.planning.choice import choose
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
-from jieyue.recipes import read as reading
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 
 from .models import with_attention
 
 if TYPE_CHECKING:
-    from .training import Prepared, Trained
+    from .training import Trained
+    from .values import Prepared
 
 __all__ = ["Planned", "against_length", "measure", "plan_for", "savings"]
 
@@ -46,22 +44,13 @@ class Planned:
 
 def plan_for(prepared: Prepared, budget: Budget, effective_batch: int, checkpointing: bool | None) -> Planned:
     """Chooses by tracing the very objective and optimizer that will run, on rows as long as the longest of the data."""
-    slots, length = prepared.settings.answer_slots, max(prepared.lengths)
     arguments = training_arguments("unused", steps=1, device=budget.device)
-
-    def example(rows: int, positions: int) -> dict[str, torch.Tensor]:
-        return {
-            "input_ids": torch.zeros(rows, positions, dtype=torch.long),
-            MASK: torch.ones(rows, positions, dtype=torch.long),
-            "labels": torch.zeros(rows, slots, dtype=torch.long),
-        }
-
     step = TrainingStep(
         build_model=prepared.model.blueprint,
-        objective=reading.objective,
-        example_batch=example,
+        objective=prepared.objective,
+        example_batch=partial(prepared.task.recipe.example, prepared.settings),
         make_optimizer=lambda model: make_optimizer(model, arguments),
-        length=length,
+        length=int(max(prepared.lengths)),
     )
     return Planned(choose(step, budget, effective_batch=effective_batch, checkpointing=checkpointing), budget, step)
 
@@ -177,7 +166,7 @@ def _timed_step(step: TrainingStep) -> dict[str, Any]:
 def _peak(prepared: Prepared, trained: Trained, plan: Plan) -> int:
     model, optimizer = _parts(trained)
     batch = prepared.longest(plan.effective_batch)
-    return measure_step(reading.objective, model, batch, optimizer, micro_batch=MicroBatch(plan, mask=MASK))
+    return measure_step(prepared.objective, model, batch, optimizer, micro_batch=MicroBatch(plan, mask=MASK))
 
 
 def _seconds(prepared: Prepared, trained: Trained, plan: Plan) -> float:
@@ -185,7 +174,7 @@ def _seconds(prepared: Prepared, trained: Trained, plan: Plan) -> float:
     model, _ = _parts(trained)
     batch = prepared.longest(plan.effective_batch)
     started = time.perf_counter()
-    accumulate(reading.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
+    accumulate(prepared.objective, model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     return seconds

@@ -1,4 +1,4 @@
-"""The report of a reading run, section by section; every number comes in as a value, nothing is computed here."""
+"""The report of a run, section by section; every number comes in as a value, nothing is computed here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from typing import Any
 
 from jieyue.budget import Plan
 from jieyue.data.findings import MEANING, Findings
-from jieyue.data.readers import Question
-from jieyue.recipes.read import Answer
-from jieyue.report import Estimate, Example, Picture, Report
+from jieyue.report import Picture, Report
 
-from .sources import Sources
+from .tasks import Curve
+from .values import Sources
 
 __all__ = [
     "tell_counts",
     "tell_data",
-    "tell_examples",
     "tell_lengths",
     "tell_memory",
-    "tell_quality",
     "tell_savings",
     "tell_settings",
     "tell_training",
@@ -36,14 +33,14 @@ def tell_settings(report: Report, settings: Mapping[str, Any], machine: Mapping[
         section.fact(name.replace("_bytes", " memory"), value, "bytes" if name.endswith("_bytes") else "")
 
 
-def tell_data(report: Report, sources: Sources, counts: Mapping[str, int]) -> None:
+def tell_data(report: Report, noun: str, sources: Sources, counts: Mapping[str, int]) -> None:
     """The three parts of the data, and everything that was counted while reading and encoding them."""
     section = report.section("Data")
-    section.fact("training questions", len(sources.train), how=sources.name)
-    section.fact("calibration questions", len(sources.calibration), how="passages set aside from training")
-    section.fact("held-out questions", len(sources.held_out), how="only ever used to judge")
+    section.fact(f"training {noun}", len(sources.train), how=sources.name)
+    section.fact(f"{noun} set aside", len(sources.set_aside), how="from training, for curves and calibration")
+    section.fact(f"held-out {noun}", len(sources.held_out), how="only ever used to judge")
     found = {"training files": sources.findings, "held-out files": sources.held_out_findings}
-    tell_counts(report, {name: own for name, own in found.items() if own is not None}, counts, sources.shared)
+    tell_counts(report, {name: own for name, own in found.items() if own is not None}, counts, sources.shared or {})
 
 
 def tell_counts(
@@ -68,9 +65,13 @@ def tell_counts(
 
 
 def tell_training(
-    report: Report, losses: Sequence[tuple[int, float]], curve: Sequence[tuple[int, float]], facts: Mapping[str, Any]
+    report: Report,
+    losses: Sequence[tuple[int, float]],
+    points: Sequence[tuple[int, float]],
+    facts: Mapping[str, Any],
+    curve: Curve | None,
 ) -> None:
-    """Loss by update, exact match on the questions set aside, and what training took."""
+    """Loss by update, the task's own curve on the examples set aside, and what training took."""
     section = report.section("Training")
     for name in ("steps", "rows", "tokens"):
         section.fact(name, facts[name])
@@ -81,94 +82,11 @@ def tell_training(
     if losses:
         xs, ys = zip(*losses, strict=True)
         section.picture(Picture.lines("Loss", {"training": (list(xs), list(ys))}, x="update", y="nats per label"))
-    if curve:
-        xs, ys = zip(*curve, strict=True)
-        title = "Exact match while training, on questions set aside"
+    if curve is not None and points:
+        xs, ys = zip(*points, strict=True)
         section.picture(
-            Picture.lines(title, {"set aside": (list(xs), list(ys))}, x="update", y=("exact match", "share"))
+            Picture.lines(curve.title, {"set aside": (list(xs), list(ys))}, x="update", y=(curve.quantity, curve.unit))
         )
-
-
-def tell_quality(
-    report: Report, scores: Mapping[str, Any], baselines: Mapping[str, Any], calibration: Mapping[str, Any]
-) -> None:
-    """Exact match, F1 and Final by kind of question, against the three baselines; calibration of the confidence."""
-    section = report.section("Quality on held-out questions")
-    how = f"{scores['questions']} questions; rule: {scores['rule']}; maximum over gold answers"
-    section.fact("exact match", scores["exact_match"], "share", how, interval=scores["exact_match_interval"], key=True)
-    section.fact("F1", scores["f1"], "share", how, key=True)
-    section.fact("Final", scores["final"], "share", "mean of exact match and F1", key=True)
-    if "gain" in baselines:
-        best = f"exact match on answerable questions, over “{baselines['best_baseline']}”; 95 % bootstrap interval"
-        section.fact(
-            "gain over the best baseline", baselines["gain"], "share", best, interval=baselines["gain_interval"]
-        )
-    parts = {
-        "all": "all",
-        "answerable": "answerable",
-        "unseen": "answerable, answer never in training",
-        "unanswerable": "unanswerable",
-    }
-    systems = {"this reader": scores, **baselines["baselines"]}
-    rows = []
-    for part, words in parts.items():
-        for name, facts in systems.items():
-            own = facts if part == "all" else facts.get(part, {})
-            if own.get("questions"):
-                rows.append([words, name, own["questions"], own["exact_match"], own["f1"], own["final"]])
-    columns: list[str | tuple[str, str]] = [
-        "questions",
-        "answers by",
-        "number",
-        ("exact match", "share"),
-        ("F1", "share"),
-        ("Final", "share"),
-    ]
-    section.table(columns, rows, title="By kind of question, with three baselines")
-    bars = {
-        name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts
-    }
-    if "exact_match_interval" in scores.get("answerable", {}):
-        low, high = scores["answerable"]["exact_match_interval"]
-        bars["this reader"] = Estimate(bars["this reader"], low, high)
-    section.picture(Picture.bars("Exact match on answerable questions", bars, value=("exact match", "share")))
-    section = report.section("Confidence")
-    section.fact(
-        "temperature", calibration["temperature"], how=f"fitted on {calibration['questions']} questions set aside"
-    )
-    if "calibration_error" in scores:
-        section.fact("expected calibration error", scores["calibration_error"], "share", "held-out questions, ten bins")
-        bins = scores["calibration_bins"]
-        points = {one["confidence"]: one["accuracy"] for one in bins}
-        clouds = {"answers in ten bins": points, "perfectly calibrated": {0.0: 0.0, 1.0: 1.0}}
-        section.picture(
-            Picture.lines("Confidence and accuracy", clouds, x=("mean confidence", "share"), y=("share right", "share"))
-        )
-
-
-def tell_examples(
-    report: Report, questions: Sequence[Question], answers: Sequence[Answer], right: Sequence[bool]
-) -> None:
-    """A dozen answered questions, right and wrong, answered and abstained, in each language."""
-    chosen = []
-    for question, answer, is_right in zip(questions, answers, right, strict=True):
-        passage = question.passages[max(answer.passage, 0)]
-        chosen.append(
-            Example(
-                question=question.text,
-                passage=passage.text,
-                answer=answer.text,
-                span=(answer.start, answer.end) if answer.text else None,
-                gold=question.golds or (),
-                gold_spans=passage.spans if question.golds else (),
-                confidence=answer.confidence,
-                right=is_right,
-                title=question.title,
-            )
-        )
-    report.section("Answered examples").examples(
-        chosen, note="Taken in order from the held-out questions, not picked by hand."
-    )
 
 
 def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_bytes: int | None) -> None:

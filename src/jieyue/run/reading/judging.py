@@ -10,11 +10,10 @@ from typing import Any
 from jieyue.data.readers import Question
 from jieyue.metrics.scores import exact_matches
 from jieyue.recipes import read as reading
-from jieyue.report import Report
+from jieyue.run.values import Sources
+from jieyue.run.watch import SILENT, Watch
 
-from .watch import SILENT, Watch
-
-__all__ = ["Judged", "dozen", "judge", "tell_speed"]
+__all__ = ["Judged", "dozen", "judge"]
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,20 @@ class Judged:
     scores: dict[str, Any]
     baselines: dict[str, Any]
     seconds: float
+    batch_size: int
 
 
 def judge(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
-    training: Sequence[Question],
+    sources: Sources,
     settings: reading.ReadSettings,
     *,
     batch_size: int = 32,
     watch: Watch = SILENT,
 ) -> Judged:
-    """Reads every question and compares; ``training`` is what the baselines may have seen."""
+    """Reads every held-out question and compares; the training questions are what the baselines may have seen."""
+    questions, training = sources.held_out, sources.train
     started = time.perf_counter()
     with watch.progress("reading") as update:
         answers = reading.answer(
@@ -59,6 +59,7 @@ def judge(
         reading.score(answers, questions, training),
         reading.against_baselines(answers, questions, training),
         seconds,
+        batch_size,
     )
 
 
@@ -81,10 +82,3 @@ def dozen(judged: Judged, count: int = 12) -> list[int]:
                     chosen.append(numbers[0])
                     del numbers[:step]
     return sorted(chosen)
-
-
-def tell_speed(report: Report, judged: Judged, batch_size: int) -> None:
-    """Questions per second of one-shot masked decoding, tokenization and the choice of answers included."""
-    rate = len(judged.questions) / max(judged.seconds, 1e-9)
-    how = f"one-shot masked decoding, {batch_size} windows at once, tokenization included"
-    report.section("Quality on held-out questions").fact("reading speed", rate, "per second", how)

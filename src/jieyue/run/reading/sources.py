@@ -1,35 +1,22 @@
-"""Where a run's questions and its model come from: files or the corpus that ships; a preset, a folder or a hub name."""
+"""Where the questions of a reading run come from: files, or the corpus that ships."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jieyue.data.corpora import compose, heldout_path
 from jieyue.data.findings import Findings, overlap
 from jieyue.data.readers import Question, read_questions
 from jieyue.errors import InputError
+from jieyue.run.values import Sources
 
-__all__ = ["Sources", "open_sources", "read_training", "split_by_passage"]
+__all__ = ["SHIPPED", "open_sources", "read_training", "split_by_passage", "texts_of"]
 
 SHIPPED = "the corpus that ships"
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Questions to train on, to calibrate on and to judge by, and what reading them found."""
-
-    name: str
-    train: list[Question]
-    calibration: list[Question]
-    held_out: list[Question]
-    findings: Findings
-    held_out_findings: Findings | None
-    shared: dict[str, int]
 
 
 def open_sources(
@@ -91,3 +78,12 @@ def split_by_passage(questions: Sequence[Question], share: float) -> tuple[list[
         checksum = zlib.crc32(question.passages[0].text.encode()) / 2**32
         (held if checksum < share else rest).append(question)
     return rest, held
+
+
+def texts_of(questions: Iterable[Question]) -> list[str]:
+    """Every question and every distinct passage, in order: what a vocabulary is learned from."""
+    texts: dict[str, None] = {}
+    for question in questions:
+        texts[question.text] = None
+        texts.update(dict.fromkeys(passage.text for passage in question.passages))
+    return list(texts)

@@ -1,0 +1,70 @@
+"""The verbs that use a trained model: ``evaluate`` judges it, ``read`` asks it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jieyue.errors import InputError
+
+from .console import Door, decoded, read_text, show
+from .options import AsJson, BatchSize, SkipBad
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers every verb."""
+    app.command("evaluate")(evaluate)
+    app.command("read")(read)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Examples to judge by. Default: the held-out part that ships.")
+    ] = None,
+    batch_size: BatchSize = 32,
+    skip_bad: SkipBad = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report of this evaluation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a trained model on examples with known answers; the folder says which recipe it is."""
+    from jieyue import run
+
+    door = Door(as_json)
+    show(door, run.evaluate(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, watch=door), out=out)
+
+
+def read(
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained reader.")],
+    question: Annotated[str, typer.Option(help="The question.")],
+    text: Annotated[list[str] | None, typer.Option(help="A passage; several vote.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="A file with a passage; several vote. Default: standard input.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from passages: text, files or standard input."""
+    from jieyue.run import reading
+
+    passages = [*(text or ()), *(read_text(path) for path in file or ())]
+    if not passages:
+        if sys.stdin.isatty():
+            raise InputError("read: found no passage, expected --text, --file or a passage on standard input")
+        passages = [decoded(sys.stdin.buffer.read(), "standard input")]
+    answer = reading.read(folder, question, passages)
+    if as_json:
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        return
+    door = Door()
+    if not answer["answer"]:
+        door.say(f"(no answer in the passage; confidence {answer['confidence']:.2f})")
+        return
+    door.say(answer["answer"])
+    where = f"passage {answer['passage'] + 1}, " if len(passages) > 1 else ""
+    door.say(f"  {where}characters {answer['start']}–{answer['end']}, confidence {answer['confidence']:.2f}")

@@ -1,0 +1,158 @@
+"""``jieyue train RECIPE``: plan, train, judge, report. One verb a recipe; its flags are its parameters."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jieyue.budget import Budget, parse_seconds
+
+from .console import Door, show
+from .options import (
+    AsJson,
+    Attention,
+    BudgetText,
+    Checkpointing,
+    Data,
+    Device,
+    EffectiveBatch,
+    Epochs,
+    HeldOut,
+    LearningRate,
+    Model,
+    NewHead,
+    Out,
+    Questions,
+    Resume,
+    SaveSteps,
+    Seed,
+    SkipBad,
+    Slots,
+    Start,
+    Steps,
+    Time,
+    Vocabulary,
+    WindowTokens,
+)
+from .settings import read_settings
+
+__all__ = ["add_to"]
+
+_train = typer.Typer(help="Train a model by recipe, under a budget.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers every verb."""
+    app.add_typer(_train, name="train")
+
+
+@_train.command("read")
+def train_read(
+    model: Model = "tiny",
+    out: Out = Path("runs/reader"),
+    data: Data = None,
+    held_out: HeldOut = None,
+    budget: BudgetText = "4GiB",
+    effective_batch: EffectiveBatch = 32,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    time: Time = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = 0,
+    start: Start = "orthogonal-copy",
+    curriculum: Annotated[
+        str | None, typer.Option(help="Passages grow: sentences:share of the updates, such as 1:0.22,2:0.42, or none.")
+    ] = None,
+    vocabulary: Vocabulary = None,
+    answer_slots: Slots = None,
+    window_tokens: WindowTokens = None,
+    questions: Questions = None,
+    checkpointing: Checkpointing = None,
+    save_steps: SaveSteps = 200,
+    skip_bad: SkipBad = False,
+    new_head: NewHead = False,
+    attention: Attention = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reader: plan, train, evaluate, report."""
+    from jieyue import run
+
+    course = run.Course(
+        effective_batch=effective_batch,
+        steps=steps,
+        epochs=epochs,
+        seconds=None if time is None else parse_seconds(time, "time"),
+        learning_rate=learning_rate,
+        seed=seed,
+        start=start,
+        curriculum=curriculum,
+        checkpointing=checkpointing,
+        save_steps=save_steps,
+    )
+    materials = run.Materials(
+        model=model,
+        data=data or (),
+        held_out=held_out or (),
+        settings=read_settings(model, bool(data), answer_slots, window_tokens, seed),
+        vocabulary=vocabulary,
+        limit=questions,
+        skip_bad=skip_bad,
+        new_head=new_head,
+        attention=attention,
+    )
+    _run(
+        "read",
+        materials,
+        course,
+        out,
+        budget=budget,
+        device=device,
+        resume=resume,
+        as_json=as_json,
+        then="jieyue read {} --question '…' --file passage.txt",
+    )
+
+
+def _run(
+    recipe: str,
+    materials: Any,
+    course: Any,
+    out: Path,
+    *,
+    budget: str,
+    device: str,
+    resume: bool,
+    as_json: bool,
+    then: str,
+) -> None:
+    """Trains and shows; ``then``: the command to try next, with {} for the folder."""
+    from jieyue import run
+
+    door = Door(as_json)
+    try:
+        report = run.train(
+            recipe,
+            materials,
+            out,
+            budget=Budget.parse(budget, device),
+            course=course,
+            resume=resume,
+            command=shlex.join(["jieyue", *sys.argv[1:]]),
+            watch=door,
+        )
+    except KeyboardInterrupt as stopped:
+        door.say(f"{stopped or 'stopped before the first update'}; the same command with --resume goes on from there")
+        raise typer.Exit(130) from None
+    if not door.speaks:  # another process of the same torchrun reports
+        return
+    show(door, report, (*run.task(recipe).shown, "Memory"))
+    door.fact("saved", model=str(out), report=str(out / "report.html"))
+    if not as_json:
+        place = shlex.quote(str(out))
+        door.say(f"\nNext:\n  jieyue evaluate {place}\n  {then.format(place)}")

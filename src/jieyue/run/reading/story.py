@@ -1,0 +1,94 @@
+"""What the report says of a reader: scores by kind of question, baselines, calibration, answered examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jieyue.data.readers import Question
+from jieyue.recipes.read import Answer
+from jieyue.report import Estimate, Example, Picture, Report
+
+__all__ = ["tell_examples", "tell_quality"]
+
+
+def tell_quality(
+    report: Report, scores: Mapping[str, Any], baselines: Mapping[str, Any], calibration: Mapping[str, Any]
+) -> None:
+    """Exact match, F1 and Final by kind of question, against the three baselines; calibration of the confidence."""
+    section = report.section("Quality on held-out questions")
+    how = f"{scores['questions']} questions; rule: {scores['rule']}; maximum over gold answers"
+    section.fact("exact match", scores["exact_match"], "share", how, interval=scores["exact_match_interval"], key=True)
+    section.fact("F1", scores["f1"], "share", how, key=True)
+    section.fact("Final", scores["final"], "share", "mean of exact match and F1", key=True)
+    if "gain" in baselines:
+        best = f"exact match on answerable questions, over “{baselines['best_baseline']}”; 95 % bootstrap interval"
+        section.fact(
+            "gain over the best baseline", baselines["gain"], "share", best, interval=baselines["gain_interval"]
+        )
+    parts = {
+        "all": "all",
+        "answerable": "answerable",
+        "unseen": "answerable, answer never in training",
+        "unanswerable": "unanswerable",
+    }
+    systems = {"this reader": scores, **baselines["baselines"]}
+    rows = []
+    for part, words in parts.items():
+        for name, facts in systems.items():
+            own = facts if part == "all" else facts.get(part, {})
+            if own.get("questions"):
+                rows.append([words, name, own["questions"], own["exact_match"], own["f1"], own["final"]])
+    columns: list[str | tuple[str, str]] = [
+        "questions",
+        "answers by",
+        "number",
+        ("exact match", "share"),
+        ("F1", "share"),
+        ("Final", "share"),
+    ]
+    section.table(columns, rows, title="By kind of question, with three baselines")
+    bars = {
+        name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts
+    }
+    if "exact_match_interval" in scores.get("answerable", {}):
+        low, high = scores["answerable"]["exact_match_interval"]
+        bars["this reader"] = Estimate(bars["this reader"], low, high)
+    section.picture(Picture.bars("Exact match on answerable questions", bars, value=("exact match", "share")))
+    section = report.section("Confidence")
+    section.fact(
+        "temperature", calibration["temperature"], how=f"fitted on {calibration['questions']} questions set aside"
+    )
+    if "calibration_error" in scores:
+        section.fact("expected calibration error", scores["calibration_error"], "share", "held-out questions, ten bins")
+        bins = scores["calibration_bins"]
+        points = {one["confidence"]: one["accuracy"] for one in bins}
+        clouds = {"answers in ten bins": points, "perfectly calibrated": {0.0: 0.0, 1.0: 1.0}}
+        section.picture(
+            Picture.lines("Confidence and accuracy", clouds, x=("mean confidence", "share"), y=("share right", "share"))
+        )
+
+
+def tell_examples(
+    report: Report, questions: Sequence[Question], answers: Sequence[Answer], right: Sequence[bool]
+) -> None:
+    """A dozen answered questions, right and wrong, answered and abstained, in each language."""
+    chosen = []
+    for question, answer, is_right in zip(questions, answers, right, strict=True):
+        passage = question.passages[max(answer.passage, 0)]
+        chosen.append(
+            Example(
+                question=question.text,
+                passage=passage.text,
+                answer=answer.text,
+                span=(answer.start, answer.end) if answer.text else None,
+                gold=question.golds or (),
+                gold_spans=passage.spans if question.golds else (),
+                confidence=answer.confidence,
+                right=is_right,
+                title=question.title,
+            )
+        )
+    report.section("Answered examples").examples(
+        chosen, note="Taken in order from the held-out questions, not picked by hand."
+    )
