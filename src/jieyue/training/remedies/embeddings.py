@@ -1,0 +1,56 @@
+"""The output of a model's word embedding, seen and changed on its way to the layers: [B, T, H], once or twice a pass.
+
+Every embedding that holds the input weights is met (BART has one for the encoder and one for the decoder); the output head,
+tied or not, is left alone, so a change reaches what is read and not what is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from jieyue.errors import InputError, message
+
+from .targets import bare
+
+__all__ = ["embeddings_through"]
+
+
+@contextmanager
+def embeddings_through(model: nn.Module, change: Callable[[Tensor, int, nn.Module], Tensor]) -> Iterator[None]:
+    """Inside the ``with``, ``change(out, place, module)`` replaces each output; ``place`` counts within a pass of the model."""
+    whole, place = bare(model), 0
+
+    def begin(module: nn.Module, inputs: Any) -> None:
+        nonlocal place
+        place = 0
+
+    def replace(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        nonlocal place
+        place += 1
+        return change(out, place - 1, module)
+
+    handles = [whole.register_forward_pre_hook(begin)]
+    handles += [module.register_forward_hook(replace) for module in _embeddings(whole)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _embeddings(model: Any) -> list[nn.Module]:
+    asked = getattr(model, "get_input_embeddings", None)
+    first = None if asked is None else asked()
+    if not isinstance(first, nn.Module):
+        raise InputError(
+            message(f"{type(model).__name__}", "no input embedding", "a model with get_input_embeddings()")
+        )
+    weight = getattr(first, "weight", None)
+    same = [
+        one for one in model.modules() if isinstance(one, nn.Embedding) and weight is not None and one.weight is weight
+    ]
+    return same or [first]
