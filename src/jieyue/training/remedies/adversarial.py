@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
+from jieyue.training.objective import Objective
 
-from ..objective import Objective
 from .embeddings import embeddings_through
 from .remedy import Remedy, Rows
 from .targets import bare, labels_per_example
@@ -50,7 +50,7 @@ def fgm(epsilon: float = 0.5, add_clean: bool = False) -> Remedy:
         watch = _Watch(len(rows.seeds), detach=not add_clean)
         with embeddings_through(model, watch):
             clean = objective(model, rows)
-        grads = watch.gradients(clean, retain_graph=add_clean)
+        grads = watch.gradients(clean, retain_graph=True if add_clean else None)
         norms = _squares(grads, rows.seeds).sqrt()
         factors = torch.where(norms > 0, epsilon / norms, 0.0)
         moves = {place: grad * _per_row(factors, grad) for place, grad in grads.items()}
@@ -113,10 +113,18 @@ class _Watch:
         self.found.append((place, out))
         return out
 
-    def gradients(self, tally: Tally, **options: bool) -> dict[int, Tensor]:
+    def gradients(
+        self, tally: Tally, retain_graph: bool | None = None, create_graph: bool = False
+    ) -> dict[int, Tensor]:
         """∂total/∂e at each place, summed over the passes."""
         assert isinstance(tally.total, Tensor)
-        found = torch.autograd.grad(tally.total, [out for _, out in self.found], allow_unused=True, **options)
+        found = torch.autograd.grad(
+            tally.total,
+            [out for _, out in self.found],
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
         grads: dict[int, Tensor] = {}
         for (place, _), grad in zip(self.found, found, strict=True):
             if grad is not None:

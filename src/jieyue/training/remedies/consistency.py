@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 from jieyue.tally import Tally
+from jieyue.training.objective import IGNORED, Objective
 
-from ..objective import IGNORED, Objective
 from .remedy import Remedy, Rows
 from .targets import labels_of_rows, logits_of
 

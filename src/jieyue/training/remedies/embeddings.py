@@ -50,7 +50,7 @@ def _embeddings(model: Any) -> list[nn.Module]:
             message(f"{type(model).__name__}", "no input embedding", "a model with get_input_embeddings()")
         )
     weight = getattr(first, "weight", None)
-    same = [
+    same: list[nn.Module] = [
         one for one in model.modules() if isinstance(one, nn.Embedding) and weight is not None and one.weight is weight
     ]
     return same or [first]

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
-
-from ..objective import Objective
+from jieyue.training.objective import Objective
 
 __all__ = ["Remedied", "Remedy", "Rows", "apply", "uniforms"]
 

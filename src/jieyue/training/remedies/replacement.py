@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 from jieyue.tally import Tally
+from jieyue.training.objective import Objective
 
-from ..objective import Objective
 from .remedy import Remedy, Rows, uniforms
 from .targets import bare, decoder_inputs, special_ids, target_inputs
 

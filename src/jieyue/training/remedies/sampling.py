@@ -6,6 +6,7 @@ token is, with probability p, what it said there. All positions run in parallel,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 from jieyue.tally import Tally
+from jieyue.training.objective import Objective
 
-from ..objective import Objective
 from .embeddings import embeddings_through
 from .remedy import Remedy, Rows, uniforms
 from .targets import bare, decoder_inputs, logits_of, special_ids, target_inputs
@@ -86,7 +87,7 @@ def _probability(schedule: Schedule) -> Callable[[int], float]:
     def between(step: int) -> float:
         if step <= points[0][0]:
             return points[0][1]
-        for (first, low), (last, high) in zip(points, points[1:], strict=False):
+        for (first, low), (last, high) in itertools.pairwise(points):
             if step < last:
                 return low + (high - low) * (step - first) / (last - first)
         return points[-1][1]

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
-
-from ..objective import IGNORED
+from jieyue.training.objective import IGNORED
 
 __all__ = [
     "bare",
