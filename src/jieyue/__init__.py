@@ -36,6 +36,7 @@ _FACE = {
     "train": "jieyue.run",
     "unshare": "jieyue.hf.albert",
     "use": "jieyue.hf.use",
+    "verify": "jieyue.bench.verify",
 }
 
 __all__ = ["__version__", *_FACE]

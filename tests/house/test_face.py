@@ -37,6 +37,7 @@ FACE = [
     "train",
     "unshare",
     "use",
+    "verify",
 ]
 
 

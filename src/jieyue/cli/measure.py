@@ -91,6 +91,36 @@ def verify_activation(
     show(Door(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
 
 
+@_verify.command("update")
+def verify_update(
+    model: Annotated[str, typer.Argument(help="A folder, a hub name or a preset.")],
+    data: Annotated[list[Path] | None, typer.Option("--data", help="The recipe's files. Default: the corpus.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Default: the one that trained the folder, else read.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows of the undivided batch.")] = 16,
+    micro_batch: Annotated[int, typer.Option(help="Rows of a piece.")] = 4,
+    settings: Annotated[
+        str, typer.Option(help="Some of accumulation, checkpointing, unsharing, attention, processes, transformers.")
+    ] = "accumulation,checkpointing,unsharing,attention,processes,transformers",
+    dtype: Annotated[str, typer.Option(help="float32, as training sees it, or float64.")] = "float32",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Is the update of each saving the undivided batch's, on this model and these data? And transformers' own?"""
+    from jieyue.bench.verify import verify
+
+    found = verify(
+        "update",
+        model,
+        recipe=recipe,
+        data=tuple(data or ()),
+        rows=rows,
+        micro_batch=micro_batch,
+        settings=tuple(settings.split(",")),
+        dtype=dtype,
+    )
+    show(Door(as_json), found.report(), out=out, name="update")
+
+
 @_fit.command("gelu")
 def fit_gelu(
     form: Annotated[str, typer.Option(help="tanh, sigmoid, … or a formula such as 'x*sigmoid(k*x)'.")] = "tanh",

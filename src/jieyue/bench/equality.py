@@ -1,0 +1,303 @@
+"""Is the update the same? Measured on a model and rows of your own, for each way of saving memory, in plain words.
+
+The update of the undivided batch is computed once, then that of every setting, from the same weights without dropout:
+
+    ratio = ‖g‖ / ‖g₀‖,   cosine = g·g₀ / (‖g‖ ‖g₀‖),   max |Δ| = max |g − g₀| / max |g₀|
+
+for the gradient g and for the weights' change after one step of AdamW. Exact settings differ by rounding alone. The last
+row is transformers' own Trainer under ``gradient_accumulation_steps``, on the same rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jieyue.budget import Plan
+from jieyue.errors import InputError, message
+from jieyue.hf.albert import sharing_of, unshare
+from jieyue.hf.plain_trainer import trainer_gradients
+from jieyue.hf.use import use
+from jieyue.report import Report
+from jieyue.tally import Tally
+from jieyue.training.accumulation import accumulate
+from jieyue.training.microbatch import MicroBatch
+from jieyue.training.objective import Objective, num_rows
+
+from .ranks import gradients_of_processes
+
+__all__ = ["SETTINGS", "Equality", "UpdateCheck", "verify_update", "without_dropout"]
+
+Gradients = dict[str, Tensor]
+RATE = 1e-3  # of the one AdamW step
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}  # what rounding may do to a ratio, and (squared) to a cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality:
+    """One setting against the undivided batch; ``refused``: why it was not measured (the numbers are then nan)."""
+
+    setting: str
+    ratio: float = float("nan")
+    cosine: float = float("nan")
+    largest: float = float("nan")
+    update_cosine: float = float("nan")
+    update_largest: float = float("nan")
+    refused: str = ""
+    rounding: float = ROUNDING[torch.float32]
+
+    @property
+    def equal(self) -> bool:
+        return abs(self.ratio - 1) <= self.rounding and self.cosine >= 1 - self.rounding**2 - 1e-9
+
+    @property
+    def verdict(self) -> str:
+        if self.refused:
+            return self.refused
+        if self.equal:
+            return "the same update, up to rounding"
+        scaled = f"{self.ratio:.3g} times as long" if abs(self.ratio - 1) > self.rounding else "of the same length"
+        if self.cosine >= 1 - self.rounding**2 - 1e-9:
+            return f"another update: {scaled}, in the same direction"
+        degrees = float(torch.rad2deg(torch.arccos(torch.tensor(min(1.0, self.cosine)))))
+        return f"another update: {scaled}, turned by {degrees:.2g} degrees"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateCheck:
+    """All settings of one model. ``rows``: of the batch; ``labels``: counted in it; ``micro_batch``: rows a piece."""
+
+    model: str
+    rows: int
+    labels: int
+    micro_batch: int
+    dtype: str
+    settings: tuple[Equality, ...]
+
+    def report(self) -> Report:
+        report = Report(f"Is the update the same? · {self.model}")
+        section = report.section("Updates")
+        section.fact("rows", self.rows, how=f"{self.labels} labels; pieces of {self.micro_batch} rows; no dropout")
+        section.fact("arithmetic", self.dtype)
+        rows: list[list[Any]] = [
+            [one.setting, *(_shown(getattr(one, name)) for name in _NUMBERS), one.verdict] for one in self.settings
+        ]
+        columns: list[Any] = ["setting", *_NUMBERS.values(), "verdict"]
+        section.table(columns, rows, title="Each setting against the undivided batch", note=_NOTE)
+        return report
+
+
+_NUMBERS = {
+    "ratio": "ratio",
+    "cosine": "cosine",
+    "largest": "max |Δ|",
+    "update_cosine": "cosine of the step",
+    "update_largest": "max |Δ| of the step",
+}
+_NOTE = (
+    "Ratio, cosine and max |Δ| (relative to the largest entry) of the gradient; then of the weights' change by one step of "
+    "AdamW, whose division by its own gradient's size hides a wrong ratio and magnifies rounding where gradients are near zero."
+)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What every setting is computed from."""
+
+    model: nn.Module
+    objective: Objective
+    batch: Mapping[str, Tensor]
+    micro_batch: int
+
+    def accumulated(self, model: nn.Module | None = None, checkpointing: bool = False) -> Gradients:
+        """The gradient in pieces, ``.grad`` left clean."""
+        model = self.model if model is None else model
+        plan = Plan(effective_batch=num_rows(self.batch), micro_batch=self.micro_batch, checkpointing=checkpointing)
+        return _gradients(model, self.objective, self.batch, plan)
+
+    def undivided(self, model: nn.Module | None = None) -> Gradients:
+        rows = num_rows(self.batch)
+        return _gradients(
+            self.model if model is None else model,
+            self.objective,
+            self.batch,
+            Plan(effective_batch=rows, micro_batch=rows),
+        )
+
+    def unshared(self) -> Gradients:
+        """The shared block's gradient as the sum of those of its copies, the law of unsharing."""
+        twin = unshare(copy.deepcopy(self.model))
+        found = self.accumulated(twin)
+        summed: Gradients = {}
+        for name, gradient in found.items():
+            own = _shared_name(name)
+            summed[own] = summed[own] + gradient if own in summed else gradient
+        return summed
+
+    def attended(self) -> Gradients:
+        """Through our attention operator, whose pattern here is everything."""
+        twin = copy.deepcopy(self.model)
+        use(twin, attention="full()")
+        return self.accumulated(twin)
+
+    def processes(self) -> Gradients:
+        return gradients_of_processes(self.model, self.objective, self.batch, self.micro_batch)
+
+    def transformers(self) -> Gradients:
+        return trainer_gradients(self.model, _with_position_labels(self.batch), self.micro_batch)
+
+
+SETTINGS: dict[str, tuple[str, Callable[[_Case], Gradients]]] = {
+    "accumulation": ("pieces of a micro-batch", lambda case: case.accumulated()),
+    "checkpointing": ("pieces, layers checkpointed", lambda case: case.accumulated(checkpointing=True)),
+    "unsharing": ("pieces, ALBERT unshared (copies summed)", lambda case: case.unshared()),
+    "attention": ("pieces, jieyue's attention", lambda case: case.attended()),
+    "processes": ("pieces, two processes (DDP, gloo)", lambda case: case.processes()),
+    "transformers": ("transformers' Trainer, gradient_accumulation_steps", lambda case: case.transformers()),
+}
+
+
+def verify_update(
+    model: nn.Module,
+    objective: Objective,
+    batch: Mapping[str, Tensor],
+    *,
+    micro_batch: int,
+    settings: tuple[str, ...] = tuple(SETTINGS),
+    dtype: torch.dtype = torch.float32,
+    name: str = "a model",
+) -> UpdateCheck:
+    """The update of ``batch`` undivided and in each of ``settings`` (of ``SETTINGS``), compared; the model stays as it is.
+
+    ``batch``: collated rows with ``labels``. ``dtype``: float64 shows exactness to 1e-12, float32 what training will see.
+    Cost: two or three passes over the batch a setting, two copies of the model. A setting that does not apply (a model that
+    is not an ALBERT, a head whose layers cannot be checkpointed) is listed with its reason.
+
+    Refuses (``InputError``) unknown settings and a micro-batch that does not divide anything.
+    """
+    rows = num_rows(batch)
+    if unknown := [one for one in settings if one not in SETTINGS]:
+        raise InputError(message("verify update", ", ".join(unknown), f"settings of {', '.join(SETTINGS)}"))
+    if not 1 <= micro_batch < rows:
+        raise InputError(message(f"micro_batch={micro_batch}", f"{rows} rows", "at least 1 row and fewer than all"))
+    twin = without_dropout(copy.deepcopy(model).to(dtype)).train()
+    case = _Case(twin, objective, batch, micro_batch)
+    counted: list[Tally] = []
+
+    def counting(model: Any, piece: Any) -> Tally:
+        counted.append(objective(model, piece).detach())
+        return objective(model, piece)
+
+    with torch.no_grad():
+        counting(twin, batch)
+    reference = case.undivided()
+    step = _step(reference)
+    found = []
+    for key in settings:
+        shown, measure = SETTINGS[key]
+        if key == "unsharing" and not _is_shared(twin):
+            found.append(Equality(setting=shown, refused="not an ALBERT with shared layers"))
+            continue
+        try:
+            gradients = measure(case)
+        except InputError as error:
+            found.append(Equality(setting=shown, refused=f"not possible: {error}"))
+            continue
+        finally:
+            twin.zero_grad(set_to_none=True)
+        found.append(_compare(shown, reference, gradients, step, dtype))
+    return UpdateCheck(
+        model=name,
+        rows=rows,
+        labels=round(float(counted[0].weight)),
+        micro_batch=micro_batch,
+        dtype=str(dtype).removeprefix("torch."),
+        settings=tuple(found),
+    )
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Every dropout of the model at probability 0, in place, so that two passes can be compared."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:
+                setattr(module, name, 0.0)
+    return model
+
+
+def _gradients(model: nn.Module, objective: Objective, batch: Mapping[str, Tensor], plan: Plan) -> Gradients:
+    model.train().zero_grad(set_to_none=True)
+    accumulate(objective, model, batch, micro_batch=MicroBatch(plan))
+    found = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def _compare(setting: str, reference: Gradients, found: Gradients, step: Gradients, dtype: torch.dtype) -> Equality:
+    if missing := sorted(set(reference) ^ set(found)):
+        return Equality(setting=setting, refused=f"other weights have gradients: {', '.join(missing[:3])}")
+    ratio, cosine, largest = _measure(reference, found)
+    _, update_cosine, update_largest = _measure(step, _step(found))
+    return Equality(
+        setting=setting,
+        ratio=ratio,
+        cosine=cosine,
+        largest=largest,
+        update_cosine=update_cosine,
+        update_largest=update_largest,
+        rounding=ROUNDING.get(dtype, ROUNDING[torch.float32]),
+    )
+
+
+def _measure(reference: Gradients, found: Gradients) -> tuple[float, float, float]:
+    """Ratio of the norms, cosine, and the largest difference relative to the largest entry; sums in float64."""
+    dot = own = base = largest = scale = 0.0
+    for name, expected in reference.items():
+        a, b = expected.double().flatten(), found[name].double().flatten()
+        dot, own, base = dot + float(a @ b), own + float(b @ b), base + float(a @ a)
+        largest, scale = max(largest, float((a - b).abs().max())), max(scale, float(a.abs().max()))
+    return (own / base) ** 0.5, dot / (own * base) ** 0.5, largest / scale
+
+
+def _step(gradients: Gradients) -> Gradients:
+    """The change of weights that start at zero, by one step of AdamW with this gradient."""
+    weights = {name: nn.Parameter(torch.zeros_like(gradient)) for name, gradient in gradients.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=RATE, weight_decay=0.0)
+    for name, gradient in gradients.items():
+        weights[name].grad = gradient
+    optimizer.step()
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+def _shared_name(name: str) -> str:
+    """The name that a copy's weight has in the shared model: group 0 of ALBERT's groups."""
+    head, mark, tail = name.partition("albert_layer_groups.")
+    return f"{head}{mark}0.{tail.partition('.')[2]}" if mark else name
+
+
+def _is_shared(model: nn.Module) -> bool:
+    try:
+        return sharing_of(model).num_groups == 1 and sharing_of(model).num_layers > 1
+    except InputError:
+        return False
+
+
+def _with_position_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Labels of answer slots (positions 1 … A) as labels of all positions, which the model's own loss expects."""
+    labels, ids = batch["labels"], batch["input_ids"]
+    if labels.ndim == 2 and labels.shape != ids.shape:
+        every = torch.full_like(ids, -100)
+        every[:, 1 : 1 + labels.shape[1]] = labels
+        return {**batch, "labels": every}
+    return dict(batch)
+
+
+def _shown(value: float) -> float | None:
+    return None if value != value else float(f"{value:.6g}")

@@ -1,0 +1,66 @@
+"""``verify``: on a model of your own, is a change exact, and what does it cost where it is not?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jieyue.errors import InputError, message
+from jieyue.hf.loading import read_record
+from jieyue.run.tasks import task
+from jieyue.run.training import prepare
+from jieyue.run.values import Course, Materials
+
+from .equality import SETTINGS, UpdateCheck, verify_update
+
+__all__ = ["verify"]
+
+SUBJECTS = ("update",)
+
+
+def verify(
+    subject: str,
+    model: str | Path,
+    *,
+    recipe: str | None = None,
+    data: tuple[str | Path, ...] = (),
+    rows: int = 16,
+    micro_batch: int = 4,
+    settings: tuple[str, ...] = tuple(SETTINGS),
+    dtype: str = "float32",
+) -> UpdateCheck:
+    """``verify("update", folder)``: the update of ``rows`` rows undivided and in each setting, compared (``bench.equality``).
+
+    ``model``: a folder, a hub name or a preset. ``recipe``: whose objective and data; None = the one that trained the
+    folder, else "read". ``data``: the recipe's files, () = the corpus that ships. The rows differ in length, and so in
+    labels, where the data's do: that is where a mean of means goes wrong.
+    """
+    if subject not in SUBJECTS:
+        raise InputError(message("verify", repr(subject), f"one of {', '.join(SUBJECTS)}"))
+    if rows < 2:
+        raise InputError(message(f"rows={rows}", "nothing to divide", "at least 2"))
+    if dtype not in ("float32", "float64"):
+        raise InputError(message("dtype", repr(dtype), "float32 or float64"))
+    if recipe is None:
+        recipe = read_record(model)["recipe"] if (Path(model) / "jieyue.json").is_file() else "read"
+    materials = Materials(model=str(model), data=data, limit=max(200, rows), new_head=True)
+    prepared = prepare(task(recipe), materials, Course(curriculum="none"))
+    chosen = _spread(prepared.lengths, rows)
+    return verify_update(
+        prepared.model.build(),
+        prepared.task.recipe.objective,
+        prepared.batch(chosen),
+        micro_batch=micro_batch,
+        settings=settings,
+        dtype=getattr(torch, dtype),
+        name=str(model),
+    )
+
+
+def _spread(lengths: Any, count: int) -> list[int]:
+    """``count`` rows from the shortest to the longest, the shortest first: ragged pieces."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    step = max(1, (len(order) - 1) // max(1, count - 1))
+    return order[::step][:count]
