@@ -104,15 +104,25 @@ class Rows:
         """Bytes that the layers hold."""
         total = 0
         for layer in self.cache.layers:
-            if isinstance(layer, RoomyLayer):
-                total += sum(part.numel() * part.element_size() for part in layer.held or ())
-            else:
-                total += int(getattr(layer, "nbytes", 0))
+            parts = layer.held or () if isinstance(layer, RoomyLayer) else (layer.keys, layer.values)
+            total += int(getattr(layer, "nbytes", 0))
+            total += sum(part.numel() * part.element_size() for part in parts if part is not None)
         return total
 
     @property
     def can_join(self) -> bool:
         return all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
+
+    def alone(self, number: int) -> Rows:
+        """Row ``number`` as rows of its own, copied; the cache must be one that can join, or have this row only."""
+        if len(self) == 1:
+            return self
+        length = self.lengths[number]
+        cache, layers = DynamicCache(), [RoomyLayer() for _ in self.cache.layers]
+        cache.layers = list(layers)
+        for own, new in zip(self.cache.layers, layers, strict=True):
+            new.put(*(part[number : number + 1, :, part.shape[2] - length :] for part in own.all()))
+        return Rows(cache, [length], None)
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Row i becomes what row numbers[i] was; padding that all remaining rows share is given up."""

@@ -1,0 +1,485 @@
+"""The server as its clients see it: OpenAI's protocol, one batch for all, bounds, strangers, and no request that breaks it."""
+
+import asyncio
+import json
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
+
+from serving_models import LONG, ScriptedModel, app_of, make_tokenizer, random_model, served, talker
+from starlette.testclient import TestClient
+
+from jieyue.data.history import Message, alternate, fit_history
+from jieyue.decoding.reply import Reply
+from jieyue.decoding.sampling import Sampling
+from jieyue.errors import InputError
+from jieyue.hf.stepping import Stepper
+from jieyue.serving.batching import Batcher, Full, Job
+from jieyue.serving.readers import Reader
+from jieyue.serving.requests import Bounds
+from jieyue.serving.server import open_models, read_key
+
+CHAT = "/v1/chat/completions"
+BASE = "http://127.0.0.1:8000"
+
+
+def body(text="hello", **more):
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, **more}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def client(tokenizer):
+    bounds = Bounds(body_bytes=20_000, reply_tokens=64)
+    models = [
+        talker(ScriptedModel(tokenizer), tokenizer, bounds, "scripted"),
+        talker(random_model(tokenizer), tokenizer, bounds, "random"),
+    ]
+    models.append(
+        Reader("reader", "read", lambda asked: {"answer": asked["passages"][0][:3], "start": 0, "end": 3}, bounds)
+    )
+    with TestClient(app_of(models, bounds), base_url=BASE) as found:
+        yield found
+
+
+def events(answer):
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+def test_a_whole_answer(client):
+    found = client.post(CHAT, json=body(model="scripted")).json()
+    assert found["object"] == "chat.completion" and found["model"] == "scripted"
+    (choice,) = found["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Hello there, nice to meet you.", "refusal": None}
+    assert choice["finish_reason"] == "stop"
+    usage = found["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 4
+
+
+def test_a_streamed_answer_is_the_whole_one(client):
+    chunks = events(client.post(CHAT, json=body("zh", stream=True, stream_options={"include_usage": True})))
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]]
+    assert "".join(pieces) == "你好，我们聊聊天气吧。" and len([p for p in pieces if p]) > 5
+    assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]][-1] == "stop"
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] > 5
+    assert len({c["id"] for c in chunks}) == 1
+
+
+def test_lengths_stops_and_choices(client):
+    cut = client.post(CHAT, json=body("long", max_tokens=5)).json()
+    assert cut["choices"][0]["finish_reason"] == "length" and cut["usage"]["completion_tokens"] == 5
+    stopped = client.post(CHAT, json=body("long", stop=[" three", "x y"])).json()["choices"][0]
+    assert (stopped["message"]["content"], stopped["finish_reason"]) == ("One two", "stop")
+    many = client.post(CHAT, json=body(n=3, model="random", temperature=1, seed=1, max_tokens=12)).json()["choices"]
+    assert [one["index"] for one in many] == [0, 1, 2]
+    assert len({one["message"]["content"] for one in many}) == 3
+    streamed = events(
+        client.post(CHAT, json=body(n=3, model="random", temperature=1, seed=1, max_tokens=12, stream=True))
+    )
+    for choice in many:
+        said = [
+            c["choices"][0]["delta"].get("content", "") for c in streamed if c["choices"][0]["index"] == choice["index"]
+        ]
+        assert "".join(said) == choice["message"]["content"]
+
+
+def test_a_seed_says_the_same_again(client):
+    asked = body(model="random", temperature=1, top_k=0, max_tokens=20)
+    said = [
+        client.post(CHAT, json=asked | {"seed": seed}).json()["choices"][0]["message"]["content"] for seed in (4, 4, 5)
+    ]
+    assert said[0] == said[1] != said[2]
+
+
+def test_completions_and_lists(client):
+    found = client.post("/v1/completions", json={"prompt": "hello", "model": "random", "max_tokens": 4}).json()
+    assert found["object"] == "text_completion" and "text" in found["choices"][0]
+    chunks = events(client.post("/v1/completions", json={"prompt": ["hello"], "max_tokens": 4, "stream": True}))
+    assert all(c["object"] == "text_completion" for c in chunks)
+    rows = client.get("/v1/models").json()["data"]
+    assert [(row["id"], row["kind"]) for row in rows] == [("scripted", "chat"), ("random", "chat"), ("reader", "read")]
+    assert client.get("/v1/models/random").json()["id"] == "random"
+    assert client.get("/v1/models/nobody").status_code == 404
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_reading(client):
+    found = client.post("/v1/read", json={"question": "Where?", "passage": "In the hall."}).json()
+    assert found == {"answer": "In ", "start": 0, "end": 3, "model": "reader"}
+    for wrong in (
+        {},
+        {"question": "a"},
+        {"question": "a", "passages": []},
+        {"question": 1, "passage": "b"},
+        {"question": "a", "passage": "b", "x": 1},
+    ):
+        assert client.post("/v1/read", json=wrong).status_code == 400
+    assert client.post("/v1/title", json={"text": "a"}).status_code == 404
+    assert client.post(CHAT, json=body(model="reader")).status_code == 404
+
+
+def test_metrics(client):
+    text = client.get("/metrics").text
+    assert 'jieyue_reply_tokens_total{model="scripted"}' in text and "jieyue_first_token_seconds_bucket" in text
+    assert client.get("/secret-name").status_code == 404
+    assert "secret-name" not in client.get("/metrics").text
+    for line in text.splitlines():
+        assert line.startswith("# ") or float(line.rsplit(" ", 1)[1]) >= 0
+
+
+WRONG = [
+    (400, b"", "JSON"),
+    (400, b"[1]", "object"),
+    (400, b'{"messages": "hi"}', "messages"),
+    (400, b"\xff\xfe", "UTF-8"),
+    (400, b'{"a": NaN}', "NaN"),
+    (400, b"[" * 1000, "nested"),
+    (400, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+    (400, {"messages": []}, "messages"),
+    (400, {"messages": ["hi"]}, "messages[0]"),
+    (400, {"messages": [{"role": "wizard", "content": "a"}]}, "wizard"),
+    (400, {"messages": [{"role": "user", "content": ""}]}, "content"),
+    (400, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
+    (400, {"messages": [{"role": "assistant", "content": "a"}]}, "last message"),
+    (400, body(temperature="hot"), "temperature"),
+    (400, body(temperature=3), "temperature"),
+    (400, body(temperature=True), "temperature"),
+    (400, body(top_p=1.5), "top_p"),
+    (400, body(top_k=-1), "top_k"),
+    (400, body(n=0), "'n'"),
+    (400, body(n=99), "'n'"),
+    (400, body(n=1.5), "'n'"),
+    (400, body(max_tokens=0), "max_tokens"),
+    (400, body(max_tokens=10**9), "max_tokens"),
+    (400, body(seed=2**70), "seed"),
+    (400, body(stop=["a"] * 5), "stop"),
+    (400, body(stop=""), "stop"),
+    (400, body(stream="yes"), "stream"),
+    (400, body(stream_options={}), "stream_options"),
+    (400, body(logprobs=True), "logprobs"),
+    (400, body(tools=[{"type": "function"}]), "tools"),
+    (400, body(frobnicate=1), "frobnicate"),
+    (404, body(model="../../etc/passwd"), "no model"),
+    (400, body(model=3), "model"),
+    (413, body("hello " * 600), "tokens"),
+    (413, body("x" * 30_000), "bytes"),
+    (413, {"messages": [{"role": "user", "content": "a"}] * 2001}, "bytes"),
+]
+
+
+@pytest.mark.parametrize(("status", "asked", "said"), WRONG, ids=range(len(WRONG)))
+def test_mistakes_have_openais_shape(client, status, asked, said):
+    raw = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+    answer = client.post(CHAT, content=raw)
+    error = answer.json()["error"]
+    assert (answer.status_code, set(error)) == (status, {"message", "type", "param", "code"})
+    assert said in error["message"]
+
+
+def test_what_asks_for_nothing_is_let_through(client):
+    nothing = {
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        "logprobs": False,
+        "tools": [],
+        "user": "me",
+    }
+    assert client.post(CHAT, json=body(**nothing, response_format={"type": "text"}, store=False)).status_code == 200
+    assert client.post(CHAT, json=body(top_p=0)).status_code == 200
+
+
+def test_methods_paths_and_headers(client):
+    assert client.get(CHAT).status_code == 405 and "error" in client.get(CHAT).json()
+    for path in ("/docs", "/openapi.json", "/load_model", "/reset", "/../etc/passwd", "/v1/%00", "/title"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and "error" in answer.json(), path
+    page = client.get("/")
+    assert page.status_code == 200 and "script-src 'sha256-" in page.headers["content-security-policy"]
+    for answer in (page, client.get("/health"), client.get("/nowhere")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in answer.headers
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert client.options(CHAT, headers={"origin": BASE}).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),
+        ({"host": "127.0.0.1:9999"}, 403),
+        ({"host": "localhost:8000"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:8000"}, 200),
+        ({"origin": "http://127.0.0.1:8000.evil.example"}, 403),
+    ],
+)
+def test_strangers_are_refused(client, headers, status):
+    for path in ("/", "/health", "/v1/models"):
+        assert client.get(path, headers=headers).status_code == status
+
+
+def test_a_key_is_asked_for_and_compared(tokenizer, tmp_path, monkeypatch):
+    import hmac
+
+    compared = []
+    real = hmac.compare_digest
+    monkeypatch.setattr("jieyue.serving.guard.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    (tmp_path / "key").write_text("0123456789abcdef\n")
+    app = app_of([talker(ScriptedModel(tokenizer), tokenizer)], key=read_key(tmp_path / "key"))
+    with TestClient(app, base_url=BASE) as client:
+        for given in (None, "Bearer wrong", "Basic 0123456789abcdef", "Bearer", "Bearer é"):
+            headers = {} if given is None else {"authorization": given.encode("latin-1")}
+            assert client.get("/v1/models", headers=headers).status_code == 401
+            assert client.get("/metrics", headers=headers).status_code == 401
+        assert client.get("/v1/models", headers={"authorization": "Bearer 0123456789abcdef"}).status_code == 200
+        assert client.get("/").status_code == client.get("/health").status_code == 200
+    assert compared
+    for wrong in ("short", "0123456789 abcdef", "0123456789abcdé"):
+        (tmp_path / "key").write_text(wrong)
+        with pytest.raises(InputError, match="api-key-file"):
+            read_key(tmp_path / "key")
+    with pytest.raises(InputError, match="api-key-file"):
+        read_key(tmp_path / "absent")
+
+
+def alone(model, tokenizer, text, tokens=24):
+    """The oracle: greedy, the whole talk in one pass for every token."""
+    import torch
+
+    ids = fit_history(tokenizer, [Message("user", text)], 200).ids.tolist()
+    said = []
+    while len(said) < tokens:
+        with torch.no_grad():
+            said.append(int(model(input_ids=torch.tensor([[*ids, *said]]), use_cache=False).logits[0, -1].argmax()))
+        if said[-1] == tokenizer.sep_token_id:
+            break
+    return tokenizer.decode([one for one in said if one != tokenizer.sep_token_id], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("attention", [None, "local(4)"])
+def test_many_at_once_hear_what_each_would_alone(tokenizer, attention):
+    from jieyue.hf.use import use
+
+    model = random_model(tokenizer)
+    expected = {
+        text: alone(model, tokenizer, text) for text in ("hello", "说点什么", "be kind", "a question", "user", "h")
+    }
+    if attention:
+        use(model, attention=attention)
+        expected = {text: alone(model, tokenizer, text) for text in expected}
+    with TestClient(app_of([talker(model, tokenizer)]), base_url=BASE) as client:
+        found = {}
+
+        def ask(text, wait):
+            time.sleep(wait)
+            found[text] = client.post(CHAT, json=body(text, max_tokens=24)).json()["choices"][0]["message"]["content"]
+
+        threads = [threading.Thread(target=ask, args=(text, 0.01 * n)) for n, text in enumerate(expected)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {text: "".join(said.split()) for text, said in found.items()} == {
+        t: "".join(s.split()) for t, s in expected.items()
+    }
+
+
+def test_the_state_of_a_turn_serves_the_next(tokenizer):
+    model = random_model(tokenizer)
+    with TestClient(app_of([one := talker(model, tokenizer)]), base_url=BASE) as client:
+        turns = [{"role": "user", "content": "hello there"}]
+        for _ in range(3):
+            found = client.post(CHAT, json={"messages": turns, "temperature": 0, "max_tokens": 12}).json()
+            fresh = Batcher(model, kept_bytes=0)
+            said = []
+            ids = fit_history(tokenizer, [Message(t["role"], t["content"]) for t in turns], 200).ids.tolist()
+            done = threading.Event()
+            reply = Reply(Sampling(temperature=0), ids, ends=one.ends, decode=one.decode, max_tokens=12)
+            fresh.submit(
+                Job(ids, reply, lambda s, said=said, done=done: (said.append(s.text), s.finish and done.set()))
+            )
+            assert done.wait(20)
+            fresh.stop()
+            content = found["choices"][0]["message"]["content"]
+            assert content == "".join(said)
+            turns += [{"role": "assistant", "content": content or "hm"}, {"role": "user", "content": "and then?"}]
+        assert one.batcher.reused_tokens > 10
+
+
+def test_a_client_that_leaves_is_let_go(tokenizer):
+    import httpx2
+
+    one = talker(ScriptedModel(tokenizer, seconds=0.02), tokenizer)
+    with served([one]) as address:
+        with httpx2.stream("POST", address + CHAT, json=body("long", stream=True)) as answer:
+            for line in answer.iter_lines():
+                if "three" in line:
+                    break
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(address + CHAT, json=body("long"), timeout=0.3)
+        deadline = time.time() + 5
+        while time.time() < deadline and (one.batcher.cancelled < 2 or one.batcher.num_active):
+            time.sleep(0.02)
+        assert one.batcher.cancelled == 2 and one.batcher.num_active == 0
+        assert one.batcher.reply_tokens < 100
+
+
+def test_too_many_wait(tokenizer):
+    bounds = Bounds(waiting=1, rows=1)
+    one = talker(ScriptedModel(tokenizer, seconds=0.004), tokenizer, bounds)
+    with TestClient(app_of([one], bounds), base_url=BASE) as client:
+        statuses = []
+        threads = [
+            threading.Thread(target=lambda: statuses.append(client.post(CHAT, json=body("long"))), args=())
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.03)
+        for thread in threads:
+            thread.join()
+        found = sorted(answer.status_code for answer in statuses)
+        assert found == [200, 200, 429, 429]
+        busy = next(answer for answer in statuses if answer.status_code == 429)
+        assert busy.headers["retry-after"] == "1" and busy.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_stopping_finishes_what_was_begun(tokenizer):
+    one = talker(ScriptedModel(tokenizer, seconds=0.005), tokenizer)
+    heard = []
+    ids = fit_history(tokenizer, alternate(["long"]), 200).ids.tolist()
+    reply = Reply(Sampling(temperature=0), ids, ends=one.ends, decode=one.decode, max_tokens=100)
+    one.batcher.submit(Job(ids, reply, heard.append))
+    while not heard:
+        time.sleep(0.01)
+    one.stop()
+    assert heard[-1].finish == "length" and len(reply.ids) == 100
+    with pytest.raises(Full):
+        one.batcher.submit(Job(ids, reply, heard.append))
+
+
+def test_a_step_that_fails_is_told(tokenizer, monkeypatch):
+    one = talker(ScriptedModel(tokenizer), tokenizer)
+    monkeypatch.setattr(Stepper, "step", lambda *_: 1 / 0)
+    with TestClient(app_of([one]), base_url=BASE) as client:
+        answer = client.post(CHAT, json=body())
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "unfinished"
+        monkeypatch.undo()
+        assert client.post(CHAT, json=body()).status_code == 200
+
+
+def test_slow_and_chunked_bodies_are_bounded(tokenizer):
+    """A body without Content-Length is counted as it comes; one that never ends is given up."""
+    bounds = Bounds(body_bytes=100, seconds=0.2)
+    app = app_of([talker(ScriptedModel(tokenizer), tokenizer, bounds)], bounds)
+
+    async def status(parts, last):
+        sent = []
+
+        async def receive():
+            if parts:
+                return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts) or not last}
+            await asyncio.sleep(60)
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "headers": [(b"host", b"localhost:8000")],
+            "query_string": b"",
+        }
+        await app(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(status([b"a" * 60, b"b" * 60], True)) == 413
+    assert asyncio.run(status([b"a"], False)) == 408
+
+
+WORDS = "messages role content user assistant system model scripted random n stream stop seed temperature top_p top_k max_tokens "
+WORDS += "prompt stream_options include_usage type text question"
+words = st.sampled_from(WORDS.split())
+leaves = st.none() | st.booleans() | st.integers(-3, 70) | st.integers() | st.floats() | st.text(max_size=8) | words
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "system", "assistant"]) | leaves, "content": st.text(max_size=20) | values}
+)
+requests = st.fixed_dictionaries(
+    {"messages": st.lists(message, max_size=4) | values, "max_tokens": st.just(3) | values},
+    optional=dict.fromkeys(
+        ("model", "n", "stream", "stop", "seed", "temperature", "top_p", "top_k", "min_p", "stream_options"), values
+    )
+    | {"prompt": values, "question": values, "passages": values},
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(asked=requests | values | st.binary(max_size=60), path=st.sampled_from([CHAT, "/v1/completions", "/v1/read"]))
+def test_no_request_breaks_the_server(client, asked, path):
+    raw = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+    answer = client.post(path, content=raw)
+    assert answer.status_code < 500, answer.text
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    path=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=20),
+    header=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20),
+)
+def test_no_path_or_header_breaks_the_server(client, path, header):
+    for name in ("content-type", "authorization", "accept", "origin"):
+        answer = client.get("/" + path.lstrip("/"), headers={name: header.strip()})
+        assert answer.status_code < 500
+
+
+def test_folders_are_named_once(tmp_path):
+    for folders in ([], [tmp_path / "a", tmp_path / "b" / "a"]):
+        with pytest.raises(InputError, match="serve"):
+            open_models(folders)
+
+
+def test_openais_own_client(tokenizer):
+    openai = pytest.importorskip("openai", reason="the openai package is not installed")
+    with served([talker(ScriptedModel(tokenizer), tokenizer)], key="0123456789abcdef") as address:
+        api = openai.OpenAI(base_url=address + "/v1", api_key="0123456789abcdef", max_retries=0)
+        asked = {"model": "small", "messages": [{"role": "user", "content": "zh"}], "temperature": 0}
+        assert api.chat.completions.create(**asked).choices[0].message.content == "你好，我们聊聊天气吧。"
+        pieces = [c.choices[0].delta.content or "" for c in api.chat.completions.create(**asked, stream=True)]
+        assert "".join(pieces) == "你好，我们聊聊天气吧。"
+        assert [one.id for one in api.models.list()] == ["small"]
+        assert api.completions.create(model="small", prompt="long", max_tokens=4).usage.completion_tokens == 4
+        with pytest.raises(openai.BadRequestError, match="tools"):
+            api.chat.completions.create(**asked, tools=[{"type": "function", "function": {"name": "f"}}])
+        with pytest.raises(openai.NotFoundError):
+            api.chat.completions.create(**(asked | {"model": "big"}))
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=address + "/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_long_talks_lose_whole_turns(client):
+    turns = [{"role": role, "content": LONG[:200]} for role in ("user", "assistant") * 6]
+    found = client.post(CHAT, json={"messages": [*turns, {"role": "user", "content": "hello"}], "max_tokens": 8}).json()
+    assert found["usage"]["dropped_turns"] >= 4
+    assert found["usage"]["prompt_tokens"] <= 248
