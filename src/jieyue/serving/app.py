@@ -40,9 +40,8 @@ def build_app(
 ) -> Guard:
     """An ASGI application. ``hosts``: the ``Host`` values that are answered (``guard.allowed_hosts``); ``key``: bearer token."""
     try:
-        from fastapi import FastAPI, HTTPException, Request
+        from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse, Response
-        from starlette.exceptions import HTTPException as NotFound
     except ImportError:
         raise MissingExtra("fastapi", "serve") from None
     counters, started = Counters(PATHS), int(time.time())
@@ -91,12 +90,22 @@ def build_app(
         if kind in kinds:
             app.add_api_route(f"/v1/{kind}", _answer_route(by_name, kind), methods=["POST"])
 
+    _add_errors(app)
+    return Guard(app, hosts=hosts, bounds=bounds, key=key, counted=counters.request)
+
+
+def _add_errors(app: Any) -> None:
+    """Every mistake is answered in OpenAI's shape, whoever finds it."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse, Response
+    from starlette.exceptions import HTTPException
+
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
         retry = {"retry-after": "1"} if refusal.status == 429 else {}
         return JSONResponse(refusal.body(), refusal.status, headers=retry)
 
-    @app.exception_handler(NotFound)
+    @app.exception_handler(HTTPException)
     async def not_found(_: Request, error: HTTPException) -> Response:
         said = {404: "there is nothing at this path", 405: "this path does not take that method"}
         text = said.get(error.status_code, "the request cannot be answered")
@@ -105,8 +114,6 @@ def build_app(
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return JSONResponse(Refusal(500, f"the server failed: {type(error).__name__}").body(), 500)
-
-    return Guard(app, hosts=hosts, bounds=bounds, key=key, counted=counters.request)
 
 
 def _named(models: Mapping[str, Served], name: str | None, kind: str | None) -> Served:
