@@ -13,7 +13,7 @@ DEMO ?= demo
 
 setup: $(READY)
 
-$(READY): pyproject.toml $(CONSTRAINTS) $(wildcard hatch_build.py src/jieyue/attention/csrc/*)
+$(READY): pyproject.toml $(CONSTRAINTS) $(wildcard hatch_build.py src/jieyue/*/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jieyue needs Python 3.11 or later; name one with: make PYTHON=python3.12")'
 	@echo "Setting up $(VENV) (a minute or two, once)"
 	$(PYTHON) -m venv $(VENV)

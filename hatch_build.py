@@ -1,7 +1,7 @@
-"""Builds the band kernel with whatever C++ compiler is at hand, inside the package build or by ``python hatch_build.py``.
+"""Builds the C++ kernels with whatever compiler is at hand, inside the package build or by ``python hatch_build.py``.
 
-The kernel (src/jieyue/attention/csrc) is compiled once for each instruction set and linked into one plain C library,
-``src/jieyue/attention/libband.so``, which picks a build at run time. It needs libc alone, so a wheel that carries it is
+Each kernel (src/jieyue/attention/csrc, src/jieyue/linear/csrc) is compiled once for each instruction set and linked into one
+plain C library (``libband.so``, ``liblinear.so``), which picks a build at run time. It needs libc alone, so a wheel with them is
 ``py3-none-<platform>``; its manylinux version is read off the library. Without a compiler, or where compiling fails, the
 wheel is ``py3-none-any`` and the package uses its other engines.
 """
@@ -25,9 +25,10 @@ try:
 except ImportError:  # `python hatch_build.py` needs no hatchling
     BuildHookInterface = object
 
-ATTENTION = Path("src/jieyue/attention")
-SOURCES = ATTENTION / "csrc"
-LIBRARY = ATTENTION / "libband.so"
+LIBRARIES = (
+    Path("src/jieyue/attention/libband.so"),
+    Path("src/jieyue/linear/liblinear.so"),
+)  # sources: csrc beside each
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math -ffp-contract=fast"
 BUILDS = {"plain": ""}
 X86_BUILDS = {"avx2": "-mavx2 -mfma", "avx512": "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
@@ -38,19 +39,20 @@ class BuildFailed(Exception):
 
 
 class BandKernelHook(BuildHookInterface):
-    """Adds the library to wheels and editable installs."""
+    """Adds the libraries to wheels and editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         try:
-            library = build(root)
+            built = [build(root, library) for library in LIBRARIES]
         except BuildFailed as failure:
-            (root / LIBRARY).unlink(missing_ok=True)
-            self.app.display_warning(f"the band kernel is not built, other engines will be used: {failure}")
+            for library in LIBRARIES:
+                (root / library).unlink(missing_ok=True)
+            self.app.display_warning(f"the kernels are not built, other engines will be used: {failure}")
             return
-        build_data["artifacts"].append(LIBRARY.as_posix())
+        build_data["artifacts"] += [library.as_posix() for library in LIBRARIES]
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform_tag(library)}"
+        build_data["tag"] = f"py3-none-{platform_tag(built)}"
 
 
 def find_compiler() -> str:
@@ -69,8 +71,8 @@ def compiled(command: list[str]) -> str:
     return done.stdout
 
 
-def build(root: Path, extra_flags: str = "") -> Path:
-    """Compiles the library under `root` (a few seconds), and puts it in its place when it is whole."""
+def build(root: Path, library: Path, extra_flags: str = "") -> Path:
+    """Compiles a library under `root` (a few seconds), and puts it in its place when it is whole."""
     compiler = find_compiler()
     x86 = compiled([compiler, "-dumpmachine"]).startswith(("x86_64", "amd64"))
     builds = BUILDS | (X86_BUILDS if x86 else {})
@@ -79,7 +81,7 @@ def build(root: Path, extra_flags: str = "") -> Path:
         def compile_one(source: str, flags: str, to: str) -> str:
             target = str(Path(folder) / to)
             command = [compiler, *FLAGS.split(), *flags.split(), *extra_flags.split()]
-            compiled([*command, "-c", str(root / SOURCES / source), "-o", target])
+            compiled([*command, "-c", str(root / library.parent / "csrc" / source), "-o", target])
             return target
 
         with ThreadPoolExecutor() as pool:
@@ -88,20 +90,20 @@ def build(root: Path, extra_flags: str = "") -> Path:
                 define = f'-DKERNEL=kernel_{name} -DKERNEL_NAME="{name}"'
                 jobs.append(pool.submit(compile_one, "kernel.cpp", f"{flags} {define}", f"{name}.o"))
             objects = [job.result() for job in jobs]
-        library = root / LIBRARY
-        partial = library.with_name(library.name + ".part")
+        placed = root / library
+        partial = placed.with_name(placed.name + ".part")
         linking = ["-Wl,--as-needed"] if sys.platform == "linux" else []
         compiled([compiler, "-shared", *linking, *extra_flags.split(), *objects, "-o", str(partial)])
-        partial.replace(library)
-    return library
+        partial.replace(placed)
+    return placed
 
 
-def platform_tag(library: Path) -> str:
-    """Where the library runs: on Linux, from the youngest glibc symbol version that it asks for."""
+def platform_tag(libraries: list[Path]) -> str:
+    """Where the libraries run: on Linux, from the youngest glibc symbol version that they ask for."""
     system = re.sub(r"[-.]", "_", sysconfig.get_platform())
     if sys.platform != "linux":
         return system
-    versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes())
+    versions = [found for path in libraries for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())]
     if not versions:
         return system
     major, minor = max((2, 17), *((int(a), int(b)) for a, b in versions))
@@ -110,6 +112,7 @@ def platform_tag(library: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(f"{build(Path(__file__).parent, ' '.join(sys.argv[1:]))}\n")
+        for each in LIBRARIES:
+            sys.stdout.write(f"{build(Path(__file__).parent, each, ' '.join(sys.argv[1:]))}\n")
     except BuildFailed as failure:
         sys.exit(str(failure))

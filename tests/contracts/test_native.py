@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.attention.engines import native
+from jieyue.attention.engines import library, native
 from jieyue.attention.engines.native import NATIVE, Native
 
 EPS = torch.finfo(torch.float32).eps
@@ -235,13 +235,13 @@ def test_results_do_not_depend_on_threads():
             torch.set_num_threads(threads)
             found.append(ours(NATIVE, *inputs, torch.zeros(1, 3, 1500), bands, options))
         torch.set_num_threads(3)
-        native._parallel.cache_clear()
+        library.parallel.cache_clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native.ctypes, "CDLL", lambda _: SimpleNamespace())
-            native._parallel()
+            library.parallel()
         found.append(ours(NATIVE, *inputs, torch.zeros(1, 3, 1500), bands, options))
     finally:
-        native._parallel.cache_clear()
+        library.parallel.cache_clear()
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
@@ -249,10 +249,10 @@ def test_results_do_not_depend_on_threads():
 
 def test_workspace_does_not_grow():
     def floats(n):
-        native._WORKSPACES.__dict__.clear()
+        library._WORKSPACES.__dict__.clear()
         q, k, v, grad = tensors((1, 1, 1, n, n, 16, 16))
         ours(NATIVE, q, k, v, grad, torch.zeros(1, 1, n), [band(1, -60, 60), band(4, 64, None)], {"scale": 0.25})
-        return native._WORKSPACES.held.numel() / torch.get_num_threads()
+        return library._WORKSPACES.held.numel() / torch.get_num_threads()
 
     assert floats(20000) == floats(10000) < 2**20
 

@@ -26,18 +26,17 @@ import torch
 from torch import Tensor
 
 from . import whole
+from .native import native
 from .pages import rows_like
 from .sums import Sums, num_features, parts_of
 from .tiles import Form, Gradients, KeyChunk, Results, Tile, spans, tiles, wide_type
 
-__all__ = ["SEGMENT", "backward", "forward", "num_marks"]
-
-SEGMENT = 16  # chunks between two marks
+__all__ = ["backward", "forward", "num_marks"]
 
 
 def num_marks(num_positions: int, form: Form) -> int:
     """Marks that a forward pass leaves: one per segment; none where all keys are read."""
-    return -(-num_positions // (form.chunk * SEGMENT)) if form.direction else 0
+    return -(-num_positions // (form.chunk * form.segment)) if form.direction else 0
 
 
 def forward(
@@ -55,6 +54,18 @@ def forward(
         marks=sums.new_empty(num_marks(q.shape[2], form) if keep_marks else 0, *sums.shape),
     )
     total = torch.empty_like(sums)
+    if native.refuses(form, q, k, v) is None:
+        tensors = {
+            "q": q,
+            "k": k,
+            "v": v,
+            "out": results.out,
+            "mass": results.mass,
+            "total": total,
+            "marks": results.marks,
+        }
+        native.forward(tensors, key_mask, results.floor, sums, form)
+        return results.out, results.mass, total, results.marks
     for tile in tiles(k, form, key_mask):
         running = Sums.unpack(parts, sums[tile.place])
         if form.direction:
@@ -75,21 +86,26 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv and the gradient of the sums given; ``tensors`` are q, k, v, out, m and the marks (all keys: the total sums)."""
     q, k, v, out, mass, kept = tensors
-    parts = parts_of(form.polynomial, k.shape[3])
-    seen = mass > 0
-    inverse = torch.where(seen, mass, math.inf).reciprocal()
-    grads = Gradients(
-        out=grad_out,
-        forward=out,
-        inverse=inverse,
-        mass=None if grad_mass is None else torch.where(seen, grad_mass, 0.0),
-        dq=rows_like(q, q.shape[3]),
-        dk=rows_like(k, k.shape[3]),
-        dv=rows_like(v, v.shape[3]),
-    )
+    dq, dk, dv = (rows_like(x, x.shape[3]) for x in (q, k, v))
     if grad_sums is None:
         grad_sums = torch.zeros_like(kept[0]) if form.direction else torch.zeros_like(kept)
     grad_start = torch.empty_like(grad_sums)
+    if native.refuses(form, q, k, v) is None:
+        sums = {"marks" if form.direction else "total": kept, "grad_start": grad_start, "mass": mass}
+        views = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
+        native.backward(views | sums, key_mask, grad_mass, grad_sums, form)
+        return dq, dk, dv, grad_start
+    parts = parts_of(form.polynomial, k.shape[3])
+    seen = mass > 0
+    grads = Gradients(
+        out=grad_out,
+        forward=out,
+        inverse=torch.where(seen, mass, math.inf).reciprocal(),
+        mass=None if grad_mass is None else torch.where(seen, grad_mass, 0.0),
+        dq=dq,
+        dk=dk,
+        dv=dv,
+    )
     for tile in tiles(k, form, key_mask):
         running = Sums.unpack(parts, grad_sums[tile.place])
         if form.direction:
@@ -97,7 +113,7 @@ def backward(
         else:
             whole.backward_tile(tile, (q, k, v), kept, running, grads)
         grad_start[tile.place] = running.pack().view_as(grad_start[tile.place])
-    return grads.dq, grads.dk, grads.dv, grad_start
+    return dq, dk, dv, grad_start
 
 
 def _in_order(num_positions: int, form: Form) -> list[slice]:
@@ -108,8 +124,8 @@ def _in_order(num_positions: int, form: Form) -> list[slice]:
 def _forward_tile(tile: Tile, q: Tensor, k: Tensor, v: Tensor, running: Sums, results: Results) -> None:
     form = tile.form
     for number, span in enumerate(_in_order(q.shape[2], form)):
-        if len(results.marks) and number % SEGMENT == 0:
-            mark = results.marks[number // SEGMENT][tile.place]
+        if len(results.marks) and number % form.segment == 0:
+            mark = results.marks[number // form.segment][tile.place]
             mark.copy_(running.pack().view_as(mark))
         keys = tile.keys(k, v, span)
         _, b = tile.query_features(q, span)
@@ -126,7 +142,7 @@ def _backward_tile(
     q, k, v = tensors
     order = _in_order(q.shape[2], tile.form)
     for number in range(len(marks) - 1, -1, -1):
-        segment = order[number * SEGMENT : (number + 1) * SEGMENT]
+        segment = order[number * tile.form.segment : (number + 1) * tile.form.segment]
         sums = Sums.unpack(running.parts, marks[number][tile.place])
         before = []
         for span in segment:

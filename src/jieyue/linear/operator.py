@@ -101,11 +101,11 @@ def sums_of_weights(
 
 def _chunk(q: Tensor, k: Tensor, polynomial: tuple[float, ...], direction: int) -> int:
     """Positions computed together: more where there are few heads, or where the sums are large."""
-    if polynomial[2]:
+    if polynomial[2] or direction == 0:
         return 256
-    if direction == 0:
-        return 256
-    return 64 if k.shape[0] * k.shape[1] >= 6 and q.device.type == "cpu" else 128
+    if q.device.type != "cpu":
+        return 128
+    return 64 if q.dtype == torch.float32 or k.shape[0] * k.shape[1] >= 6 else 128
 
 
 @torch.library.custom_op("jieyue::linear", mutates_args=())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Form:
     scale: float
     direction: int
     chunk: int
+    segment: ClassVar[int] = 16  # chunks between two marks
 
     def weigh(self, s: Tensor) -> Tensor:
         """The weights c0 + c1·s + c2·s² of the inner products s, which may be overwritten."""
@@ -198,9 +200,9 @@ class Gradients:
 
 
 def tiles(k: Tensor, form: Form, key_mask: Tensor | None) -> Iterator[Tile]:
-    """Tiles of about 12 key heads; on a GPU one tile of all."""
+    """Tiles of about 12 key heads, more where these are short; on a GPU one tile of all."""
     batch, groups = k.shape[:2]
-    together = _HEADS_TOGETHER if k.device.type == "cpu" else batch * groups
+    together = _HEADS_TOGETHER * max(1, 64 // k.shape[2]) if k.device.type == "cpu" else batch * groups
     heads = min(groups, together)
     rows = max(1, together // groups)
     for start in range(0, batch, rows):

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,11 +28,12 @@ from torch import Tensor
 
 from jieyue.attention.lowering import BandLike, Steps, in_steps
 
+from .library import Parallel, View, parallel, workspace
+
 __all__ = ["NATIVE", "Native", "builds"]
 
 _LIBRARY = Path(__file__).parents[1] / "libband.so"
 _MOST_ROWS = 1 << 30
-_WORKSPACES = threading.local()  # one tensor per calling thread
 
 
 class Native:
@@ -176,13 +176,12 @@ class Native:
     ) -> None:
         library, threads = _library(), torch.get_num_threads()
         kept = {name: x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for name, x in views.items()}
-        pointers = {name: _View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()}
-        call = _Call(*sizes, **pointers, **fields, threads=threads, parallel=_parallel())
+        pointers = {name: View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()}
+        call = _Call(*sizes, **pointers, **fields, threads=threads, parallel=parallel())
         if key_mask is not None:
             call.key_mask, call.mask_batch, call.mask_key = key_mask.data_ptr(), *key_mask.stride()
         floats = library.jieyue_band_workspace(self.rank, ctypes.byref(call), int(which == "backward"))
-        workspace = _workspace(threads * floats)
-        call.workspace = workspace.data_ptr()
+        call.workspace = workspace(threads * floats).data_ptr()
         getattr(library, f"jieyue_band_{which}")(self.rank, ctypes.byref(call))
 
 
@@ -198,17 +197,6 @@ def builds() -> list[str]:
     return names
 
 
-_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-
-
-class _View(ctypes.Structure):
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("data", ctypes.c_void_p),
-        *((s, ctypes.c_int64) for s in ("batch", "head", "row")),
-    ]
-
-
 class _Band(ctypes.Structure):
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         (s, ctypes.c_int64) for s in ("step", "lo", "hi", "hole_lo", "hole_hi")
@@ -220,7 +208,7 @@ class _Call(ctypes.Structure):
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         *((s, ctypes.c_int64) for s in ("B", "H", "G", "N", "M", "D", "V", "q_offset")),
-        *((s, _View) for s in ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")),
+        *((s, View) for s in ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")),
         *((s, ctypes.c_void_p) for s in ("lse", "delta", "key_mask")),
         *((s, ctypes.c_int64) for s in ("mask_batch", "mask_key")),
         ("bands", ctypes.POINTER(_Band)),
@@ -229,7 +217,7 @@ class _Call(ctypes.Structure):
         *((s, ctypes.c_uint32) for s in ("threshold", "seed_low", "seed_high")),
         ("workspace", ctypes.c_void_p),
         ("threads", ctypes.c_int64),
-        ("parallel", _PARALLEL),
+        ("parallel", Parallel),
     ]
 
 
@@ -262,28 +250,3 @@ def _library() -> ctypes.CDLL:
     opened = _opened()
     assert not isinstance(opened, str), opened
     return opened
-
-
-@functools.cache
-def _parallel() -> Any:
-    """Torch's own OpenMP runtime where it speaks GCC's dialect (a second one would fight it); else Python's threads."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, _PARALLEL)
-    except (AttributeError, OSError, TypeError):
-        return _PARALLEL(_on_python_threads)
-
-
-def _on_python_threads(work: Callable[[int], None], data: int, threads: int, _flags: int) -> None:
-    others = [threading.Thread(target=work, args=(data,)) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    work(data)
-    for thread in others:
-        thread.join()
-
-
-def _workspace(floats: int) -> Tensor:
-    held: Tensor | None = getattr(_WORKSPACES, "held", None)
-    if held is None or held.numel() < floats:
-        _WORKSPACES.held = held = torch.empty(floats, dtype=torch.float32)
-    return held

@@ -1,0 +1,53 @@
+"""What every call into a C library of ours shares: tensors as pointers and strides, torch's threads, and a workspace."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Parallel", "View", "parallel", "workspace"]
+
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+Parallel = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+_WORKSPACES = threading.local()  # one tensor per calling thread
+
+
+class View(ctypes.Structure):
+    """A tensor [batch, head, row, column] whose columns are neighbours: csrc/band.h."""
+
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        ("data", ctypes.c_void_p),
+        *((s, ctypes.c_int64) for s in ("batch", "head", "row")),
+    ]
+
+
+@functools.cache
+def parallel() -> Any:
+    """Torch's own OpenMP runtime where it speaks GCC's dialect (a second one would fight it); else Python's threads."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, Parallel)
+    except (AttributeError, OSError, TypeError):
+        return Parallel(_on_python_threads)
+
+
+def _on_python_threads(work: Callable[[int], None], data: int, threads: int, _flags: int) -> None:
+    others = [threading.Thread(target=work, args=(data,)) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    work(data)
+    for thread in others:
+        thread.join()
+
+
+def workspace(floats: int) -> Tensor:
+    """At least so many float32 numbers, kept for this thread's next call."""
+    held: Tensor | None = getattr(_WORKSPACES, "held", None)
+    if held is None or held.numel() < floats:
+        _WORKSPACES.held = held = torch.empty(floats, dtype=torch.float32)
+    return held
