@@ -28,7 +28,7 @@ from torch import Tensor
 
 from jieyue.attention.lowering import BandLike, Steps, in_steps
 
-from .library import Parallel, View, parallel, workspace
+from .library import Parallel, View, parallel, room, workspace
 
 __all__ = ["NATIVE", "Native", "builds"]
 
@@ -76,7 +76,7 @@ class Native:
     ) -> tuple[Tensor, Tensor]:
         """out and lse of disjoint bands in one softmax."""
         batch, heads, n, width = *q.shape[:3], v.shape[3]
-        out = q.new_empty(batch, n, heads, width).transpose(1, 2)
+        out = room(batch, n, heads, width)
         lse = q.new_empty(batch, heads, n)
         lowered = in_steps(bands, n, k.shape[2], q_offset)
         if not lowered or out.numel() == 0:
@@ -118,7 +118,7 @@ class Native:
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk, dv of disjoint bands, summed; their memory is [B, N, H, D] (and [B, M, G, ...])."""
-        dq, dk, dv = (x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (q, k, v))
+        dq, dk, dv = (room(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (q, k, v))
         lowered = in_steps(bands, q.shape[2], k.shape[2], q_offset)
         if not lowered or grad_out.numel() == 0:
             return dq.zero_(), dk.zero_(), dv.zero_()
