@@ -141,9 +141,15 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
           pack_rows(v, packed, count, kept, plan.V, at.values + (int64_t)(packed - low) * plan.V);
           packed = visit.last;
         }
-        pack_rows(q, r, GROUP, nullptr, plan.D, at.q);
+        const bool in_place = rows == GROUP && plan.D == c.D;  // whole groups of whole vectors are read where they lie
+        if (in_place)
+          prefetch<0>(q, r + GROUP, r + 2 * GROUP);
+        else
+          pack_rows(q, r, GROUP, nullptr, plan.D, at.q);
+        const float* queries = in_place ? q.at(r) : at.q;
+        const int64_t ldq = in_place ? q.stride : plan.D;
         if (last) prefetch<1>(out, r, r + GROUP);
-        score_group(visit, at.q, plan.D, at.keys + (int64_t)(visit.first - low) * c.D, (int)c.D, at.s, at.lds);
+        score_group(visit, queries, ldq, at.keys + (int64_t)(visit.first - low) * c.D, (int)c.D, at.s, at.lds);
         for (int i = 0; i < rows; i++) {
           const int row = r + i, a = larger(low, fold.from(row)), z = smaller(high, fold.to(row));
           const Row scores = {at.s + i * at.lds - visit.first, at.bias - low, a, z, visit.from[i / QM], visit.to[i / QM],

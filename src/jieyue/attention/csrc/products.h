@@ -22,7 +22,7 @@
 #endif
 #define GROUP VL              // query rows that are worked on together,
 #define SUBS (GROUP / QM)     // in so many score tiles
-#define KEYS_AT_ONCE 64       // values that stay in the first cache while a group's rows pass
+#define KEYS_AT_ONCE 96       // values that stay in the first cache while a group's rows pass
 
 namespace {
 
@@ -38,7 +38,7 @@ template <int to_write> inline void prefetch(const Rows& x, int from, int to) {
   to = smaller(to, x.count);
   for (int j = larger(from, 0); j < to; j++) {
     const char* row = (const char*)x.at(j);
-    for (int64_t byte = 0; byte < x.columns * 4; byte += 64) __builtin_prefetch(row + byte, to_write);
+    for (int64_t byte = 0; byte < x.columns * 4; byte += 64) __builtin_prefetch(row + byte, to_write, 2);  // into the second-level cache: the first has too few slots to wait in
   }
 }
 
