@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_definition import F64, assert_equal, draw, draw_mask, hybrid_definition, window_definition
 
 from jieyue.attention import local, parse
 from jieyue.errors import InputError
 from jieyue.linear import HybridState, WindowState, attend_hybrid, attend_window
+from linear_definition import F64, assert_equal, draw, draw_mask, hybrid_definition, window_definition
 
 MAPS = ["elu", "relu", "cosine", "taylor2"]
 CALLS = {

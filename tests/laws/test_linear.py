@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_definition import assert_equal, definition, draw, draw_mask
 
 from jieyue.errors import InputError
 from jieyue.linear import FEATURES, FeatureMap, LinearState, attend_linear
 from jieyue.linear.operator import sums_of_weights
+from linear_definition import assert_equal, definition, draw, draw_mask
 
 CAUSAL = [name for name in FEATURES if name != "softmax"]
 SQUARE = FeatureMap(name="square", prepare=lambda x: x * x)  # a new map is one value

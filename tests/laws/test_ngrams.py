@@ -1,11 +1,13 @@
-"""Law: the suffix order allows exactly the n-grams of the window, and greedy reading equals the article's, rebuilt at every step."""
+"""Law: the suffix order allows exactly the n-grams of the window; greedy reading equals the article's, rebuilt at every step;
+the best reading is the best of all n-grams, written out.
+"""
 
 import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.decoding.constraints import Interval, SuffixOrder, read_slots
+from jieyue.decoding.constraints import Interval, SuffixOrder, best_slots, read_slots
 
 SEP = 0
 
@@ -53,9 +55,9 @@ def test_intervals_hold_exactly_the_windows_ngrams(window, prefix):
     }
 
 
-def read(order_of, tokens, first, stop, table):
+def read(order_of, tokens, first, stop, table, search=read_slots):
     at = numpy.array([[step[t] for t in tokens[first:stop]] for step in table]).reshape(len(table), stop - first)
-    return read_slots(order_of(tokens).window(first, stop), at, numpy.array([step[SEP] for step in table]), first)
+    return search(order_of(tokens).window(first, stop), at, numpy.array([step[SEP] for step in table]), first)
 
 
 def tables(rng, num_slots):
@@ -74,6 +76,43 @@ def test_greedy_equals_the_article(window, num_slots, seed):
     if answer:
         occurrences = [i for i in range(first, stop) if tuple(tokens[i : i + len(answer)]) == answer]
         assert reading.start == occurrences[0] and reading.start + len(answer) <= stop
+
+
+def worth(answer, table):
+    """Mean log-probability of an answer, its closing [SEP] included."""
+    return float(numpy.mean(numpy.log([table[t][token] for t, token in enumerate((*answer, SEP))])))
+
+
+@settings(max_examples=200)
+@given(windows, st.integers(1, 8), st.integers(0, 10**6))
+def test_best_is_the_best_of_all_ngrams(window, num_slots, seed):
+    tokens, first, stop = window
+    table = tables(numpy.random.default_rng(seed), num_slots)
+    reading = read(SuffixOrder, tokens, first, stop, table, best_slots)
+    answer = tuple(tokens[reading.start : reading.start + reading.num_tokens])
+    inside = tokens[first:stop]
+    every = [(), *(gram for n in range(1, num_slots) for gram in ngrams(inside, n))]
+    assert worth(answer, table) == pytest.approx(max(worth(gram, table) for gram in every), rel=1e-12)
+    assert reading.score == pytest.approx(numpy.mean([table[t][x] for t, x in enumerate((*answer, SEP))]), rel=1e-12)
+    assert len(reading.choices) == len(answer) + 1
+    for slot, choices in enumerate(reading.choices):
+        allowed = {SEP} | {gram[-1] for gram in ngrams(inside, slot + 1) if gram[:-1] == answer[:slot]}
+        assert choices[0] == pytest.approx(table[slot][(*answer, SEP)[slot]], rel=1e-6)
+        assert sorted(choices) == pytest.approx(sorted(table[slot][list(allowed)]), rel=1e-6)
+
+
+def test_one_greedy_path_misses_the_best():
+    """The broken twin: a first token commits the rest, so the greedy reading is often worse and never better."""
+    rng = numpy.random.default_rng(1)
+    tokens, worse = [1, 2, 3, 4, 1, 3, 2, 2], 0
+    for _ in range(100):
+        table = tables(rng, 5)
+        greedy, best = (read(SuffixOrder, tokens, 0, 8, table, search) for search in (read_slots, best_slots))
+        found = [tuple(tokens[one.start : one.start + one.num_tokens]) for one in (greedy, best)]
+        if greedy.num_tokens < 5:  # closed by [SEP]
+            assert worth(found[0], table) <= worth(found[1], table) + 1e-12
+            worse += worth(found[0], table) < worth(found[1], table) - 1e-9
+    assert worse > 20
 
 
 class ForgetfulInterval(Interval):

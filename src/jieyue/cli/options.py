@@ -26,6 +26,7 @@ __all__ = [
     "Questions",
     "Resume",
     "SaveSteps",
+    "Search",
     "Seed",
     "SkipBad",
     "Slots",
@@ -57,6 +58,9 @@ Attention = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output, for machines.")]
 BatchSize = Annotated[int, typer.Option(help="Windows read at once.")]
 Slots = Annotated[int | None, typer.Option("--answer-slots", help="Longest answer in tokens, its [SEP] included.")]
+Search = Annotated[
+    str | None, typer.Option(help="How answers are found: best (all n-grams compared, the default) or greedy.")
+]
 WindowTokens = Annotated[int | None, typer.Option(help="Passage tokens in one window, its [SEP] included.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="A vocab.txt for a preset. Default: learned from the data.")]
 NewHead = Annotated[

@@ -8,11 +8,18 @@ from typing import Any
 __all__ = ["read_settings"]
 
 
-def read_settings(model: str, own_data: bool, answer_slots: int | None, window_tokens: int | None, seed: int) -> Any:
-    """``ReadSettings`` with these lengths."""
+def read_settings(
+    model: str,
+    own_data: bool,
+    answer_slots: int | None,
+    window_tokens: int | None,
+    seed: int,
+    search: str | None = None,
+) -> Any:
+    """``ReadSettings`` with these lengths and this search."""
     from jieyue import run
 
-    if answer_slots is None and window_tokens is None:
+    if answer_slots is None and window_tokens is None and search is None:
         return None
     settings = run.task("read").settings(run.Materials(model=model, data=("own",) if own_data else ()), seed)
     overlap = settings.overlap_tokens if window_tokens is None else min(settings.overlap_tokens, window_tokens // 4)
@@ -21,4 +28,5 @@ def read_settings(model: str, own_data: bool, answer_slots: int | None, window_t
         answer_slots=answer_slots or settings.answer_slots,
         window_tokens=window_tokens or settings.window_tokens,
         overlap_tokens=overlap,
+        search=search or settings.search,
     )

@@ -2,7 +2,7 @@
 
 Input ``[CLS] [MASK]·A [SEP] question [SEP] passage [SEP]``; the masks' softmax spells the answer and its closing [SEP].
 A window without the answer has the target [SEP]: to abstain is learned. Decoding takes n-grams of the window only;
-windows give their maximum, passages vote.
+windows give their maximum, passages vote. Beyond the article: all n-grams are compared, not one greedy path.
 
   data      SQuAD 1.1 and 2.0, CMRC 2018, DRCD, multi-passage (WebQA, SogouQA): data/readers.py
   command   jieyue train read, jieyue evaluate, jieyue read
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -24,10 +23,9 @@ from torch import Tensor
 
 from jieyue.data.batch import IGNORED, collate, token_batch
 from jieyue.data.candidates import candidates
-from jieyue.data.findings import Findings
 from jieyue.data.readers import Question, read_questions
 from jieyue.data.windows import Specials, Tokens, specials, tokenize, windows
-from jieyue.decoding.constraints import Reading, SuffixOrder, read_slots
+from jieyue.decoding.constraints import SEARCHES, Reading, SuffixOrder
 from jieyue.decoding.slots import positions_of, slot_logits, slot_probabilities
 from jieyue.decoding.vote import merge_windows, vote
 from jieyue.errors import InputError, message
@@ -49,7 +47,6 @@ __all__ = [
     "calibrate",
     "encode",
     "objective",
-    "read",
     "score",
 ]
 
@@ -61,6 +58,7 @@ class ReadSettings(Settings):
     A row has at most 2 + ``answer_slots`` + ``question_tokens`` + ``window_tokens`` tokens (354 by default). Windows
     share ``overlap_tokens``. ``negatives_per_positive``: windows without the answer kept for each one with it (an
     unanswerable question counts as one); ``seed`` chooses which. ``temperature``: of the confidence, fitted by ``calibrate``.
+    ``search``: "best" compares all n-grams of the window, "greedy" takes one token after the other as the article does.
     """
 
     answer_slots: int = 32
@@ -70,6 +68,7 @@ class ReadSettings(Settings):
     negatives_per_positive: float = 1.0
     seed: int = 0
     temperature: float = 1.0
+    search: str = "best"
 
     def __post_init__(self) -> None:
         for name, least in (("answer_slots", 2), ("question_tokens", 2), ("window_tokens", 2), ("overlap_tokens", 0)):
@@ -79,6 +78,8 @@ class ReadSettings(Settings):
             raise InputError(
                 f"overlap_tokens={self.overlap_tokens}: expected less than window_tokens - 1 = {self.window_tokens - 1}"
             )
+        if self.search not in SEARCHES:
+            raise InputError(message("search", repr(self.search), f"one of {', '.join(SEARCHES)}"))
         if self.negatives_per_positive < 0 or self.temperature <= 0:
             raise InputError(
                 f"negatives_per_positive={self.negatives_per_positive}, temperature={self.temperature}: "
@@ -104,11 +105,6 @@ class ReadSettings(Settings):
                 )
             )
         return replace(self, window_tokens=window, overlap_tokens=min(self.overlap_tokens, window // 2))
-
-
-def read(paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False) -> tuple[list[Question], Findings]:
-    """Questions of the files and what was found: ``data.readers.read_questions``."""
-    return read_questions(paths, skip_bad=skip_bad)
 
 
 def _question_part(question: Tokens, special: Specials, settings: ReadSettings) -> numpy.ndarray:
@@ -249,7 +245,8 @@ def _read_windows(
         if order is None:
             order = orders[id(one.tokens)] = SuffixOrder(one.tokens.ids)
         at = own[:, len(one.head) : len(one) - 1]
-        readings.append(read_slots(order.window(one.first, one.stop), at, own[:, 1 + slots], one.first))
+        search = SEARCHES[settings.search]
+        readings.append(search(order.window(one.first, one.stop), at, own[:, 1 + slots], one.first))
     return readings
 
 
@@ -391,7 +388,7 @@ RECIPE = Recipe(
     name="read",
     head="masked-lm",
     settings=ReadSettings,
-    read=read,
+    read=read_questions,
     encode=encode,
     objective=objective,
     answer=answer,

@@ -106,7 +106,7 @@ def _exact_match(model: Any, prepared: Prepared) -> float:
 
 
 def _tell(report: Report, judged: Judged, fitted: Mapping[str, Any]) -> None:
-    tell_quality(report, judged.scores, judged.baselines, {"questions": "the training run's", **fitted})
+    tell_quality(report, judged.scores, judged.greedy, judged.baselines, {"questions": "the training run's", **fitted})
     shown = dozen(judged)
     tell_examples(
         report,

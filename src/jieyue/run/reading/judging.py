@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jieyue.data.readers import Question
@@ -18,12 +18,16 @@ __all__ = ["Judged", "dozen", "judge"]
 
 @dataclass(frozen=True)
 class Judged:
-    """Answers in the order of the questions, whether each is right (exact match), facts, and seconds of reading."""
+    """Answers in the order of the questions, whether each is right (exact match), facts, and seconds of reading.
+
+    ``greedy``: the facts of the article's greedy search on the same probabilities.
+    """
 
     questions: Sequence[Question]
     answers: list[reading.Answer]
     right: list[bool]
     scores: dict[str, Any]
+    greedy: dict[str, Any]
     baselines: dict[str, Any]
     seconds: float
     batch_size: int
@@ -51,12 +55,14 @@ def judge(
             progress=lambda done, total: update(done, total, {}),
         )
     seconds = time.perf_counter() - started
+    path = reading.answer(model, tokenizer, questions, replace(settings, search="greedy"), batch_size=batch_size)
     exact = exact_matches([one.text for one in answers], [(question.text, question.golds) for question in questions])
     return Judged(
         questions,
         answers,
         [bool(value) for value in exact],
         reading.score(answers, questions, training),
+        reading.score(path, questions, training),
         reading.against_baselines(answers, questions, training),
         seconds,
         batch_size,

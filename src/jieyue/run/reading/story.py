@@ -13,9 +13,13 @@ __all__ = ["tell_examples", "tell_quality"]
 
 
 def tell_quality(
-    report: Report, scores: Mapping[str, Any], baselines: Mapping[str, Any], calibration: Mapping[str, Any]
+    report: Report,
+    scores: Mapping[str, Any],
+    greedy: Mapping[str, Any],
+    baselines: Mapping[str, Any],
+    calibration: Mapping[str, Any],
 ) -> None:
-    """Exact match, F1 and Final by kind of question, against the three baselines; calibration of the confidence."""
+    """Exact match, F1 and Final by kind of question, against greedy search and three baselines; calibration."""
     section = report.section("Quality on held-out questions")
     how = f"{scores['questions']} questions; rule: {scores['rule']}; maximum over gold answers"
     section.fact("exact match", scores["exact_match"], "share", how, interval=scores["exact_match_interval"], key=True)
@@ -32,7 +36,7 @@ def tell_quality(
         "unseen": "answerable, answer never in training",
         "unanswerable": "unanswerable",
     }
-    systems = {"this reader": scores, **baselines["baselines"]}
+    systems = {"this reader": scores, "this reader, greedy search": greedy, **baselines["baselines"]}
     rows = []
     for part, words in parts.items():
         for name, facts in systems.items():
@@ -47,7 +51,7 @@ def tell_quality(
         ("F1", "share"),
         ("Final", "share"),
     ]
-    section.table(columns, rows, title="By kind of question, with three baselines")
+    section.table(columns, rows, title="By kind of question, with the article's greedy search and three baselines")
     bars = {
         name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts
     }
