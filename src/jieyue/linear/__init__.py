@@ -2,6 +2,7 @@
 
 from .features import FEATURES, FeatureMap
 from .hybrid import HybridState, attend_hybrid
+from .modules import Linformer, PooledKeys
 from .operator import attend_linear
 from .state import LinearState
 from .window import WindowState, attend_window
@@ -11,6 +12,8 @@ __all__ = [
     "FeatureMap",
     "HybridState",
     "LinearState",
+    "Linformer",
+    "PooledKeys",
     "WindowState",
     "attend_hybrid",
     "attend_linear",
