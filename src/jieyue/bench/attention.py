@@ -22,12 +22,13 @@ from jieyue.errors import InputError
 from jieyue.timer import peak_bytes
 
 from .attention_rows import AttentionBench, Cell, LongRow, RivalRow, ShareRow
+from .linear_attention import bench_linear, linear_curves
 from .rivals import RIVALS, Attention, Rival, sdpa
 
 __all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "bench_attention"]
 
 HEADS, DEPTH, DENSE_ROWS = 12, 64, 2048
-PARTS = ("long", "shares", "small", "rivals", "curves")
+PARTS = ("long", "shares", "small", "rivals", "curves", "linear")
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 CURVES = ("full()", "local(128)", "atrous(16)", "sparse(64)")
 RIVAL_CELLS = (("local(128)", 8192), ("local(256)", 16384))
@@ -62,7 +63,8 @@ def bench_attention(
     rivals: Sequence[Rival] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> AttentionBench:
-    """Measures the named parts: long, shares (the goals), small (N = 512), rivals, curves (time and memory against N).
+    """Measures the named parts: long, shares (the goals), small (N = 512), rivals, curves (time and memory of every pattern and
+    map against N), linear (goals, rivals, crossover and decoding of linear attention).
 
     ``rivals`` join those of ``rivals.RIVALS``; ``say`` hears what is being measured. Threads: torch's own count.
     Cost: about 8 minutes with everything on two cores, 1 minute for "shares" alone. ``InputError`` for unknown parts.
@@ -82,7 +84,8 @@ def bench_attention(
         shares=tuple(run.shares()) if "shares" in parts else (),
         small=tuple(run.small()) if "small" in parts else (),
         rivals=tuple(run.rivals()) if "rivals" in parts else (),
-        curves=tuple(run.curves(lengths)) if "curves" in parts else (),
+        curves=(*run.curves(lengths), *linear_curves(lengths, repeats, device, say)) if "curves" in parts else (),
+        linear=bench_linear(repeats=repeats, device=device, say=say) if "linear" in parts else None,
     )
 
 

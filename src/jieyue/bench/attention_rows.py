@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jieyue.machine import describe
 from jieyue.report import Picture, Report
+
+if TYPE_CHECKING:
+    from .linear_attention import LinearBench
 
 __all__ = ["AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow"]
 
@@ -77,6 +80,7 @@ class AttentionBench:
     rivals: tuple[RivalRow, ...] = ()
     curves: tuple[RivalRow, ...] = ()
     long: LongRow | None = None
+    linear: LinearBench | None = None
 
     def report(self) -> Report:
         """Tables of all rows, and log-log pictures of time and memory against N."""
@@ -99,6 +103,8 @@ class AttentionBench:
                 f"{what}: tensors", self.long.tensor_bytes, "bytes", how="inputs, outputs, gradients, workspace"
             )
             section.fact("allowed", self.long.allowed_bytes, "bytes")
+        if self.linear is not None:
+            self.linear.add_to(report)
         if self.curves:
             self._add_pictures(report)
         return report

@@ -30,14 +30,14 @@ def add_to(app: typer.Typer) -> None:
 @_bench.command("attention")
 def bench_attention(
     parts: Annotated[
-        str, typer.Option(help="Some of long, shares, small, rivals, curves.")
-    ] = "long,shares,small,rivals,curves",
+        str, typer.Option(help="Some of long, shares, small, rivals, curves, linear.")
+    ] = "long,shares,small,rivals,curves,linear",
     repeats: Repeats = 5,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Patterns beside the dense flash kernel and the rivals: share of its rate, seconds and peak memory against length."""
+    """Patterns and linear maps beside the dense flash kernel and the rivals: rates, seconds and peak memory against length."""
     from jieyue.bench.attention import bench_attention as measure
 
     door = Door(as_json)

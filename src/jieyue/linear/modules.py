@@ -80,11 +80,12 @@ class PooledKeys(nn.Module):
         missing = -k.shape[2] % self.rate
         seen = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool) if key_mask is None else key_mask
         counts = pad(seen, (0, missing)).unflatten(1, (-1, self.rate)).sum(2)
-        averages = []
-        for x in (k, v):
+
+        def averages(x: Tensor) -> Tensor:
             windows = pad(_without_masked(x, key_mask), (0, 0, 0, missing)).unflatten(2, (-1, self.rate))
-            averages.append(windows.sum(3) / counts.clamp(min=1).to(x.dtype)[:, None, :, None])
-        out = attend(q, *averages, full(), key_mask=counts > 0, scale=scale)
+            return windows.sum(3) / counts.clamp(min=1).to(x.dtype)[:, None, :, None]
+
+        out = attend(q, averages(k), averages(v), full(), key_mask=counts > 0, scale=scale)
         assert isinstance(out, Tensor)
         return out
 

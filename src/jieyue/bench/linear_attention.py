@@ -1,0 +1,296 @@
+"""Seconds and bytes of linear attention on this machine: its share of the matrix-product rate, rivals, and decoding.
+
+Share: floating-point operations per second over those of a 1024³ float32 matrix product, best of the repeats of each within
+the same run. Operations are counted at chunks of C = 64 whatever chunk is used, for each query head and position:
+
+    forward   causal 2·C·(D + V) + 4·D·V      all keys 4·D·V          (the triangle's upper half is counted too)
+    backward  causal 2·C·(3·D + 2·V) + 8·D·V  all keys 8·D·V          (sums made again are not counted)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jieyue.linear import LinearState
+from jieyue.report import Picture, Report
+from jieyue.timer import median_seconds, peak_bytes
+
+from .attention_rows import RivalRow
+from .linear_rivals import LINEAR_CURVES, LINEAR_RIVALS, linear
+from .rivals import Attention
+
+__all__ = ["DecodingRow", "GoalRow", "LinearBench", "bench_linear", "linear_curves"]
+
+HEADS, DEPTH, CHUNK, LONG = 12, 64, 64, 65536
+ALLOWED_BYTES = 4 * 2**30
+GOALS = {True: 0.5, False: 0.6}
+RIVAL_LENGTHS = (64, 256, 1024, 4096, 16384)
+STATE_CONTEXTS = (4096, 32768, 131072)
+MODEL_CONTEXTS = {"linear(elu)": (1024, 4096, 16384, 65536), "full()": (1024, 4096, 16384)}
+_MOST_DENSE = 16384  # positions of dense attention, forward and backward, that are worth waiting for on a CPU
+
+
+@dataclass(frozen=True)
+class GoalRow:
+    """A long sequence: best seconds, shares of the matrix-product rate, and tensor bytes at the peak, inputs among them."""
+
+    causal: bool
+    n: int
+    forward_seconds: float
+    both_seconds: float
+    forward_share: float
+    both_share: float
+    goal: float
+    tensor_bytes: int
+
+
+@dataclass(frozen=True)
+class DecodingRow:
+    """One more token after ``context``: median seconds, and bytes that are kept between tokens."""
+
+    what: str
+    context: int
+    seconds: float
+    held_bytes: int
+
+
+@dataclass(frozen=True)
+class LinearBench:
+    """What ``bench_linear`` measured; ``crossover``: from which N ours beats dense attention, per causality (None: nowhere)."""
+
+    rate: float
+    goals: tuple[GoalRow, ...] = ()
+    rivals: tuple[RivalRow, ...] = ()
+    crossover: dict[str, float | None] | None = None
+    decoding: tuple[DecodingRow, ...] = ()
+
+    def add_to(self, report: Report) -> None:
+        """Tables, the crossover, and a picture of decoding."""
+        section = report.section("Linear attention")
+        section.fact("matrix product, 1024³ float32", self.rate, "FLOP/s", how="best of the repeats")
+        if self.goals:
+            section.table(
+                ["linear(elu)", "N", ("forward", "seconds"), "share", ("forward + backward", "seconds"), "share ", "goal",
+                 "reached", ("tensors", "bytes"), "within 4 GiB"],
+                [["causal" if r.causal else "all keys", r.n, r.forward_seconds, r.forward_share, r.both_seconds, r.both_share,
+                  r.goal, r.both_share >= r.goal, r.tensor_bytes, r.tensor_bytes <= ALLOWED_BYTES] for r in self.goals],
+                note="Share of the matrix-product rate, operations counted at chunks of 64 positions.",
+            )  # fmt: skip
+        if self.rivals:
+            section.table(
+                ["what", "N", "by", ("forward", "seconds"), ("forward + backward", "seconds"), ("of ours", "x"),
+                 ("peak", "bytes"), "note"],
+                [[r.pattern, r.n, r.name, r.forward_seconds, r.both_seconds, r.both_times, r.peak_bytes, r.note]
+                 for r in self.rivals],
+            )  # fmt: skip
+        for what, n in (self.crossover or {}).items():
+            shortest = min(r.n for r in self.rivals)
+            text = "not up to the longest N measured" if n is None else n
+            how = "the shortest measured: it may be less" if n == shortest else "between measured N, by straight lines"
+            section.fact(
+                f"{what}: faster than dense attention from N", text, "" if n is None else "tokens", how=how, key=True
+            )
+        if self.decoding:
+            section.table(
+                ["one more token", ("context", "tokens"), ("time", "seconds"), ("kept", "bytes")],
+                [[r.what, r.context, r.seconds, r.held_bytes] for r in self.decoding],
+            )
+            curves = {
+                name: {r.context: r.seconds for r in self.decoding if r.what == name}
+                for name in dict.fromkeys(r.what for r in self.decoding)
+            }
+            title = "Time for one more token against the context"
+            section.picture(Picture.lines(title, curves, x=("context", "tokens"), y=("time", "seconds"), log="xy"))
+
+
+def bench_linear(
+    *,
+    repeats: int = 5,
+    device: str = "cpu",
+    goal_length: int = LONG,
+    lengths: Sequence[int] = RIVAL_LENGTHS,
+    state_contexts: Sequence[int] = STATE_CONTEXTS,
+    model_contexts: dict[str, Sequence[int]] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> LinearBench:
+    """The goals, the rivals with the crossover, and decoding, by a state alone and by a model's ``generate``-like steps.
+
+    Cost: about 4 minutes on two cores with the defaults, most of it dense attention.
+    """
+    say(f"linear(elu) at N = {goal_length}")
+    rate, goals = _goals(goal_length, max(3, repeats), device)
+    rivals: list[RivalRow] = []
+    for causal in (True, False):
+        for n in lengths:
+            say(f"linear(elu), {'causal' if causal else 'all keys'}, N = {n}, beside others")
+            rivals += _rivals(causal, n, repeats, device)
+    say("decoding")
+    decoding = [_state_row(context, device) for context in state_contexts]
+    for attention, contexts in (MODEL_CONTEXTS if model_contexts is None else model_contexts).items():
+        decoding += _model_rows(attention, contexts)
+    crossover = {
+        what: _crossing(
+            {r.n: r.both_seconds for r in rivals if r.pattern == what and r.name == "SDPA, full" and r.both_seconds},
+            {r.n: r.both_seconds for r in rivals if r.pattern == what and r.name == "jieyue" and r.both_seconds},
+        )
+        for what in dict.fromkeys(r.pattern for r in rivals)
+    }
+    return LinearBench(rate, tuple(goals), tuple(rivals), crossover, tuple(decoding))
+
+
+def linear_curves(
+    lengths: Sequence[int], repeats: int, device: str, say: Callable[[str], None] = lambda text: None
+) -> list[RivalRow]:
+    """Every map, window and hybrid against N, all keys: rows like those of the patterns."""
+    rows = []
+    for n in lengths:
+        for name, function in LINEAR_CURVES.items():
+            say(f"{name} at N = {n}")
+            rows.append(_row(name, n, f"jieyue {name}", function, _tensors(n, device), repeats, device))
+    return rows
+
+
+def _tensors(n: int, device: str) -> list[Tensor]:
+    """q, k, v that want gradients, and the gradient of out, [1, H, n, D] in [1, n, H, D] memory."""
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    made = [torch.randn(1, n, HEADS, DEPTH, device=device, dtype=dtype).transpose(1, 2) for _ in range(4)]
+    return [*(x.requires_grad_() for x in made[:3]), made[3]]
+
+
+def _calls(function: Attention, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
+    q, k, v, grad = tensors
+    plain = [x.detach() for x in (q, k, v)]
+    return {
+        "forward": lambda: function(*plain),
+        "both": lambda: torch.autograd.grad(function(q, k, v), (q, k, v), grad),
+    }
+
+
+def operations(n: int, causal: bool) -> tuple[int, int]:
+    """(forward, forward and backward), counted as the module says."""
+    forward = 2 * n * HEADS * (causal * 2 * CHUNK * DEPTH + 2 * DEPTH * DEPTH)
+    backward = 2 * n * HEADS * (causal * 5 * CHUNK * DEPTH + 4 * DEPTH * DEPTH)
+    return forward, forward + backward
+
+
+def _goals(n: int, repeats: int, device: str) -> tuple[float, list[GoalRow]]:
+    left, right = (torch.randn(1024, 1024, device=device) for _ in range(2))
+
+    def product() -> None:
+        for _ in range(10):
+            left @ right
+
+    tensors = _tensors(n, device)
+    calls = {
+        f"{name} {causal}": call
+        for causal in (True, False)
+        for name, call in _calls(linear("elu", causal), tensors).items()
+    }
+    seconds = median_seconds({"product": product} | calls, repeats)
+    rate = 10 * 2 * 1024**3 / seconds["product"][0]
+    held = sum(x.nbytes for x in tensors)
+    rows = []
+    for causal in (True, False):
+        forward, both = (seconds[f"{name} {causal}"][0] for name in ("forward", "both"))
+        first, second = (count / s / rate for count, s in zip(operations(n, causal), (forward, both), strict=True))
+        peak = held + _peak(calls[f"both {causal}"], device)
+        rows.append(GoalRow(causal, n, forward, both, first, second, GOALS[causal], peak))
+    return rate, rows
+
+
+def _rivals(causal: bool, n: int, repeats: int, device: str) -> list[RivalRow]:
+    tensors, what = _tensors(n, device), "linear(elu), causal" if causal else "linear(elu), all keys"
+    ours = _row(what, n, "jieyue", linear("elu", causal), tensors, repeats, device)
+    rows = [ours]
+    for rival in LINEAR_RIVALS:
+        try:
+            made = rival.make(causal, n, device)
+            if isinstance(made, str) or (rival.name == "SDPA, full" and device == "cpu" and n > _MOST_DENSE):
+                reason = made if isinstance(made, str) else "it would take minutes"
+                rows.append(RivalRow(what, n, rival.name, note=f"not measured: {reason}"))
+                continue
+            row = _row(what, n, rival.name, made, tensors, 1 if n >= _MOST_DENSE else repeats, device)
+        except Exception as error:  # another project's code: its failure is a finding, not ours to judge
+            row = RivalRow(what, n, rival.name, note=f"not measured: {type(error).__name__}: {str(error)[:80]}")
+        if row.both_seconds and ours.both_seconds:
+            row = RivalRow(**vars(row) | {"both_times": row.both_seconds / ours.both_seconds})
+        rows.append(row)
+    return rows
+
+
+def _row(
+    what: str, n: int, name: str, function: Attention, tensors: list[Tensor], repeats: int, device: str
+) -> RivalRow:
+    calls = _calls(function, tensors)
+    seconds = median_seconds(calls, repeats)
+    middle = {key: values[len(values) // 2] for key, values in seconds.items()}
+    peak = _peak(calls["both"], device)
+    return RivalRow(what, n, name, forward_seconds=middle["forward"], both_seconds=middle["both"], peak_bytes=peak)
+
+
+def _peak(call: Callable[[], Any], device: str) -> int:
+    if device == "cpu":
+        return peak_bytes(call)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _crossing(dense: dict[int, float], ours: dict[int, float]) -> float | None:
+    """The N where the two curves cross, straight lines between measured points on logarithmic axes."""
+    shared = sorted(dense.keys() & ours.keys())
+    gaps = [math.log(dense[n] / ours[n]) for n in shared]
+    if not shared or gaps[-1] < 0:
+        return None
+    for (n, before), (m, after) in zip(
+        zip(shared, gaps, strict=True), list(zip(shared, gaps, strict=True))[1:], strict=False
+    ):
+        if before < 0 <= after:
+            return float(round(n * (m / n) ** (-before / (after - before))))
+    return float(shared[0])
+
+
+def _state_row(context: int, device: str) -> DecodingRow:
+    """Append and read of one token on 12 heads, after ``context`` tokens."""
+    q, k, v, _ = (x.detach() for x in _tensors(64, device))
+    state = LinearState.empty(k, v)
+    with torch.no_grad():
+        for _ in range(context // 64):
+            state.append(k, v)
+        one = [x[:, :, :1] for x in (q, k, v)]
+
+        def step() -> None:
+            for _ in range(50):
+                state.append(one[1], one[2])
+                state.read(one[0])
+
+        seconds = median_seconds({"step": step}, 9)["step"]
+    return DecodingRow("linear(elu), one layer's state", context, seconds[4] / 50, state.nbytes)
+
+
+def _model_rows(attention: str, contexts: Sequence[int]) -> list[DecodingRow]:
+    """Steps of a small Llama (4 layers, hidden 256) after each context; the prompt is read in one call."""
+    from jieyue.hf.decoders import fresh_decoder
+
+    rows = []
+    model = fresh_decoder(attention, hidden=256, num_layers=4, num_heads=4, num_positions=max(contexts) + 128)
+    for context in contexts:
+        with torch.no_grad():
+            found = model(torch.randint(3, 1000, (1, context)), use_cache=True, logits_to_keep=1)
+            past, token, times = found.past_key_values, torch.tensor([[5]]), []
+            for _ in range(24):
+                start = time.perf_counter()
+                model(token, past_key_values=past, use_cache=True)
+                times.append(time.perf_counter() - start)
+        rows.append(DecodingRow(f"{attention}, a model of 4 layers", context, sorted(times[4:])[10], past.nbytes))
+    return rows
