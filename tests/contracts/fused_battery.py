@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from test_engines import HALF, PATTERNS, calls, check
 
-from jieyue.attention import local, operator, parse
+from jieyue.attention import Call, local, parse
 from jieyue.attention.engines import fused
 
 
@@ -34,12 +34,7 @@ def bfloat16_products(monkeypatch):
 @pytest.fixture
 def halves_stay_halves(monkeypatch):
     """Half precision is computed in float32 on the CPU; here the kernels get it as they would on CUDA."""
-
-    def lifted(q, k, v, key_mask, seed, options):
-        pattern, scale, dropout, q_offset = options
-        return operator.Call(q, k, v, parse(pattern), key_mask, scale, dropout, int(seed or 0), q_offset)
-
-    monkeypatch.setattr(operator, "_lifted", lifted)
+    monkeypatch.setattr(Call, "lifted", property(lambda call: call))
 
 
 @pytest.mark.parametrize("number", range(len(PATTERNS)))

@@ -217,11 +217,9 @@ def _forward(call: Call, engine: str) -> tuple[Tensor, Tensor]:
 def _lifted(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, seed: Tensor | None, settings: tuple[Any, ...]
 ) -> Call:
-    """The call as engines see it. Half precision on the CPU is computed in float32 and rounded once, at the end."""
+    """The call as engines see it."""
     pattern, scale, dropout, q_offset = settings
-    if q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16):
-        q, k, v = q.float(), k.float(), v.float()
-    return Call(q, k, v, parse(pattern), key_mask, scale, dropout, 0 if seed is None else int(seed), q_offset)
+    return Call(q, k, v, parse(pattern), key_mask, scale, dropout, 0 if seed is None else int(seed), q_offset).lifted
 
 
 def _in_rows(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from .masks import padding_only
 
 __all__ = [
     "FIELD",
+    "attention_engines",
     "attention_modules",
     "attention_of",
     "interface_name",
@@ -131,6 +133,20 @@ def attention_of(model: nn.Module) -> dict[str, str]:
     return {name: str(layer.entry) for name, layer in found.items() if layer is not None and not layer.cross}
 
 
+def attention_engines(model: nn.Module) -> list[tuple[str, str, str, str]]:
+    """(module paths, entry, engine, why not the ones before it) of the self-attentions that have run, alike ones together."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, module in attention_modules(model):
+        layer: LayerAttention | None = vars(module).get(SLOT)
+        if layer is None or layer.cross or not layer.called:
+            continue
+        before = list(takewhile(lambda one: one[1] is not None, layer.engines))
+        ran = layer.engines[len(before)][0] if layer.engines else "linear attention's own"
+        reasons = "; ".join(str(reason) for _, reason in before)
+        found.setdefault((str(layer.entry), ran, reasons), []).append(name)
+    return [(", ".join(names), *what) for what, names in found.items()]
+
+
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of every module whose forward looks its attention up in transformers' interface, in order."""
     for name, module in model.named_modules():
@@ -154,7 +170,7 @@ def attention_forward(
     if layer is None:
         raise InputError(f"{type(module).__name__}: no pattern was given to it; call jieyue.use(model, attention=...)")
     _refuse(module, layer, attention_mask, kwargs)
-    layer.called = True
+    layer.note_call(query, key, value)
     is_causal = kwargs.get("is_causal")
     causal = not layer.cross and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     probability = dropout if layer.dropout is None else (layer.dropout if module.training else 0.0)

@@ -13,9 +13,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from jieyue.attention import Pattern, State, attend, parse
+from jieyue.attention import Call, Pattern, State, attend, parse, why
 from jieyue.errors import InputError
 from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, attend_hybrid, attend_linear, attend_window
 from jieyue.linear.features import resolve
@@ -246,14 +247,24 @@ class HybridEntry:
 
 @dataclass
 class LayerAttention:
-    """What one attention module got; ``dropout`` None = the model's, ``window`` its own, ``called`` once it ran through ours."""
+    """What one attention module got; ``dropout`` None = the model's, ``window`` its own, ``called`` once it ran through ours.
+
+    ``engines``: what ``attention.why`` said at its first forward pass, for a pattern; the first without a reason ran.
+    """
 
     entry: Entry
     cross: bool = False
     dropout: float | None = None
     window: int | None = None
     called: bool = False
+    engines: tuple[tuple[str, str | None], ...] = ()
     _causal: Entry | None = None
+
+    def note_call(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Remembers that the module ran, and the first time by which engine, and why by no other."""
+        if not self.called and isinstance(self.entry, PatternEntry) and not torch.compiler.is_compiling():
+            self.engines = tuple(why(Call(q, k, v, self.entry.pattern)))
+        self.called = True
 
     def entry_for(self, causal: bool) -> Entry:
         if not causal:

@@ -7,6 +7,7 @@ load the folder without us.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -125,11 +126,11 @@ def load_config(name: str | Path) -> PretrainedConfig:
 
 
 def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrainedModel:
-    """A model of this configuration with fresh weights; under fake tensors it allocates nothing."""
+    """A model of a copy of this configuration with fresh weights; under fake tensors it allocates nothing."""
     import transformers
 
     try:
-        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(register_names(config))
+        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(register_names(copy.deepcopy(config)))
     except ValueError as error:
         raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
     return _restored(model, head)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jieyue.budget import Budget, format_bytes
+from jieyue.hf.attention import attention_engines
 from jieyue.hf.loading import load, read_record
 from jieyue.machine import describe, fix_malloc_threshold
 from jieyue.report import Report, model_card, write_whole
@@ -108,7 +109,10 @@ def train(
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
     tell_savings(report, gained)
     if materials.attention is not None:
-        tell_lengths(report, against_length(prepared, planned, materials.attention))
+        model = trained.trainer.model
+        assert model is not None
+        rows = against_length(prepared, planned, materials.attention)
+        tell_lengths(report, rows, attention_engines(model))
     tell_data(report, job.noun, prepared.sources, prepared.counts)
     resolved = {**course.to_dict(), **settings.to_dict(), "model": materials.model, "data": prepared.sources.name}
     tell_settings(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())

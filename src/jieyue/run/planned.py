@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from jieyue.budget import Budget, Plan
 from jieyue.hf.trainer import make_optimizer, training_arguments
+from jieyue.hf.use import use
 from jieyue.planning.choice import choose
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
-
-from .models import with_attention
 
 if TYPE_CHECKING:
     from .training import Trained
@@ -145,7 +144,9 @@ def against_length(
 
 
 def _patterned(plain: Callable[[], Any], attention: str) -> Any:
-    return with_attention(plain(), None if attention == "full()" else attention)
+    model = plain()
+    use(model, attention=None if attention == "full()" else attention)
+    return model
 
 
 def _timed_step(step: TrainingStep) -> dict[str, Any]:

@@ -117,9 +117,10 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
         section.table(["setting", "why not"], [list(row) for row in plan.rejected], title="Rejected")
 
 
-def tell_lengths(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The pattern against full attention at growing lengths: a table and two pictures."""
+def tell_lengths(report: Report, rows: Sequence[Mapping[str, Any]], layers: Sequence[tuple[str, ...]]) -> None:
+    """What each layer got, and the pattern against full attention at growing lengths: two tables and two pictures."""
     section = report.section("The pattern against full attention")
+    section.table(["layers", "attention", "engine", "why not a faster one"], [list(row) for row in layers])
     columns: list[str | tuple[str, str]] = ["tokens", "attention", ("peak", "bytes"), ("seconds", "seconds"), "how"]
     table = [[row["length"], row["attention"], row["peak_bytes"], row["seconds"], row["how"]] for row in rows]
     section.table(columns, table, note="One update of one row of that length, everything included.")

@@ -7,9 +7,10 @@ several disjoint bands in one go. Asking for an engine by name never falls back 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jieyue.attention.lowering import lower
@@ -44,6 +45,13 @@ class Call:
         return lower(self.pattern, self.q.shape[2], self.k.shape[2], self.q_offset)
 
     @property
+    def lifted(self) -> Call:
+        """The call as engines get it: half precision on the CPU in float32, to be rounded once, at the end."""
+        if self.q.device.type != "cpu" or self.q.dtype not in (torch.float16, torch.bfloat16):
+            return self
+        return replace(self, q=self.q.float(), k=self.k.float(), v=self.v.float())
+
+    @property
     def options(self) -> dict[str, Any]:
         """The settings as every engine's passes take them."""
         return {name: getattr(self, name) for name in ("key_mask", "scale", "dropout", "seed", "q_offset")}
@@ -62,6 +70,7 @@ def named(name: str) -> Any:
 
 def why(call: Call) -> list[tuple[str, str | None]]:
     """Each engine's name with None where it can run the call, else the sentence that says why not; in order of preference."""
+    call = call.lifted
     return [(engine.name, engine.refuses(call)) for engine in ENGINES]
 
 
