@@ -40,7 +40,12 @@ class Partial:
         >>> one.merge(none), none.merge(none).lse
         (Partial(out=tensor([1.]), lse=tensor(0.)), tensor(-inf))
         """
-        lse = torch.logaddexp(self.lse, other.lse)
-        anchor = torch.where(torch.isneginf(lse), 0.0, lse)
-        weight = (other.lse - anchor).exp()[..., None]
+        no_own, no_other = torch.isneginf(self.lse), torch.isneginf(other.lse)
+        own, added = (
+            self.lse.masked_fill(no_own, 0.0),
+            other.lse.masked_fill(no_other, 0.0),
+        )  # finite: any derivative is
+        both = torch.logaddexp(own, added)
+        lse = torch.where(no_other, self.lse, torch.where(no_own, other.lse, both))
+        weight = torch.sigmoid(added - own).masked_fill(no_own, 1.0).masked_fill(no_other, 0.0)[..., None]
         return Partial(self.out + weight.to(self.out.dtype) * (other.out - self.out), lse)

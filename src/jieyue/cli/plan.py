@@ -29,6 +29,7 @@ from .options import (
     WindowTokens,
 )
 from .settings import read_settings
+from .title import doctor_title, plan_title
 
 __all__ = ["add_to"]
 
@@ -38,6 +39,8 @@ _doctor = typer.Typer(help="Check data before training.", no_args_is_help=True)
 
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
+    _plan.command("title")(plan_title)
+    _doctor.command("title")(doctor_title)
     app.add_typer(_plan, name="plan")
     app.add_typer(_doctor, name="doctor")
 

@@ -40,14 +40,16 @@ from .options import (
     WindowTokens,
 )
 from .settings import read_settings
+from .title import train_title
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "run_recipe"]
 
 _train = typer.Typer(help="Train a model by recipe, under a budget.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
+    _train.command("title")(train_title)
     app.add_typer(_train, name="train")
 
 
@@ -108,7 +110,7 @@ def train_read(
         new_head=new_head,
         attention=attention,
     )
-    _run(
+    run_recipe(
         "read",
         materials,
         course,
@@ -121,7 +123,7 @@ def train_read(
     )
 
 
-def _run(
+def run_recipe(
     recipe: str,
     materials: Any,
     course: Any,

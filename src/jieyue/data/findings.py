@@ -59,6 +59,14 @@ MEANING = {
     "turns_dropped": "oldest turns dropped, each whole",
     "turns_cut": "single turns longer than max_tokens, cut at their end",
     "dialogues_without_loss": "dialogues with no token to learn from: no reply in them",
+    "pairs": "sources with titles read",
+    "sources_repeated": "sources that stood before",
+    "titles_repeated": "titles that stood before",
+    "titles_in_source": "titles that stand in their source, letter for letter",
+    "sources_truncated": "sources cut to source_tokens",
+    "titles_over_long": "titles longer than title_tokens",
+    "titles_left_out": "titles without a row: over-long, or without a token",
+    "longest_title_tokens": "tokens of the longest title, its closing one included",
     "unknown_tokens": "tokens in rows that the vocabulary lacks",
 }
 """What every count says, for people; the names are those of ``Findings.counts`` and of the reader's rows."""

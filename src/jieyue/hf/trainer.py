@@ -204,6 +204,8 @@ class EffectiveBatchTrainer(Trainer):
         schedule_free = getattr(self.optimizer, "train", None)
         if callable(schedule_free):
             schedule_free()
+        if hasattr(self.work.objective, "step"):  # remedies that follow a schedule
+            self.work.objective.step = self.state.global_step
         self._before_step = RandomState(self.args.device)
         with self._interrupts.immediate(self.args.world_size == 1):
             tally = accumulate(

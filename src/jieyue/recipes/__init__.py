@@ -15,6 +15,10 @@ __all__ = ["Recipe", "Settings"]
 class Settings:
     """What a recipe's frozen dataclass of settings can do beside naming them."""
 
+    def head(self, default: str) -> str:
+        """The model's head under these settings, of ``hf.loading.HEADS``; ``default`` is the recipe's own."""
+        return default
+
     def fitted(self, positions: int) -> Self:
         """These settings, cut to a model of so many ``positions``; ``InputError`` where that leaves nothing to work with."""
         return self

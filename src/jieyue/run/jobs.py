@@ -14,8 +14,17 @@ from jieyue.machine import describe, fix_malloc_threshold
 from jieyue.report import Report, model_card, write_whole
 
 from .models import open_model
-from .planned import Planned, against_length, measure, plan_for, savings
-from .story import tell_counts, tell_data, tell_lengths, tell_memory, tell_savings, tell_settings, tell_training
+from .planned import Planned, against_length, measure, plan_for, prices, savings
+from .story import (
+    tell_counts,
+    tell_data,
+    tell_lengths,
+    tell_memory,
+    tell_prices,
+    tell_savings,
+    tell_settings,
+    tell_training,
+)
 from .tasks import Task, task
 from .training import fit, prepare, store
 from .values import Course, Materials, Prepared
@@ -34,10 +43,14 @@ def doctor(recipe: str = "read", materials: Materials = Materials()) -> Report:
     """
     job = task(recipe)
     examples, findings, shared = job.check(materials)
+    settings = materials.settings or job.settings(materials, 0)
     source = open_model(
-        materials.model, lambda: job.texts(examples), head=job.recipe.head, vocabulary=materials.vocabulary
+        materials.model,
+        lambda: job.texts(examples),
+        head=settings.head(job.recipe.head),
+        vocabulary=materials.vocabulary,
     )
-    settings = (materials.settings or job.settings(materials, 0)).fitted(source.positions)
+    settings = settings.fitted(source.positions)
     _, counts = job.recipe.encode(examples, source.tokenizer, settings)
     report = Report(f"Doctor · {', '.join(Path(path).name for path in materials.data) or SHIPPED}")
     how = f"{len(source.tokenizer)} tokens; rows of at most {counts['longest_row_tokens']}"
@@ -102,12 +115,15 @@ def train(
     clock.lap("judging")
     measured = measure(prepared, planned, trained)
     gained = savings(prepared, planned, trained, measured)
+    priced = prices(prepared, planned, trained, course.remedies) if course.remedies else []
     clock.lap("measuring memory and savings")
     report = Report(f"{job.title} · {materials.model}")
     job.tell(report, judged, fitted)
     tell_training(report, trained.losses, trained.curve, trained.facts, job.curve)
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
     tell_savings(report, gained)
+    if priced:
+        tell_prices(report, priced)
     if materials.attention is not None:
         model = trained.trainer.model
         assert model is not None
@@ -135,7 +151,7 @@ def evaluate(
     record = read_record(folder)
     job = task(str(record.get("recipe")))
     settings = job.recipe.settings.from_dict(record["settings"])
-    model, tokenizer = load(folder, job.recipe.head)
+    model, tokenizer = load(folder, settings.head(job.recipe.head))
     sources = job.read_judged(files, skip_bad)
     judged = job.judge(model, tokenizer, sources, settings, batch_size=batch_size, watch=watch)
     report = Report(f"Evaluation · {Path(folder).name}")

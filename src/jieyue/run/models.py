@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from jieyue.decoding.slots import positions_of
+from jieyue.errors import InputError, message
 from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.presets import PRESETS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.use import use
@@ -51,6 +53,10 @@ def open_model(
     vocabulary is learned from ``texts()``, or read from ``vocabulary`` (a ``vocab.txt``).
     """
     if name in PRESETS and not Path(name).is_dir():
+        if head not in ("masked-lm", "prefix"):
+            raise InputError(
+                message(f"model={name!r}", f"the head {head!r}", "a masked LM or a prefix LM", "name a checkpoint")
+            )
         own = make_tokenizer(learn_vocabulary(texts()) if vocabulary is None else vocabulary)
         fresh = preset_config(name, own)
         return ModelSource(
@@ -58,9 +64,9 @@ def open_model(
             True,
             own,
             fresh.max_position_embeddings,
-            lambda: model_from_config(fresh, head),
-            lambda: with_attention(model_from_config(fresh, head), attention),
-            lambda: with_attention(build(name, own, start=start, seed=seed), attention),
+            lambda: _ready(model_from_config(fresh, head), head, own),
+            lambda: with_attention(_ready(model_from_config(fresh, head), head, own), attention),
+            lambda: with_attention(_ready(build(name, own, start=start, seed=seed), head, own), attention),
         )
     tokenizer = load_tokenizer(name)
     config = load_config(name)
@@ -71,10 +77,15 @@ def open_model(
         False,
         tokenizer,
         positions or NO_LIMIT,
-        lambda: model_from_config(config, head),
-        lambda: with_attention(model_from_config(config, head), attention),
-        lambda: with_attention(load_model(name, head, new_head=new_head), attention),
+        lambda: _ready(model_from_config(config, head), head, tokenizer),
+        lambda: with_attention(_ready(model_from_config(config, head), head, tokenizer), attention),
+        lambda: with_attention(_ready(load_model(name, head, new_head=new_head), head, tokenizer), attention),
     )
+
+
+def _ready(model: Any, head: str, tokenizer: Any) -> Any:
+    """A prefix LM with its mask, and the tokenizer's special tokens."""
+    return as_prefix_lm(model, tokenizer) if head == "prefix" else model
 
 
 def with_attention(model: Any, attention: str | None) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .training import Trained
     from .values import Prepared
 
-__all__ = ["Planned", "against_length", "measure", "plan_for", "savings"]
+__all__ = ["Planned", "against_length", "measure", "plan_for", "prices", "savings"]
 
 MASK = "attention_mask"
 
@@ -179,6 +179,21 @@ def _seconds(prepared: Prepared, trained: Trained, plan: Plan) -> float:
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     return seconds
+
+
+def prices(prepared: Prepared, planned: Planned, trained: Trained, remedies: Sequence[Any]) -> list[dict[str, Any]]:
+    """Peak and seconds of one update on the longest rows: without remedies, and with one more of them each time."""
+    plan, rows = planned.plan, []
+    for count in range(len(remedies) + 1):
+        objective = prepared.task.recipe.objective
+        for remedy in remedies[:count]:
+            objective = remedy(objective)
+        one = replace(prepared, objective=objective)
+        _seconds(one, trained, plan)  # warm
+        seconds = min(_seconds(one, trained, plan) for _ in range(2))
+        name = f"and {remedies[count - 1]}" if count else "the recipe's objective"
+        rows.append({"objective": name, "peak_bytes": _peak(one, trained, plan), "seconds": seconds})
+    return rows
 
 
 def _parts(trained: Trained) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ __all__ = [
     "tell_data",
     "tell_lengths",
     "tell_memory",
+    "tell_prices",
     "tell_savings",
     "tell_settings",
     "tell_training",
@@ -100,9 +101,18 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
         "micro-batch", plan.micro_batch, how=f"rows; an update sees {plan.effective_batch} rows in {plan.pieces} pieces"
     )
     section.fact("activation checkpointing", "on" if plan.checkpointing else "off", how="exact")
-    rows = [["tensors at the peak of a step", cost.peak_bytes, measured.get("peak_bytes"), measured["peak_how"]]]
-    rows += [["fixed: interpreter and libraries", cost.fixed_bytes, measured.get("fixed_bytes"), measured["fixed_how"]]]
-    rows += [["whole process", cost.process_bytes, measured.get("process_bytes"), measured["process_how"]]]
+    rows = [
+        ["tensors at the peak of a step", cost.peak_bytes, measured.get("peak_bytes"), measured.get("peak_how", "")]
+    ]
+    rows += [
+        [
+            "fixed: interpreter and libraries",
+            cost.fixed_bytes,
+            measured.get("fixed_bytes"),
+            measured.get("fixed_how", ""),
+        ]
+    ]
+    rows += [["whole process", cost.process_bytes, measured.get("process_bytes"), measured.get("process_how", "")]]
     columns: list[str | tuple[str, str]] = [
         "what",
         ("predicted", "bytes"),
@@ -133,6 +143,24 @@ def tell_lengths(report: Report, rows: Sequence[Mapping[str, Any]], layers: Sequ
             if row[key] is not None:
                 curves.setdefault(row["attention"], {})[row["length"]] = row[key]
         section.picture(Picture.lines(title, curves, x="tokens", y=(title.split()[0].lower(), unit), log="xy"))
+
+
+def tell_prices(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What each remedy costs: peak and seconds of one update, as multiples of the update without."""
+    first = rows[0]
+    table = []
+    for row in rows:
+        ratios = {name: row[name] / first[name] for name in ("peak_bytes", "seconds")}
+        table.append([row["objective"], row["peak_bytes"], ratios["peak_bytes"], row["seconds"], ratios["seconds"]])
+    columns: list[str | tuple[str, str]] = [
+        "objective",
+        ("peak", "bytes"),
+        "times",
+        ("seconds an update", "seconds"),
+        "times",
+    ]
+    note = "One update of the whole effective batch on the longest rows, forward and backward, in this run."
+    report.section("What each remedy costs").table(columns, table, note=note)
 
 
 def tell_savings(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:

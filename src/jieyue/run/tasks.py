@@ -20,7 +20,7 @@ from .values import Course, Materials, Prepared, Sources
 
 __all__ = ["TASKS", "Card", "Curve", "Task", "task"]
 
-TASKS = {"read": "jieyue.run.reading"}
+TASKS = {"read": "jieyue.run.reading", "title": "jieyue.run.title"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,10 @@ def _nothing_to_fit(prepared: Prepared, model: Any) -> tuple[Any, dict[str, Any]
     return prepared.settings, {}
 
 
+def _no_numbers(judged: Any) -> dict[str, float]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One recipe as a run sees it.
@@ -61,7 +65,8 @@ class Task:
     ``fitted(prepared, model)``: settings that need a trained model (a temperature), and facts about them.
     ``judge(model, tokenizer, sources, settings, batch_size, watch)`` answers the held-out examples;
     ``tell(report, judged, facts)`` writes its scores, examples and speed into the report; ``shown``: these sections, and
-    the memory, are what the command line prints. ``read_judged(files, skip_bad)``: examples to judge by, as ``Sources``.
+    the memory, are what the command line prints; ``numbers(judged)``: its scores by name, the first the one that decides, which
+    ``compare`` lays side by side. ``read_judged(files, skip_bad)``: examples to judge by, as ``Sources``.
     """
 
     recipe: Recipe
@@ -79,6 +84,7 @@ class Task:
     stages: Callable[[Course, bool, Sequence[Any]], list[tuple[float, Sequence[Any]]]] = _as_they_are
     fitted: Callable[[Prepared, Any], tuple[Any, dict[str, Any]]] = _nothing_to_fit
     shown: tuple[str, ...] = ("Quality",)
+    numbers: Callable[[Any], dict[str, float]] = _no_numbers
 
 
 def task(name: str) -> Task:

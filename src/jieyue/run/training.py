@@ -47,17 +47,18 @@ def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
     """Reads, checks and encodes; no weight is allocated."""
     recipe, seed = task.recipe, course.seed
     sources = task.open_sources(materials, seed)
+    settings = materials.settings or task.settings(materials, seed)
     source = open_model(
         materials.model,
         lambda: task.texts(sources.train),
-        head=recipe.head,
+        head=settings.head(recipe.head),
         vocabulary=materials.vocabulary,
         start=course.start,
         seed=seed,
         new_head=materials.new_head,
         attention=materials.attention,
     )
-    settings = (materials.settings or task.settings(materials, seed)).fitted(source.positions)
+    settings = settings.fitted(source.positions)
     rows: list[dict[str, Any]] = []
     stages: list[Stage] = []
     counts: Mapping[str, int] = {}

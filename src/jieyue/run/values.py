@@ -12,7 +12,7 @@ import numpy
 from jieyue.data.batch import collate
 from jieyue.data.findings import Findings
 from jieyue.errors import InputError
-from jieyue.training.objective import Objective
+from jieyue.training.objective import IGNORED, Objective
 
 from .courses import Stage
 from .models import ModelSource
@@ -127,4 +127,6 @@ class Prepared:
         batch = self.batch([int(numpy.argmax(self.lengths))] * count)
         if "attention_mask" in batch:
             batch["attention_mask"][1:, -1] = 0
+            if batch["labels"].shape == batch["attention_mask"].shape:
+                batch["labels"][1:, -1] = IGNORED
         return batch

@@ -119,6 +119,10 @@ def _tell(report: Report, judged: Judged, fitted: Mapping[str, Any]) -> None:
     report.section("Quality on held-out questions").fact("reading speed", rate, "per second", how)
 
 
+def _numbers(judged: Judged) -> dict[str, float]:
+    return {name: float(judged.scores[name]) for name in ("exact_match", "f1")}
+
+
 def _usage(folder: str) -> str:
     return (
         "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
@@ -154,4 +158,5 @@ TASK = Task(
     stages=_stages,
     fitted=_calibrated,
     shown=("Quality on held-out questions",),
+    numbers=_numbers,
 )

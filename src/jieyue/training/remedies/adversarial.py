@@ -109,7 +109,8 @@ class _Watch:
         if not torch.is_grad_enabled():
             return out
         if self.detach or not out.requires_grad:
-            out = out.detach().requires_grad_()
+            leaf = out.detach().requires_grad_()
+            out = leaf.view_as(leaf)  # no leaf: hooks of memory trackers cannot tell whether a leaf will be reached
         self.found.append((place, out))
         return out
 

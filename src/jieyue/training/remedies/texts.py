@@ -1,0 +1,53 @@
+"""Remedies by their text, as a command line or a saved run has them: "replace_tokens(0.3, pool='sequence')".
+
+>>> str(parse_remedy("fgm(0.5)"))
+'fgm(0.5)'
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+
+from jieyue.errors import InputError, message
+
+from .adversarial import fgm, penalize_gradient
+from .consistency import rdrop, unlikelihood
+from .remedy import Remedy
+from .replacement import replace_tokens
+from .sampling import sample_scheduled
+
+__all__ = ["REMEDIES", "parse_remedy"]
+
+REMEDIES: dict[str, Callable[..., Remedy]] = {
+    "replace_tokens": replace_tokens,
+    "sample_scheduled": sample_scheduled,
+    "fgm": fgm,
+    "penalize_gradient": penalize_gradient,
+    "rdrop": rdrop,
+    "unlikelihood": unlikelihood,
+}
+
+
+def parse_remedy(text: str) -> Remedy:
+    """The remedy that the text calls; arguments are plain values (numbers, texts, true or false, a schedule {update: p}).
+
+    A bare name takes the defaults. ``InputError`` lists the known names; nothing else is ever evaluated.
+    """
+    asked = f"remedy {text!r}"
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            call = ast.Call(call, [], [])
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in REMEDIES):
+            raise InputError(message(asked, "no such remedy", f"one of {', '.join(REMEDIES)}, such as fgm(0.5)"))
+        values = [ast.literal_eval(value) for value in call.args]
+        named = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg is not None}
+    except InputError:
+        raise
+    except (SyntaxError, ValueError) as error:
+        raise InputError(message(asked, str(error), "a call with plain values, such as fgm(0.5)")) from None
+    try:
+        return REMEDIES[call.func.id](*values, **named)
+    except TypeError as error:
+        raise InputError(message(asked, str(error), f"the arguments of {call.func.id}")) from None
