@@ -54,6 +54,34 @@ def test_a_layer_inside_is_never_random(folder, tmp_path):
             load_model(folder, new_head=new_head)
 
 
+@pytest.mark.parametrize("head", ["masked-lm", "classification", None])
+def test_weights_without_a_place_are_refused(folder, head):
+    """A configuration that names fewer layers than the checkpoint has would drop the rest in silence."""
+    BertForMaskedLM(BertConfig(**CONFIG | {"num_hidden_layers": 2})).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no place for: .*encoder\.layer\.1\..* and 1\d more"):
+        load_model(folder, head, new_head=True)
+
+
+def test_a_bare_encoder_is_never_random_either(folder):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no weights for encoder\.layer\.1"):
+        load_model(folder, None, new_head=True)
+
+
+def test_other_heads_weights_may_be_left(folder, tmp_path):
+    assert load_model(folder, "classification", new_head=True).num_labels == 2
+    assert load_model(folder, None, new_head=True).num_parameters() > 0
+
+
+def test_a_folder_without_vocabulary(tmp_path):
+    BertForMaskedLM(BertConfig(**CONFIG)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no vocabulary"):
+        load(tmp_path)
+
+
 def test_other_shapes_are_refused(folder):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 24}), encoding="utf-8")

@@ -89,16 +89,22 @@ def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bo
         raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
     missing = sorted(found["missing_keys"])
-    inside = [key for key in missing if key.startswith(model.base_model_prefix + ".") and ".pooler." not in f".{key}"]
+    inside = [key for key in missing if _is_inside(model, key)]
+    unused = sorted(key for key in found["unexpected_keys"] if _is_inside(model, key))
+    if unused:
+        raise InputError(
+            f"load({str(name)!r}): the checkpoint has weights that a {type(model).__name__} of its configuration has no place for: "
+            f"{_some(unused)}; expected a config.json that fits the weights"
+        )
     if mismatched or inside or (missing and not new_head):
         kind = "weights of another shape" if mismatched else "no weights"
         listed = mismatched or inside or missing
         raise InputError(
-            f"load({str(name)!r}): the checkpoint has {kind} for {', '.join(listed[:6])}"
-            + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
-            + f"; they would be random in a {HEADS[head]}"
+            f"load({str(name)!r}): the checkpoint has {kind} for {_some(listed)}; they would be random in a {HEADS[head]}"
             + ("" if mismatched or inside else "; allow that with new_head (--new-head) and train it")
         )
+    if model.config.model_type == "nezha":
+        _know_separator(model, name)
     return _restored(model, head).eval()
 
 
@@ -109,9 +115,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     _check_name(name)
     try:
         with _silenced():
-            return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"load({str(name)!r}): no tokenizer could be loaded: {_first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where no file is found
+        raise InputError(
+            f"load({str(name)!r}): found no vocabulary, expected tokenizer.json or vocab.txt in the folder"
+        )
+    return tokenizer
 
 
 def load_config(name: str | Path) -> PretrainedConfig:
@@ -134,6 +145,16 @@ def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrained
     except ValueError as error:
         raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
     return _restored(model, head)
+
+
+def _know_separator(model: Any, name: str | Path) -> None:
+    """NEZHA counts segments by [SEP], which the configurations of transformers 4 do not name; its tokenizer does."""
+    try:
+        separator = load_tokenizer(name).sep_token_id
+    except InputError:
+        return  # a folder without tokenizer: the configuration's own
+    if separator is not None:
+        model.config.sep_token_id = separator
 
 
 def _restored(model: PreTrainedModel, head: str | None) -> PreTrainedModel:
@@ -211,6 +232,17 @@ def _check_name(name: str | Path) -> None:
         raise InputError(f"load({str(name)!r}): no such folder")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise InputError(f"load({str(name)!r}): no config.json in that folder; expected a transformers model folder")
+
+
+def _is_inside(model: Any, key: str) -> bool:
+    """Whether a weight belongs to the encoder or decoder itself, not to a head on top."""
+    body = model.base_model
+    parts = {*dict(body.named_children()), *body._parameters} - {"pooler"}
+    return key.removeprefix(model.base_model_prefix + ".").split(".")[0] in parts
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,6 +30,8 @@ from jieyue.attention import attend
 from jieyue.attention.partial import Partial
 from jieyue.errors import InputError, message
 
+from .nezha import NezhaForMaskedLM
+
 __all__ = ["FIELD", "NAME", "Decoding", "PrefixLM", "additive_mask", "as_prefix_lm", "decoder", "is_prefix_lm"]
 
 FIELD = "jieyue_prefix"  # the key of config.json that `load` reads back
@@ -141,7 +143,11 @@ class PrefixEuroBert(PrefixLM, transformers.EuroBertForMaskedLM):  # type: ignor
     """EuroBERT (our presets) as a prefix LM; rotary positions, no segment embedding."""
 
 
-_CLASSES: tuple[type[PrefixLM], ...] = (PrefixBert, PrefixRoberta, PrefixElectra, PrefixEuroBert)
+class PrefixNezha(PrefixLM, NezhaForMaskedLM):  # type: ignore[misc]
+    """NEZHA as a prefix LM; its own attention knows the prefix."""
+
+
+_CLASSES: tuple[type[PrefixLM], ...] = (PrefixBert, PrefixRoberta, PrefixElectra, PrefixEuroBert, PrefixNezha)
 
 
 def as_prefix_lm(model: Any, tokenizer: Any = None) -> Any:
@@ -157,8 +163,9 @@ def as_prefix_lm(model: Any, tokenizer: Any = None) -> Any:
             raise InputError(message("as_prefix_lm(model)", type(model).__name__, f"one of {known}"))
         model.__class__ = chosen
         setattr(model.config, FIELD, True)
-        register_prefix()
-        model.set_attn_implementation(NAME)
+        if chosen is not PrefixNezha:
+            register_prefix()
+            model.set_attn_implementation(NAME)
         model.generation_config = _generation_config(model)
     if tokenizer is not None:
         model.generation_config.bos_token_id = tokenizer.cls_token_id
