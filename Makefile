@@ -7,6 +7,7 @@ CONSTRAINTS ?= requirements/constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
+ATTENTION ?=
 
 .PHONY: setup test test-all demo bench dist clean
 .DEFAULT_GOAL := test
@@ -33,11 +34,12 @@ test-all: setup
 	$(BIN)/python -m pytest --all
 
 # The main job, on the corpus that ships: plan, train, evaluate, report, answer. A model that is there is used again.
+# ATTENTION="local(64)+atrous(16)" trains with that pattern and reports it against full attention at growing lengths.
 demo: setup
 	@if [ -f $(DEMO)/reader/report.html ]; then \
 	  echo "Using the model in $(DEMO)/reader (remove the folder to train anew)"; \
 	else \
-	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 225s --out $(DEMO)/reader; \
+	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 225s $(if $(ATTENTION),--attention "$(ATTENTION)") --out $(DEMO)/reader; \
 	fi
 	@echo; echo "One question about a new notice:"; echo "  $(DEMO_TEXT)"; echo "  $(DEMO_QUESTION)"
 	@$(BIN)/jieyue read $(DEMO)/reader --question "$(DEMO_QUESTION)" --text "$(DEMO_TEXT)"
