@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from jieyue.errors import InputError
+from jieyue.planning.measurement import measure_step
+from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.tally import Tally
 from jieyue.timer import peak_bytes
 from jieyue.training.accumulation import accumulate
@@ -186,6 +188,40 @@ def test_models_with_tied_weights(number):
     assert found.keys() == expected.keys()
     assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 1e-12
     assert model(input_ids=ids).logits.shape == (3, 7, 37)  # the output layer is back in its place
+
+
+def test_its_peak_is_predicted():
+    """The plan's tracer sees the chunks: predicted bytes are those of torch's allocator, and far below plain logits'."""
+    sizes = {"vocab_size": 3000, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+    def example(rows, length):
+        return {"input_ids": torch.zeros(rows, length, dtype=torch.long), "labels": torch.ones(rows, length).long()}
+
+    def chunked(model, batch):
+        return model_vocabulary_loss(model, {"input_ids": batch["input_ids"]}, batch["labels"], chunk_bytes=2**20)
+
+    def whole(model, batch):
+        return token_loss(model(input_ids=batch["input_ids"]).logits, batch["labels"])
+
+    peaks = {}
+    for objective in (chunked, whole):
+        step = TrainingStep(
+            build_model=lambda: BertForMaskedLM(config),
+            objective=objective,
+            example_batch=example,
+            make_optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.0),
+            length=128,
+        )
+        cost = predict(step, effective_batch=8, micro_batch=4)
+        model = BertForMaskedLM(config).train()
+        optimizer = step.make_optimizer(model)
+        accumulate(objective, model, example(4, 128), micro_batch=4)
+        model.zero_grad()
+        measured = measure_step(objective, model, example(8, 128), optimizer, micro_batch=4)
+        assert cost.peak_bytes == pytest.approx(measured, rel=0.01)
+        peaks[objective] = measured
+    assert peaks[chunked] < 0.4 * peaks[whole]
 
 
 def test_refusals():

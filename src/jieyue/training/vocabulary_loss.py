@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from jieyue.errors import InputError, message
@@ -166,7 +167,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         found = ctx.saved_tensors
-        if grad.device.type != "cpu" or float(grad) != 1:  # on the CPU a look is free, and saves three copies
+        unit = grad.device.type == "cpu" and (isinstance(grad, FakeTensor) or float(grad) == 1)
+        if not unit:  # accumulate asks for 1, and nothing is copied; on a GPU looking would cost a wait
             found = [None if one is None else one * grad.to(one.dtype) for one in found]
         return (*found, None, None)
 
