@@ -55,6 +55,7 @@ bench: setup
 	$(BIN)/jieyue bench attention --out benchmarks/results
 	$(BIN)/jieyue bench activation --out benchmarks/results
 	$(BIN)/python benchmarks/accumulation.py
+	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/write_docs.py

@@ -9,6 +9,7 @@ from jieyue.report import Report, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+PAGES = [("memory.md", "digits")]  # results that stand in a page of their own too
 OPENING = """# Benchmarks
 
 Written by `python benchmarks/write_docs.py` from the reports in `benchmarks/results`. Ratios are of one run, alternating repeats,
@@ -16,17 +17,33 @@ medians. "not measured": no such machine was at hand. Where a goal is missed the
 """
 
 
+def text_of(path: Path, level: int = 2) -> str:
+    """A result as Markdown; its pictures are drawn into docs/benchmarks."""
+    report = Report.load(path)
+    text = report.markdown(level=level)
+    for number, picture in enumerate(report.pictures()):
+        file = DOCS / "benchmarks" / f"{path.stem}-{number}.svg"
+        picture.save(file)
+        text += f"\n![{picture.title}](benchmarks/{file.name})\n"
+    return text
+
+
+def fill_page(page: str, result: str) -> None:
+    """Puts a result into a page of docs, between its marks ``<!-- RESULT -->`` and ``<!-- end of RESULT -->``."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    before, mark, rest = text.partition(f"<!-- {result} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {result} -->")
+    if not mark or not end:
+        raise SystemExit(f"docs/{page}: found no marks <!-- {result} --> and <!-- end of {result} -->")
+    write_whole(DOCS / page, before + mark + text_of(RESULTS / f"{result}.json", level=3).rstrip() + "\n" + end + after)
+
+
 def main() -> None:
-    parts = [OPENING]
-    for path in sorted(RESULTS.glob("*.json")):
-        report = Report.load(path)
-        text = report.markdown(level=2)
-        for number, picture in enumerate(report.pictures()):
-            file = DOCS / "benchmarks" / f"{path.stem}-{number}.svg"
-            picture.save(file)
-            text += f"\n![{picture.title}](benchmarks/{file.name})\n"
-        parts.append(text)
-    write_whole(DOCS / "benchmarks.md", "\n".join(parts))
+    found = sorted(RESULTS.glob("*.json"))
+    write_whole(DOCS / "benchmarks.md", "\n".join([OPENING, *(text_of(path) for path in found)]))
+    for page, result in PAGES:
+        if (RESULTS / f"{result}.json").exists():
+            fill_page(page, result)
 
 
 if __name__ == "__main__":

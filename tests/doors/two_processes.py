@@ -34,8 +34,10 @@ def tight(model, batch):
 def run(folder, steps, resume=False):
     work = Work(objective=tight, rows=rows(), collate=collate, batches=batches(steps), micro_batch=3)
     options = {"learning_rate": 1e-2, "save_steps": 2, "seed": 11, "optim": "sgd", "max_grad_norm": 0.5}
-    trainer = EffectiveBatchTrainer(model(0.0), training_arguments(folder, steps=steps, **options), work)
+    arguments = training_arguments(folder, steps=steps, **options)
+    trainer = EffectiveBatchTrainer(model(0.0).double(), arguments, work, held_out=rows()[:7])
     trainer.train(resume_from_checkpoint=resume)
+    trainer.held_out = trainer.evaluate()
     return trainer
 
 
@@ -45,7 +47,13 @@ if __name__ == "__main__":
     losses = [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
     if RANK == 0:
         torch.save(
-            {"weights": trained.model.state_dict(), "losses": losses, "rows": trained.micro.rows}, folder / "out.pt"
+            {
+                "weights": trained.model.state_dict(),
+                "losses": losses,
+                "rows": trained.micro.rows,
+                "held_out": trained.held_out,
+            },
+            folder / "out.pt",
         )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -15,9 +15,8 @@ import copy
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,11 +30,12 @@ from jieyue.budget import Plan
 from jieyue.errors import InputError, MissingExtra, message
 from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
+from jieyue.training.evaluation import measure_loss
 from jieyue.training.microbatch import MicroBatch, RandomState
 from jieyue.training.objective import Objective
-from jieyue.training.ranks import Ranks
 
 from .interrupts import Interrupted, Interrupts
+from .progress import Clock, Progress, StepEnd
 
 __all__ = ["EffectiveBatchTrainer", "Interrupted", "Progress", "Work", "make_optimizer", "training_arguments"]
 
@@ -63,20 +63,6 @@ class Work:
         """Identifies the batches, so that a run resumes on the data it was started with."""
         text = json.dumps([len(self.rows), [list(map(int, batch)) for batch in self.batches]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is, after each update. ``loss``: this update's; ``tokens_per_second`` and ``remaining_seconds``: from
-    the steps of this run so far (tokens of other processes are taken to be as many as this one's)."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    tokens_per_second: float
-    remaining_seconds: float
-    micro_batch: int
 
 
 def training_arguments(folder: str | Path, *, steps: int, device: str = "cpu", **options: Any) -> TrainingArguments:
@@ -128,10 +114,10 @@ def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Opt
 class EffectiveBatchTrainer(Trainer):
     """A Trainer whose step is ``work.batches[step]``, whatever the micro-batch.
 
-    ``progress`` is called with a ``Progress`` after each update, on the first process alone. Ctrl-C leaves a checkpoint
-    and raises ``Interrupted`` (a KeyboardInterrupt that names it): at once in one process, after the running update in
-    several; a second Ctrl-C stops without one. Checkpoints appear whole or not at all, keep the micro-batch after an
-    out-of-memory, and refuse to continue on other batches.
+    ``held_out``: rows for ``evaluate()`` (and ``eval_strategy``). ``progress`` is called with a ``Progress`` after each
+    update, on the first process alone. Ctrl-C leaves a checkpoint and raises ``Interrupted`` (a KeyboardInterrupt that names
+    it): at once in one process, after the running update in several; a second Ctrl-C stops without one. Checkpoints appear
+    whole or not at all, keep the micro-batch after an out-of-memory, and refuse to continue on other batches.
 
     Refused: FSDP on the CPU (accelerate would run DDP in its place), DataParallel, DeepSpeed,
     ``gradient_accumulation_steps`` > 1, ``load_best_model_at_end``.
@@ -143,6 +129,7 @@ class EffectiveBatchTrainer(Trainer):
         args: TrainingArguments,
         work: Work,
         *,
+        held_out: Sequence[Any] | None = None,
         progress: Callable[[Progress], None] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
@@ -151,7 +138,12 @@ class EffectiveBatchTrainer(Trainer):
         args = copy.copy(args)
         args.max_steps = len(work.batches)
         super().__init__(
-            model=model, args=args, train_dataset=work.rows, callbacks=list(callbacks), optimizers=optimizers
+            model=model,
+            args=args,
+            train_dataset=cast(Any, work.rows),
+            eval_dataset=cast(Any, held_out),
+            callbacks=list(callbacks),
+            optimizers=optimizers,
         )
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
@@ -163,11 +155,11 @@ class EffectiveBatchTrainer(Trainer):
         self.micro = work.micro_batch if isinstance(work.micro_batch, MicroBatch) else MicroBatch(work.micro_batch)
         self.last_checkpoint: Path | None = None
         self._window = self._run = Tally(0.0, 0)
-        self._clock = _Clock()
+        self._clock = Clock()
         self._interrupts = Interrupts()
         self._before_step: RandomState | None = None
         self._staging: Path | None = None
-        self.add_callback(_StepEnd(self, progress))
+        self.add_callback(StepEnd(self, progress))
 
     def train(
         self,
@@ -182,7 +174,7 @@ class EffectiveBatchTrainer(Trainer):
                 get_last_checkpoint(str(self.args.output_dir)) if Path(str(self.args.output_dir)).is_dir() else None
             )
         self._window = self._run = Tally(0.0, 0)
-        self._clock = _Clock()
+        self._clock = Clock()
         if folder is not None:
             self._restore(Path(str(folder)))
         try:
@@ -221,6 +213,30 @@ class EffectiveBatchTrainer(Trainer):
         self._window, self._run = self._window + tally, self._run + tally
         self._clock.count(inputs, float(tally.mean()))
         return torch.tensor(float(tally.mean()), device=self.args.device)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss of held-out rows (``eval_dataset``, else ``held_out``): every row once, however many processes share them.
+
+        Returns and logs ``eval_loss`` = total/weight and ``eval_labels`` = weight; a micro-batch at a time in each process.
+        """
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None or not len(rows):
+            raise InputError(message("evaluate", "no held-out rows", "EffectiveBatchTrainer(..., held_out=rows)"))
+        rank, world = self.args.process_index, self.args.world_size
+        share, whole = _Share(self.work.collate, rank, world), Tally(0.0, 0)
+        step = self.micro.rows * world
+        for start in range(0, len(rows), step):
+            batch = share([rows[place] for place in range(start, min(start + step, len(rows)))])
+            whole += measure_loss(self.work.objective, self.model_wrapped, batch, micro_batch=self.micro)
+        found = {f"{metric_key_prefix}_loss": float(whole.mean()), f"{metric_key_prefix}_labels": float(whole.weight)}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -305,52 +321,6 @@ class EffectiveBatchTrainer(Trainer):
             self.micro.rows, self.micro.tokens = record["micro_batch"], record["micro_tokens"]
         self.micro.halvings, self.micro.skipped = record["halvings"], record["skipped"]
         self._window = Tally(*record["window"])
-
-
-@dataclass
-class _Clock:
-    """Steps, tokens and seconds of this run, for the progress line."""
-
-    started: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    tokens: int = 0
-    loss: float = float("nan")
-
-    def count(self, batch: Mapping[str, Any], loss: float) -> None:
-        counted = batch.get("attention_mask", batch.get("input_ids"))
-        if isinstance(counted, Tensor):
-            self.tokens += int(counted.sum()) if "attention_mask" in batch else counted.numel()
-        self.steps, self.loss = self.steps + 1, loss
-
-
-class _StepEnd(TrainerCallback):
-    """Tells the progress, and turns a Ctrl-C that waited for the end of the update into a checkpoint and a stop."""
-
-    def __init__(self, trainer: EffectiveBatchTrainer, progress: Callable[[Progress], None] | None) -> None:
-        self.trainer, self.progress = trainer, progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        trainer = self.trainer
-        ranks = Ranks(trainer.model_wrapped)
-        if ranks.highest([float(trainer._interrupts.asked)], args.device)[0]:
-            trainer._interrupts.asked = True
-            control.should_save = control.should_training_stop = True
-        if self.progress is not None and state.is_world_process_zero:
-            clock = trainer._clock
-            elapsed = time.perf_counter() - clock.started
-            left = state.max_steps - state.global_step
-            self.progress(
-                Progress(
-                    step=state.global_step,
-                    steps=state.max_steps,
-                    loss=clock.loss,
-                    learning_rate=trainer._get_learning_rate(),
-                    tokens_per_second=clock.tokens * args.world_size / elapsed,
-                    remaining_seconds=elapsed / max(1, clock.steps) * left,
-                    micro_batch=trainer.micro.rows,
-                )
-            )
-        return control
 
 
 class _Share:

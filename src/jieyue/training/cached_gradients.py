@@ -98,6 +98,16 @@ class CachedGradients:
         after.restore()
         return tally
 
+    def measure_pieces(self, model: nn.Module, pieces: Iterable[Mapping[str, Any]], ranks: Ranks) -> Tally:
+        """The Tally of all pieces and ranks, without gradients; it counts on the first rank alone."""
+        if ranks.sharded:
+            raise InputError(message("CachedGradients", "a model under FSDP", "one process, or DDP"))
+        _, found = self._first_pass(model, list(pieces), ranks)
+        parts, _ = ranks.gather([torch.cat(part) for part in zip(*found, strict=True)], device_of(model))
+        with torch.no_grad():
+            tally = self.loss(model, *parts)
+        return tally if ranks.is_first else Tally(0.0, 0)
+
     def _first_pass(
         self, model: nn.Module, pieces: list[Mapping[str, Any]], ranks: Ranks
     ) -> tuple[list[RandomState], list[tuple[Tensor, ...]]]:
