@@ -11,7 +11,8 @@ from transformers.activations import ACT2FN
 import jieyue.hf.activations as places
 from jieyue.activations import NAMED, Gelu, fit, gelu
 from jieyue.errors import InputError
-from jieyue.hf.activation_check import text_batches, verify_activation
+from jieyue.hf.activation_check import verify_activation
+from jieyue.hf.row_losses import text_batches
 
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,20 +75,49 @@ def verify_activation(
     as_json: AsJson = False,
 ) -> None:
     """Swap GELU's variants in a loaded model: logits, loss and layers under each, and which it was trained with."""
+    from jieyue.hf.activation_check import verify_activation as verify
+
+    loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts)
+    show(Door(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
+
+
+@_verify.command("attention")
+def verify_attention(
+    model: Annotated[str, typer.Argument(help="A folder or a hub name.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Text like the training text, a passage a line. Default: the corpus.")
+    ] = None,
+    attention: Annotated[
+        list[str] | None, typer.Option(help='What to try, such as "linear(elu)"; more than once for several.')
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
+    max_texts: Annotated[int, typer.Option(help="Texts used.")] = 64,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """The entropy of attention's weights, layer by layer, under softmax and other attentions, and the change in loss."""
+    from jieyue.hf.attention_check import verify_attention as verify
+
+    loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts)
+    tried = attention or ["linear(elu)", "linear(relu)", "linear(taylor2)", "local(16)+linear(elu)"]
+    show(Door(as_json), verify(loaded, batches, tried).report(), out=out, name="attention")
+
+
+def _model_and_batches(name: str, text: Path | None, rows: int, max_tokens: int, max_texts: int) -> tuple[Any, Any]:
+    """The model, and labelled batches of the text's lines (of the corpus's passages without one)."""
     from jieyue.data.corpora import heldout_path
     from jieyue.data.readers import read_questions
-    from jieyue.hf.activation_check import text_batches
-    from jieyue.hf.activation_check import verify_activation as verify
     from jieyue.hf.loading import head_of, load
+    from jieyue.hf.row_losses import text_batches
 
-    loaded, tokenizer = load(model, head_of(model))
+    loaded, tokenizer = load(name, head_of(name))
     if text is None:
         texts = [question.passages[0].text for question in read_questions(heldout_path())[0]]
     else:
         texts = read_text(text).splitlines()
     texts = list(dict.fromkeys(line for line in texts if line.strip()))[:max_texts]
-    batches = text_batches(loaded, tokenizer, texts, rows=rows, max_tokens=max_tokens)
-    show(Door(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
+    return loaded, text_batches(loaded, tokenizer, texts, rows=rows, max_tokens=max_tokens)
 
 
 @_verify.command("update")

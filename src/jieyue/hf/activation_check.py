@@ -26,11 +26,11 @@ from jieyue.errors import InputError
 from jieyue.report import Picture, Report
 
 from .activations import Holder, find_activations, known_mismatch, short_name, wired_in
+from .row_losses import mean_difference, row_losses
 
-__all__ = ["ActivationCheck", "VariantRow", "text_batches", "verify_activation"]
+__all__ = ["ActivationCheck", "VariantRow", "verify_activation"]
 
 PUBLISHED = ("none", "tanh", "sigmoid")  # what checkpoints are trained with
-IGNORED = -100
 CLEAR = 2.0  # standard errors
 
 
@@ -120,45 +120,12 @@ class ActivationCheck:
         return report
 
 
-def text_batches(
-    model: Any, tokenizer: Any, texts: Sequence[str], *, rows: int = 8, max_tokens: int = 128, seed: int = 0
-) -> list[dict[str, Tensor]]:
-    """Batches with labels from plain texts: 15 % of the tokens masked for a masked-LM head, the text itself for a causal one.
-
-    Other heads get no labels. ``InputError`` without any text.
-    """
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise InputError("texts: found none that is not blank, expected at least one")
-    masked, causal = _is_masked(model), _is_causal(model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    generator = torch.Generator().manual_seed(seed)
-    batches = []
-    for start in range(0, len(texts), rows):
-        batch = dict(
-            tokenizer(
-                texts[start : start + rows], truncation=True, max_length=max_tokens, padding=True, return_tensors="pt"
-            )
-        )
-        ids, real = batch["input_ids"], batch["attention_mask"].bool()
-        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-        if causal:
-            batch["labels"] = ids.masked_fill(~real, IGNORED)
-        elif masked:
-            chosen = (torch.rand(ids.shape, generator=generator) < 0.15) & real & ~special
-            batch["labels"] = ids.masked_fill(~chosen, IGNORED)
-            batch["input_ids"] = ids.masked_fill(chosen, tokenizer.mask_token_id)
-        batches.append(batch)
-    return batches
-
-
 def verify_activation(
     model: Any, batches: Iterable[Mapping[str, Tensor]], variants: Sequence[Variant] = PUBLISHED
 ) -> ActivationCheck:
     """Swaps each variant into the loaded model, measures, and puts the model back as it was.
 
-    ``batches``: keyword arguments of the model, with ``labels`` where a loss is wanted (``text_batches`` makes them).
+    ``batches``: keyword arguments of the model, with ``labels`` where a loss is wanted (``row_losses.text_batches`` makes them).
     ``InputError`` where the model holds no GELU or there is no batch.
     """
     holders = [holder for holder in find_activations(model) if holder.kind is not None]
@@ -237,32 +204,10 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Outcome:
     logits = output.get("logits")
     if logits is None:
         logits = output.get("prediction_logits", output[0])
-    totals, weights = _row_losses(model, logits.float(), labels) if labels is not None else ([], [])
+    totals, weights = row_losses(model, logits.float(), labels) if labels is not None else ([], [])
     return _Outcome(
         logits.float(), tuple(state.float() for state in states), inputs.get("attention_mask"), totals, weights
     )
-
-
-def _row_losses(model: Any, logits: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
-    """Cross entropy summed over each row's labels, and their number; causal models predict the next token."""
-    if _is_causal(model):
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
-        return [], []
-    rows = len(labels)
-    each = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    counted = (labels != IGNORED).view(rows, -1).sum(1)
-    return each.double().view(rows, -1).sum(1).tolist(), counted.double().tolist()
-
-
-def _is_masked(model: Any) -> bool:
-    return type(model).__name__.endswith(("ForMaskedLM", "ForPreTraining", "WithLMHeadModel"))
-
-
-def _is_causal(model: Any) -> bool:
-    name = type(model).__name__
-    decoder = name.endswith(("ForCausalLM", "LMHeadModel")) and not _is_masked(model)
-    return decoder and not getattr(model.config, "is_encoder_decoder", False)
 
 
 class _Sums:
@@ -303,16 +248,8 @@ class _Sums:
         loss = change = error = None
         if sum(self.weights):
             loss = sum(self.totals) / sum(self.weights)
-            change, error = _difference(self.totals, self.base, self.weights)
+            change, error = mean_difference(self.totals, self.base, self.weights)
         return VariantRow(name, self.change, share, self.moved / max(self.positions, 1), layers, loss, change, error)
-
-
-def _difference(totals: list[float], base: list[float], weights: list[float]) -> tuple[float, float]:
-    """Mean difference per label and its standard error, a ratio of sums over rows."""
-    n, whole = len(totals), sum(weights)
-    mean = (sum(totals) - sum(base)) / whole
-    spread = sum((a - b - mean * w) ** 2 for a, b, w in zip(totals, base, weights, strict=True))
-    return mean, math.sqrt(spread * n / (n - 1)) / whole if n > 1 else math.inf
 
 
 def _judge(sums: dict[str, _Sums]) -> tuple[tuple[str, ...], str]:
@@ -323,7 +260,7 @@ def _judge(sums: dict[str, _Sums]) -> tuple[tuple[str, ...], str]:
     best, *others = sorted(measured, key=lambda name: sum(measured[name].totals))
     possible, told = [best], []
     for other in others:
-        gap, error = _difference(measured[other].totals, measured[best].totals, measured[best].weights)
+        gap, error = mean_difference(measured[other].totals, measured[best].totals, measured[best].weights)
         clear = gap > CLEAR * error
         possible += [] if clear else [other]
         told.append(

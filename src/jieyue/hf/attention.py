@@ -32,6 +32,7 @@ __all__ = [
     "attention_modules",
     "attention_of",
     "interface_name",
+    "is_cross",
     "register_attention",
     "remove_attention",
     "restore_attention",
@@ -77,13 +78,13 @@ def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None
         raise InputError(message(f"use(dropout={dropout})", str(dropout), "0 <= dropout < 1"))
     _check_model(model)
     modules = list(attention_modules(model))
-    own = [(name, module) for name, module in modules if not _is_cross(name, module)]
+    own = [(name, module) for name, module in modules if not is_cross(name, module)]
     _check_list(model, len(entries), len(own))
     text = ",".join(map(str, entries))
     given: dict[str, LayerAttention] = {}
     layers: Counter[str] = Counter()  # the list starts anew in each stack, encoder and decoder
     for name, module in modules:
-        cross, window = _is_cross(name, module), _own_window(module)
+        cross, window = is_cross(name, module), _own_window(module)
         stack = re.split(r"\.\d+\.", name)[0]
         entry = entries[layers[stack] % len(entries)]
         if cross:
@@ -250,7 +251,7 @@ def _check_list(model: Any, num_entries: int, num_layers: int) -> None:
         )
 
 
-def _is_cross(name: str, module: nn.Module) -> bool:
+def is_cross(name: str, module: nn.Module) -> bool:
     return bool(getattr(module, "is_cross_attention", False)) or any(word in name.lower() for word in _CROSS)
 
 

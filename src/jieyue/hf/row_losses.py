@@ -1,0 +1,79 @@
+"""Batches from plain texts, the loss of each of their rows, and how far two models' losses differ on the same rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jieyue.errors import InputError
+
+__all__ = ["mean_difference", "row_losses", "text_batches"]
+
+IGNORED = -100
+
+
+def text_batches(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, rows: int = 8, max_tokens: int = 128, seed: int = 0
+) -> list[dict[str, Tensor]]:
+    """Batches with labels from plain texts: 15 % of the tokens masked for a masked-LM head, the text itself for a causal one.
+
+    Other heads get no labels. ``InputError`` without any text.
+    """
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise InputError("texts: found none that is not blank, expected at least one")
+    masked, causal = _is_masked(model), _is_causal(model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for start in range(0, len(texts), rows):
+        batch = dict(
+            tokenizer(
+                texts[start : start + rows], truncation=True, max_length=max_tokens, padding=True, return_tensors="pt"
+            )
+        )
+        ids, real = batch["input_ids"], batch["attention_mask"].bool()
+        special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+        if causal:
+            batch["labels"] = ids.masked_fill(~real, IGNORED)
+        elif masked:
+            chosen = (torch.rand(ids.shape, generator=generator) < 0.15) & real & ~special
+            batch["labels"] = ids.masked_fill(~chosen, IGNORED)
+            batch["input_ids"] = ids.masked_fill(chosen, tokenizer.mask_token_id)
+        batches.append(batch)
+    return batches
+
+
+def row_losses(model: Any, logits: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
+    """Cross entropy summed over each row's labels, and their number; causal models predict the next token."""
+    if _is_causal(model):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
+        return [], []
+    rows = len(labels)
+    each = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    counted = (labels != IGNORED).view(rows, -1).sum(1)
+    return each.double().view(rows, -1).sum(1).tolist(), counted.double().tolist()
+
+
+def _is_masked(model: Any) -> bool:
+    return type(model).__name__.endswith(("ForMaskedLM", "ForPreTraining", "WithLMHeadModel"))
+
+
+def _is_causal(model: Any) -> bool:
+    name = type(model).__name__
+    decoder = name.endswith(("ForCausalLM", "LMHeadModel")) and not _is_masked(model)
+    return decoder and not getattr(model.config, "is_encoder_decoder", False)
+
+
+def mean_difference(totals: list[float], base: list[float], weights: list[float]) -> tuple[float, float]:
+    """Mean difference per label and its standard error, a ratio of sums over rows."""
+    n, whole = len(totals), sum(weights)
+    mean = (sum(totals) - sum(base)) / whole
+    spread = sum((a - b - mean * w) ** 2 for a, b, w in zip(totals, base, weights, strict=True))
+    return mean, math.sqrt(spread * n / (n - 1)) / whole if n > 1 else math.inf
