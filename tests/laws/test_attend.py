@@ -180,6 +180,26 @@ def test_no_tensor_of_all_pairs(engine, causal):
     assert peak_bytes(step) < 6 * 2**20
 
 
+@pytest.mark.parametrize("text", ["full()", "local(64)", "atrous(16)", "sparse(64)", "causal(sparse(64))"])
+def test_memory_is_what_the_docstring_says(text):
+    """Native, forward and backward: beside out, its gradient and dq, dk, dv only lse and δ grow, unions included."""
+    heads, depth, peaks = 2, 16, []
+    pattern = parse(text)
+    for n in (2048, 4096):
+        q, k, v = (torch.randn(1, n, heads, depth).transpose(1, 2).requires_grad_() for _ in range(3))
+        grad = torch.randn(1, n, heads, depth).transpose(1, 2)
+        if named("native").refuses(Call(q, k, v, pattern)):
+            pytest.skip("the native library is not built")
+
+        def step(q=q, k=k, v=v, grad=grad):
+            torch.autograd.grad(attend(q, k, v, pattern, engine="native"), (q, k, v), grad)
+
+        step()
+        peaks.append(peak_bytes(step))
+    outputs = 4 * depth * 4  # out, dq, dk, dv, float32
+    assert peaks[1] - peaks[0] <= 2048 * heads * (outputs + 2 * 4) * 1.02
+
+
 def test_fake_tensors_see_shapes():
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         with FakeTensorMode():

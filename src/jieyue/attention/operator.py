@@ -56,8 +56,9 @@ def attend(
     default generator; the same in every engine. lse is float32 (float64 for float64) and differentiable.
 
     Cost: time O(pairs·(D + V)), ``pattern.pairs(N, M)`` of them per head. Memory beside q, k, v, out and their gradients: lse
-    and δ, 4 bytes each per query and head; local, atrous and full: a workspace that does not grow with N; sparse and other
-    unions: one more out and its lse where the engine has no fused union; half precision on the CPU: float32 copies.
+    and δ, 4 bytes each per query and head, and a workspace that does not grow with N. That is all for local, atrous and full,
+    and for sparse and other unions where the engine is native or fused (of fused in half precision: float32 copies of out and
+    of the gradients while bands add to them); composed merges one more out and lse. Half precision on the CPU: float32 copies.
     Never a tensor of N·M beyond 512² of them.
 
     Refuses, with ``InputError`` (a ValueError): shapes, dtypes and devices that do not fit, N, M or D of 0, dropout outside

@@ -21,7 +21,7 @@ from jieyue.attention import Call, attend, parse, pick
 from jieyue.errors import InputError
 from jieyue.timer import peak_bytes
 
-from .attention_rows import AttentionBench, Cell, LongRow, RivalRow, ShareRow
+from .attention_rows import CELLS, CUDA_CELLS, AttentionBench, Cell, LongRow, RivalRow, ShareRow
 from .linear_attention import bench_linear, linear_curves
 from .rivals import RIVALS, Attention, Rival, sdpa
 
@@ -32,26 +32,10 @@ PARTS = ("long", "shares", "small", "rivals", "curves", "linear")
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 CURVES = ("full()", "local(128)", "atrous(16)", "sparse(64)")
 RIVAL_CELLS = (("local(128)", 8192), ("local(256)", 16384))
+CUDA_RIVAL_CELLS = (("local(2048)", 32768), ("causal(sparse(64, 256))", 32768))
 LONG = ("local(256)", 131072, 6 * 2**30)
 _MOST_SECONDS = 4.0  # a call that takes longer is measured once
 _MOST_WORK = 1.0e12  # operations of a call that is worth waiting for on a CPU; one with more is left out
-
-CELLS = (
-    Cell("local(128)", 8192, 0.80, 0.77),
-    Cell("local(256)", 16384, 0.90, 0.86),
-    Cell("atrous(16)", 16384, 0.92, 0.90),
-    Cell("sparse(64)", 16384, 0.75, 0.70),
-    Cell("causal(local(128))", 8192, 0.70, 0.67),
-    Cell("causal(local(256))", 16384, 0.80, 0.76),
-    Cell("causal(atrous(16))", 16384, 0.82, 0.80),
-    Cell("causal(sparse(64))", 16384, 0.65, 0.60),
-)
-CUDA_CELLS = (
-    Cell("local(2048)", 32768, 8.0, None),
-    Cell("atrous(16)", 16384, 12.8, None),
-    Cell("atrous(32)", 32768, 25.6, None),
-    Cell("causal(sparse(64, 256))", 32768, 10.0, None),
-)
 
 
 def bench_attention(
@@ -152,7 +136,7 @@ class _Run:
 
     def rivals(self) -> list[RivalRow]:
         rows = []
-        for text, n in RIVAL_CELLS:
+        for text, n in CUDA_RIVAL_CELLS if self.device.startswith("cuda") else RIVAL_CELLS:
             rows += self._beside(text, n, self.others)
         return rows
 

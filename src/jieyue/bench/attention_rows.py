@@ -12,7 +12,7 @@ from jieyue.report import Picture, Report
 if TYPE_CHECKING:
     from .linear_attention import LinearBench
 
-__all__ = ["AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow"]
+__all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow"]
 
 
 class Cell(NamedTuple):
@@ -22,6 +22,27 @@ class Cell(NamedTuple):
     n: int
     forward_goal: float
     both_goal: float | None
+
+
+CELLS = (
+    Cell("local(128)", 8192, 0.80, 0.77),
+    Cell("local(256)", 16384, 0.90, 0.86),
+    Cell("atrous(16)", 16384, 0.92, 0.90),
+    Cell("sparse(64)", 16384, 0.75, 0.70),
+    Cell("causal(local(128))", 8192, 0.70, 0.67),
+    Cell("causal(local(256))", 16384, 0.80, 0.76),
+    Cell("causal(atrous(16))", 16384, 0.82, 0.80),
+    Cell("causal(sparse(64))", 16384, 0.65, 0.60),
+)
+CUDA_CELLS = (
+    Cell("local(2048)", 32768, 8.0, None),
+    Cell("atrous(16)", 16384, 12.8, None),
+    Cell("atrous(32)", 32768, 25.6, None),
+    Cell("causal(sparse(64, 256))", 32768, 10.0, None),
+)
+
+
+_TIMES_FASTER = "How many times faster than dense attention of the same N (causal for causal patterns)."
 
 
 @dataclass(frozen=True)
@@ -116,13 +137,21 @@ class AttentionBench:
              r.both_seconds, r.both_share, r.cell.both_goal, r.reached]
             for r in self.shares
         ]  # fmt: skip
-        report.section("Against dense attention").table(
+        section = report.section("Against dense attention")
+        section.table(
             ["pattern", "N", "engine", ("forward", "seconds"), ("forward share", unit), ("goal", unit),
              ("forward + backward", "seconds"), ("share", unit), ("goal ", unit), "reached"],
             rows,
             note="Share: rate on visible pairs over that of the dense flash kernel at N = 2048 in the same run."
-            if not unit else "How many times faster than dense attention of the same N (causal for causal patterns).",
+            if not unit else _TIMES_FASTER,
         )  # fmt: skip
+        if not unit:
+            section.table(
+                ["pattern", "N", "engine", ("times faster, forward", "x"), ("goal", "x"), ("both", "x"), "reached"],
+                [[cell.pattern, cell.n, "fused", None, cell.forward_goal, None, None] for cell in CUDA_CELLS],
+                title="On CUDA",
+                note=f"{_TIMES_FASTER} Not measured: this run was on the CPU (jieyue bench attention --device cuda).",
+            )
 
     def _add_pictures(self, report: Report) -> None:
         names = list(dict.fromkeys(row.name for row in self.curves))
