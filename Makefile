@@ -1,4 +1,5 @@
 # make test   sets everything up and runs the whole check      make demo   sets everything up and runs the main job
+# make chat   sets everything up, trains a small dialogue model and opens the chat
 # Both need git, make and Python 3.11 or later; everything else goes into .venv (remove it to start anew).
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all demo bench dist clean
+.PHONY: setup test test-all demo chat bench dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -50,6 +51,16 @@ demo: setup
 DEMO_TEXT ?= At weekends Ruth Harwick goes cycling near Pine Lake. She was born in Kelso in 1961. Peter Lowe studied geology in Stanford.
 DEMO_QUESTION ?= Where was Ruth Harwick born?
 
+# Trains a small dialogue model on the everyday talks that ship (once, about four minutes), then opens the chat.
+chat: setup
+	@if [ -f $(DEMO)/chat/report.html ]; then \
+	  echo "Using the model in $(DEMO)/chat (remove the folder to train anew)"; \
+	else \
+	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 225s --out $(DEMO)/chat; \
+	fi
+	@echo; echo "A small model that learned from 2,000 short everyday talks. Try: 今天会下雨吗？ or: I lost my keys."
+	@$(BIN)/jieyue chat $(DEMO)/chat --temperature 0
+
 # Each benchmark prints its numbers and writes them, dated, into benchmarks/results; quiet machine, please.
 bench: setup
 	$(BIN)/jieyue bench attention --out benchmarks/results
@@ -58,6 +69,8 @@ bench: setup
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/write_docs.py
 
 dist: setup

@@ -9,6 +9,7 @@ import typer
 
 from jieyue.budget import Budget
 
+from .chat import doctor_chat, plan_chat
 from .console import Door, show
 from .options import (
     AsJson,
@@ -40,7 +41,9 @@ _doctor = typer.Typer(help="Check data before training.", no_args_is_help=True)
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
     _plan.command("title")(plan_title)
+    _plan.command("chat")(plan_chat)
     _doctor.command("title")(doctor_title)
+    _doctor.command("chat")(doctor_chat)
     app.add_typer(_plan, name="plan")
     app.add_typer(_doctor, name="doctor")
 

@@ -11,6 +11,7 @@ import typer
 
 from jieyue.budget import Budget, parse_seconds
 
+from .chat import train_chat
 from .console import Door, show
 from .options import (
     AsJson,
@@ -50,6 +51,7 @@ _train = typer.Typer(help="Train a model by recipe, under a budget.", no_args_is
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
     _train.command("title")(train_title)
+    _train.command("chat")(train_chat)
     app.add_typer(_train, name="train")
 
 

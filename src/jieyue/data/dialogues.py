@@ -11,8 +11,9 @@ Texts lose the spaces that pre-segmented Chinese has between its characters; the
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .findings import Findings
 from .history import ROLES, Message, alternate
 from .streams import Unreadable, records
 
-__all__ = ["Dialogue", "contamination", "read_dialogues"]
+__all__ = ["Dialogue", "DialogueFiles", "contamination", "read_dialogues"]
 
 Dialogue = tuple[Message, ...]
 ROWS = ("messages", "turns", "dialog", "dialogue", "conversation", "conversations")
@@ -71,6 +72,54 @@ def read_dialogues(
         names = ", ".join(map(str, files)) or "no file"
         raise InputError(
             f"{names}: found no dialogues ({counts['records_skipped']} records skipped), expected at least one"
+        )
+
+
+class DialogueFiles(Sequence[Dialogue]):
+    """The dialogues of files, read anew each time they are gone through, so that none stays in memory.
+
+    ``held_out``: the share (by a checksum of the dialogue's first two turns) that goes to ``held``, and is left out here.
+    ``limit``: at most so many. Made by one pass that counts; ``findings`` are that pass's.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        part: str | None = None,
+        skip_bad: bool = False,
+        held_out: float = 0.0,
+        limit: int | None = None,
+    ) -> None:
+        self.paths, self.part, self.skip_bad, self.share, self.limit = paths, part, skip_bad, held_out, limit
+        self.findings = Findings()
+        self.held: list[Dialogue] = []
+        self._count = 0
+        for dialogue in read_dialogues(paths, self.findings, part=part, skip_bad=skip_bad):
+            if self._is_held(dialogue):
+                self.held.append(dialogue)
+            else:
+                self._count += 1
+        self._count = self._count if limit is None else min(self._count, limit)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Dialogue]:
+        every = read_dialogues(self.paths, Findings(), part=self.part, skip_bad=self.skip_bad)
+        return islice((dialogue for dialogue in every if not self._is_held(dialogue)), self._count)
+
+    def __getitem__(self, number):  # type: ignore[no-untyped-def]
+        if isinstance(number, slice):
+            return list(islice(self, *number.indices(len(self))))
+        return next(islice(self, range(len(self))[number], None))
+
+    def _is_held(self, dialogue: Dialogue) -> bool:
+        if not self.share:
+            return False
+        return (
+            zlib.crc32("\n".join(_key(one.text) for one in dialogue[:2]).encode("utf-8", "replace"))
+            < self.share * 2**32
         )
 
 

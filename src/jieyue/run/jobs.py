@@ -13,7 +13,6 @@ from jieyue.hf.loading import load, read_record
 from jieyue.machine import describe, fix_malloc_threshold
 from jieyue.report import Report, model_card, write_whole
 
-from .models import open_model
 from .planned import Planned, against_length, measure, plan_for, prices, savings
 from .story import (
     tell_counts,
@@ -44,7 +43,7 @@ def doctor(recipe: str = "read", materials: Materials = Materials()) -> Report:
     job = task(recipe)
     examples, findings, shared = job.check(materials)
     settings = materials.settings or job.settings(materials, 0)
-    source = open_model(
+    source = job.open_model(
         materials.model,
         lambda: job.texts(examples),
         head=settings.head(job.recipe.head),

@@ -16,11 +16,12 @@ from jieyue.errors import InputError, message
 from jieyue.recipes import Recipe
 from jieyue.report import Report
 
+from .models import ModelSource, open_model
 from .values import Course, Materials, Prepared, Sources
 
 __all__ = ["TASKS", "Card", "Curve", "Task", "task"]
 
-TASKS = {"read": "jieyue.run.reading", "title": "jieyue.run.title"}
+TASKS = {"read": "jieyue.run.reading", "title": "jieyue.run.title", "chat": "jieyue.run.talking"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class Task:
     stages: Callable[[Course, bool, Sequence[Any]], list[tuple[float, Sequence[Any]]]] = _as_they_are
     fitted: Callable[[Prepared, Any], tuple[Any, dict[str, Any]]] = _nothing_to_fit
     shown: tuple[str, ...] = ("Quality",)
+    open_model: Callable[..., ModelSource] = open_model
     numbers: Callable[[Any], dict[str, float]] = _no_numbers
 
 

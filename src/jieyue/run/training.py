@@ -21,7 +21,6 @@ from jieyue.report import write_whole
 from jieyue.training.microbatch import MicroBatch
 
 from .courses import Stage, num_positions, seconds_per_position, staged_batches, updates_within
-from .models import open_model
 from .planned import Planned
 from .tasks import Task
 from .values import Course, Materials, Prepared
@@ -48,7 +47,7 @@ def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
     recipe, seed = task.recipe, course.seed
     sources = task.open_sources(materials, seed)
     settings = materials.settings or task.settings(materials, seed)
-    source = open_model(
+    source = task.open_model(
         materials.model,
         lambda: task.texts(sources.train),
         head=settings.head(recipe.head),
@@ -69,7 +68,8 @@ def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
             raise InputError(f"{sources.name}: encoding gave no training row; counted {dict(counts)}")
         stages.append(Stage(until, len(rows), len(rows) + len(own)))
         rows = [*rows, *own] if rows else own
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = getattr(rows, "lengths", None)  # rows on disk know them, and need not be read for that
+    lengths = [len(row["input_ids"]) for row in rows] if lengths is None else lengths
     objective = course.remedied(recipe.objective)
     return Prepared(task, sources, source, settings, objective, rows, lengths, stages, counts)
 
@@ -100,7 +100,7 @@ def fit(
     losses: list[tuple[int, float]] = []
     curve: list[tuple[int, float]] = []
     measured = prepared.task.curve
-    started, tokens = time.perf_counter(), sum(prepared.lengths[number] for batch in batches for number in batch)
+    started, tokens = time.perf_counter(), sum(int(prepared.lengths[number]) for batch in batches for number in batch)
     with watch.progress("training") as update:
 
         def progressed(state: Progress) -> None:

@@ -9,29 +9,18 @@ from typing import Any
 
 import numpy
 
-from jieyue.data.history import ENDED, TURNS, fit_history, template_for
+from jieyue.data.history import fit_history
 from jieyue.decoding.reply import Reply
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
+from jieyue.recipes.chat import ends_of
 
 from .batching import Batcher, Full, Job, Said
 from .requests import Asked, Bounds, Refusal
 
-__all__ = ["Talk", "Talker", "ends_of"]
+__all__ = ["Talk", "Talker"]
 
 CONTEXT = 4096  # tokens of talk and reply where the model has no limit, or a larger one
-
-
-def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a turn: what the template puts there, and what the model's own settings say."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {int(one) for one in (own if isinstance(own, list) else [own]) if one is not None}
-    template = template_for(tokenizer)
-    if template == TURNS:
-        ends.add(int(tokenizer.sep_token_id))
-    elif template == ENDED or not ends:
-        ends |= {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set()
-    return frozenset(ends)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,129 @@
+"""The server under load: clients that stream at once, first-token times, tokens a second, memory; eight clients against one.
+
+    python benchmarks/serving.py [--model small] [--clients 32] [--seconds 60] [--tokens 64] [--threads 2]
+
+A model of random weights answers over a real socket; clients are another process. One JSON line a row. Goals: no error,
+memory flat over the run, throughput of eight clients at least three times that of one.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+MESSAGE = {"messages": [{"role": "user", "content": "hello there, how are you today?"}], "stream": True}
+
+
+def client(address, until, tokens, found):
+    import httpx2
+
+    asked = MESSAGE | {"max_tokens": tokens, "min_tokens": tokens}
+    with httpx2.Client(timeout=120) as http:
+        while time.time() < until:
+            started, first, count, error = time.time(), None, 0, None
+            try:
+                with http.stream("POST", address + "/v1/chat/completions", json=asked) as answer:
+                    if answer.status_code != 200:
+                        error = answer.status_code
+                    for line in answer.iter_lines():
+                        if line.startswith("data: {") and '"content": ""' not in line:
+                            first = first or time.time() - started
+                            count += 1
+            except httpx2.HTTPError as wrong:
+                error = repr(wrong)
+            found.append((first, count, error))
+
+
+def clients(address, number, seconds, tokens, pipe):
+    found, until = [], time.time() + seconds
+    threads = [threading.Thread(target=client, args=(address, until, tokens, found)) for _ in range(number)]
+    started = time.time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pipe.send((found, time.time() - started))
+
+
+def resident(pid):
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmRSS"))
+
+
+def server(name, port, threads):
+    import torch
+    import uvicorn
+
+    from jieyue.data.history import template_for
+    from jieyue.hf.causal_presets import build_causal
+    from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
+    from jieyue.serving.app import build_app
+    from jieyue.serving.guard import allowed_hosts
+    from jieyue.serving.requests import Bounds
+    from jieyue.serving.talkers import Talker
+
+    torch.set_num_threads(threads)
+    tokenizer = make_lossless_tokenizer(learn_lossless_vocabulary(["hello there, how are you today?"] * 3, 50))
+    tokenizer.chat_template = template_for(tokenizer)
+    talker = Talker(name, build_causal(name, tokenizer).eval(), tokenizer, Bounds())
+    app = build_app([talker], hosts=allowed_hosts("127.0.0.1", port))
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+
+
+def measured(address, number, seconds, tokens, pid):
+    ours, pipe = multiprocessing.Pipe()
+    worker = multiprocessing.Process(target=clients, args=(address, number, seconds, tokens, pipe))
+    worker.start()
+    memory = []
+    while not ours.poll(1.0):
+        memory.append(resident(pid))
+    found, taken = ours.recv()
+    worker.join()
+    firsts = sorted(first for first, _, error in found if first is not None and not error)
+    third = max(1, len(memory) // 3)
+    return {
+        "clients": number, "seconds": taken, "replies": len(found), "errors": sum(bool(error) for *_, error in found),
+        "events_per_second": sum(count for _, count, _ in found) / taken,
+        "first_token_p50": firsts[len(firsts) // 2], "first_token_p95": firsts[int(len(firsts) * 0.95)],
+        "resident_first_third": max(memory[:third]), "resident_last_third": max(memory[-third:]),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="small")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    multiprocessing.set_start_method("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    worker = multiprocessing.Process(target=server, args=(given.model, port, given.threads))
+    worker.start()
+    assert worker.pid is not None
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    address = f"http://127.0.0.1:{port}"
+    short = min(15.0, given.seconds)
+    rows = [measured(address, number, short, given.tokens, worker.pid) for number in (1, 8)]
+    rows[1]["times_one_client"] = rows[1]["events_per_second"] / rows[0]["events_per_second"]
+    rows.append(measured(address, given.clients, given.seconds, given.tokens, worker.pid))
+    for row in rows:
+        print(json.dumps({"model": given.model, "cores": os.cpu_count(), **row}), flush=True)
+    worker.terminate()
+    worker.join()
+
+
+if __name__ == "__main__":
+    main()

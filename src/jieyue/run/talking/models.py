@@ -1,0 +1,75 @@
+"""The model of a dialogue run: a causal preset that starts from scratch, or any model that writes, or can be made to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jieyue.data.history import template_for
+from jieyue.decoding.slots import positions_of
+from jieyue.hf.causal import as_decoder, made_causal
+from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config, set_generation
+from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
+from jieyue.hf.tokenizers import make_tokenizer
+from jieyue.run.models import NO_LIMIT, ModelSource, with_attention
+
+__all__ = ["open_talker"]
+
+
+def open_talker(
+    name: str,
+    texts: Callable[[], Iterable[str]],
+    *,
+    vocabulary: Path | None = None,
+    seed: int = 0,
+    attention: str | None = None,
+    **_: Any,
+) -> ModelSource:
+    """A model that writes: a causal preset, or any causal language model; a masked one is turned causal.
+
+    The tokenizer gets a chat template and a padding token where it has none.
+    """
+    if name in CAUSAL_PRESETS and not Path(name).is_dir():
+        own: Any = (
+            make_tokenizer(vocabulary) if vocabulary else make_lossless_tokenizer(learn_lossless_vocabulary(texts()))
+        )
+        own.chat_template = template_for(own)
+        if own.bos_token_id is None:
+            own.bos_token, own.eos_token = own.cls_token, own.sep_token
+        fresh = causal_config(name, own)
+        plain: Callable[[], Any] = partial(model_from_config, fresh, "causal-lm")
+        build_it: Callable[[], Any] = partial(build_causal, name, own, seed=seed)
+        positions = fresh.max_position_embeddings
+    else:
+        own, config = load_tokenizer(name), load_config(name)
+        has_template, own.chat_template = bool(own.chat_template), template_for(own)
+        if own.pad_token_id is None:
+            own.pad_token = own.eos_token
+        as_decoder(config)
+        plain, build_it = (
+            partial(model_from_config, config, "causal-lm"),
+            partial(_loaded_causal, name, own, has_template),
+        )
+        with torch.device("meta"):
+            positions = positions_of(plain()) or NO_LIMIT
+    return ModelSource(
+        name,
+        name in CAUSAL_PRESETS,
+        own,
+        positions,
+        plain,
+        lambda: with_attention(plain(), attention),
+        lambda: with_attention(build_it(), attention),
+    )
+
+
+def _loaded_causal(name: str, tokenizer: Any, has_template: bool) -> Any:
+    model = made_causal(load_model(name, "causal-lm"))
+    if not has_template:
+        set_generation(model, tokenizer)
+    return model

@@ -1,0 +1,257 @@
+"""The dialogue recipe: rows and counts, one loss for packed and single rows, replies, scores, causal from masked, a talk."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
+
+from jieyue.data.corpora.everyday import compose_talks
+from jieyue.data.dialogues import DialogueFiles
+from jieyue.data.history import Message, alternate, encode_talks
+from jieyue.decoding.rerank import rerank
+from jieyue.decoding.sampling import Sampling
+from jieyue.errors import InputError
+from jieyue.hf.causal import made_causal
+from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config
+from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
+from jieyue.recipes import chat
+from jieyue.run.conversation import Conversation
+from jieyue.run.talking import default_settings, open_dialogues
+from jieyue.run.values import Materials
+from jieyue.tally import Tally
+from jieyue.training.objective import token_loss
+
+TALKS = compose_talks(0, 40)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "initializer_range": 0.3}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = make_lossless_tokenizer(learn_lossless_vocabulary([one.text for talk in TALKS for one in talk], 200))
+    made.chat_template = chat.template_for(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return build_causal("tiny", tokenizer, seed=1, **SMALL).double().eval()
+
+
+def batch_of(rows, tokenizer):
+    from jieyue.data.batch import collate
+
+    return collate([rows[number] for number in range(len(rows))], tokenizer.pad_token_id)
+
+
+@pytest.mark.parametrize("loss_on", ["all", "replies", "last"])
+def test_packed_rows_have_the_loss_of_single_ones(model, tokenizer, loss_on):
+    """Sums and counts, float64, against plain logits of every dialogue alone."""
+    found = []
+    for row_tokens in (None, 128):
+        rows, _ = chat.encode(TALKS, tokenizer, chat.ChatSettings(loss_on=loss_on, row_tokens=row_tokens))
+        with torch.no_grad():
+            found.append(chat.objective(model, batch_of(rows, tokenizer)))
+    total = Tally(torch.zeros((), dtype=torch.float64), torch.zeros(()))
+    for talk, messages in zip(encode_talks(tokenizer, TALKS), TALKS, strict=True):
+        ids = torch.from_numpy(talk.ids).long()[None]
+        labels = torch.full_like(ids, -100)
+        for number, ((first, stop), one) in enumerate(zip(talk.turns, messages, strict=True)):
+            if loss_on == "all" or (loss_on == "replies" and one.role == "assistant") or number == len(messages) - 1:
+                labels[0, first:stop] = ids[0, first:stop]
+        with torch.no_grad():
+            total += token_loss(model(input_ids=ids).logits[:, :-1], labels[:, 1:])
+    for one in found:
+        assert int(one.weight) == int(total.weight)
+        torch.testing.assert_close(one.total, total.total, rtol=1e-12, atol=0)
+
+
+def test_a_packed_row_without_borders_is_noticed(model, tokenizer):
+    """The broken twin: positions that do not start again."""
+    rows, _ = chat.encode(TALKS, tokenizer, chat.ChatSettings(row_tokens=128))
+    batch = batch_of(rows, tokenizer)
+    with torch.no_grad():
+        right = chat.objective(model, batch).total
+        batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+        assert abs(chat.objective(model, batch).total - right) > 1e-6 * right
+
+
+def test_what_is_too_long_is_dropped_and_counted(tokenizer):
+    settings = chat.ChatSettings(max_tokens=40)
+    rows, counts = chat.encode(TALKS, tokenizer, settings)
+    whole = [len(talk.ids) for talk in encode_talks(tokenizer, TALKS)]
+    assert counts["dialogues_shortened"] == sum(length > 40 for length in whole) > 0
+    assert counts["turns_dropped"] > 0 and rows.lengths.max() <= 40
+    assert counts["rows"] == len(rows) == len(TALKS)
+    first = next(number for number, length in enumerate(whole) if length > 40)
+    text = tokenizer.decode(rows[first]["input_ids"], skip_special_tokens=True)
+    assert text.endswith(TALKS[first][-1].text)  # the newest turns stay
+    rows, counts = chat.encode([alternate(["你好" * 30])], tokenizer, chat.ChatSettings(max_tokens=10))
+    assert counts["turns_cut"] == 1 and len(rows[0]["input_ids"]) == 10
+    rows, counts = chat.encode([alternate(["你好"]), TALKS[0]], tokenizer, chat.ChatSettings(loss_on="replies"))
+    assert counts["dialogues_without_loss"] == 1 and len(rows) == 1
+
+
+def test_the_files_of_the_rows_go_with_them(tokenizer):
+    rows, _ = chat.encode(TALKS[:3], tokenizer, chat.ChatSettings())
+    folder = rows.tokens.folder
+    assert folder.is_dir()
+    del rows
+    assert not folder.exists()
+
+
+def test_files_are_read_anew_and_split(tmp_path):
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps([f"q{n}", f"a{n}"]) for n in range(500)), encoding="utf-8")
+    files = DialogueFiles(path, held_out=0.1, limit=300)
+    assert len(files) == len(list(files)) == len(list(files)) == 300
+    assert 20 < len(files.held) < 90
+    assert not {talk[0].text for talk in files} & {talk[0].text for talk in files.held}
+    assert files[2] == list(files)[2] and files[1:3] == list(files)[1:3]
+
+
+def greedy_alone(model, tokenizer, talk, most):
+    (encoded,) = encode_talks(tokenizer, [talk])
+    said = []
+    while len(said) < most:
+        with torch.no_grad():
+            ids = torch.tensor([[*encoded.ids.tolist(), *said]])
+            said.append(int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()))
+        if said[-1] == tokenizer.sep_token_id:
+            break
+    return tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+def test_replies_of_a_batch_are_those_of_each_alone(model, tokenizer):
+    settings = chat.ChatSettings(reply_tokens=12)
+    contexts = [talk[:1] for talk in TALKS[:7]] + [talk[:3] for talk in TALKS[:4]]
+    found = chat.answer(model, tokenizer, contexts, settings, batch_size=4)
+    assert found == [greedy_alone(model, tokenizer, talk, 12) for talk in contexts]
+
+
+def test_perplexities_and_scores(model, tokenizer):
+    loss, characters = chat.log_probability(model, tokenizer, TALKS, chat.ChatSettings(), batch_size=7)
+    rows, _ = chat.encode(TALKS, tokenizer, chat.ChatSettings())
+    with torch.no_grad():
+        one = chat.objective(model, batch_of(rows, tokenizer))
+    assert loss.weight == int(one.weight) and math.isclose(loss.total, float(one.total), rel_tol=1e-5)
+    assert characters == sum(len("".join(turn.text.split())) for talk in TALKS for turn in talk)
+    golds = ["你好吗", "see you later at nine"]
+    scores = chat.score(golds, golds, loss, characters)
+    assert scores["bleu_4"] == 1 and scores["bleu_2"] == 1 and scores["dist_1"] == 1 and scores["repetition"] == 0
+    assert math.isclose(scores["perplexity_character"], math.exp(loss.total / characters))
+    worse = chat.score(["", "at at at at at at"], golds, loss, characters)
+    assert worse["bleu_2"] < 0.1 and worse["repetition"] > 0
+
+
+@pytest.mark.parametrize("wrong", [{"loss_on": "none"}, {"max_tokens": 1}, {"row_tokens": 0}, {"reply_tokens": 0}])
+def test_settings_are_checked(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        chat.ChatSettings(**wrong)
+
+
+def test_presets(tokenizer):
+    assert {
+        name: build_causal(name, tokenizer).num_parameters() > least
+        for name, least in (("tiny", 10**6), ("small", 2e7))
+    }
+    for name in CAUSAL_PRESETS:
+        config = causal_config(name, tokenizer)
+        assert config.num_key_value_heads < config.num_attention_heads
+    one, two, other = (build_causal("tiny", tokenizer, seed=seed, **SMALL) for seed in (1, 1, 2))
+    weights = [made.model.layers[0].mlp.up_proj.weight for made in (one, two, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    with pytest.raises(InputError, match="huge"):
+        causal_config("huge", tokenizer)
+    packed = default_settings(Materials())
+    assert packed.row_tokens and default_settings(Materials(attention="local(8)")).row_tokens is None
+
+
+def test_a_masked_model_is_turned_causal():
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        hidden_dropout_prob=0,
+    )
+    masked = BertForMaskedLM(config)
+    state = dict(masked.state_dict().items())
+    bidirectional = BertLMHeadModel(config)
+    bidirectional.load_state_dict(state, strict=False)
+    causal = made_causal(bidirectional)
+    assert causal is not bidirectional and made_causal(causal) is causal
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 9]])
+    with torch.no_grad():
+        logits = causal(input_ids=ids).logits
+    torch.testing.assert_close(logits[0, :3], logits[1, :3])
+    assert torch.equal(causal.bert.embeddings.word_embeddings.weight, masked.bert.embeddings.word_embeddings.weight)
+
+
+def test_sources_tell_what_training_and_held_out_share(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(json.dumps([f"q{n % 50}", f"a{n % 50}", "x"]) for n in range(200)), encoding="utf-8")
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps(["q3", "a3", "x"]) + "\n" + json.dumps(["new", "talk"]), encoding="utf-8")
+    sources = open_dialogues(Materials(data=[path], held_out=[held]))
+    assert sources.shared == {"dialogues": 1, "openings": 1, "replies": 1}
+    sources = open_dialogues(Materials(data=[path]))
+    assert len(sources.train) + len(sources.held_out) == 200
+    assert sources.shared["dialogues"] == 0  # dialogues with the same opening fall on one side
+    small = tmp_path / "small.jsonl"
+    small.write_text('["a", "b"]\n["c", "d"]', encoding="utf-8")
+    with pytest.raises(InputError, match="held-out"):
+        open_dialogues(Materials(data=[small]))
+
+
+def test_a_talk_reads_each_token_once(model, tokenizer):
+    """Its state survives the turn; the replies are those of a talk that starts anew each time."""
+    talk = Conversation(model, tokenizer, Sampling(temperature=0), reply_tokens=8)
+    for text in ("你好！", "今天会下雨吗？", "Thanks!"):
+        said = "".join(talk.say(text))
+        fresh = Conversation(model, tokenizer, Sampling(temperature=0), reply_tokens=8)
+        fresh.messages = [*talk.messages[:-2]] if said.strip() else [*talk.messages[:-1]]
+        assert "".join(fresh.say(text)) == said
+        if len(talk.messages) > 2:
+            assert talk.num_read < fresh.num_read / 2
+    whole = list(talk.messages)
+    assert talk.undo() and talk.messages == whole[: len(talk.messages)] and len(talk.messages) < len(whole)
+    talk.clear()
+    assert not talk.undo() and talk.messages == []
+    with pytest.raises(InputError, match="retry"):
+        next(talk.retry())
+
+
+def test_long_talks_stopped_replies_and_candidates(model, tokenizer, tmp_path):
+    talk = Conversation(model, tokenizer, Sampling(seed=3), reply_tokens=8, context=48)
+    for _ in range(6):
+        "".join(talk.say("今天会下雨吗？你说呢？"))
+    assert talk.num_dropped > 0
+    with pytest.raises(InputError, match="newest turn"):
+        "".join(talk.say("很" * 100))
+    pieces = talk.retry()
+    first = next(pieces)
+    pieces.close()  # Ctrl-C
+    assert not first.strip() or talk.messages[-1] == Message("assistant", first.strip())
+    talk.save(tmp_path / "talk.jsonl")
+    assert tuple(talk.messages) == next(iter(DialogueFiles(tmp_path / "talk.jsonl")))
+    many = Conversation(model, tokenizer, Sampling(seed=3), reply_tokens=6, candidates=4)
+    assert len(list(many.say("你好！"))) == 1
+    again = Conversation(model, tokenizer, Sampling(seed=3), reply_tokens=6, candidates=4)
+    assert "".join(again.say("你好！")) == "".join(m.text for m in many.messages[1:])
+
+
+def test_reranking():
+    assert rerank([-3.0, -1.0, -2.0], [0.0, 0.0, 0.0]) == [1, 2, 0]
+    assert rerank([-3.0, -1.0, -2.0], [-1.0, -5.0, -2.0], weight=1.0) == [0, 2, 1]
+    for wrong in (([1.0], []), ([1.0], [1.0], 2.0)):
+        with pytest.raises(InputError, match="rerank"):
+            rerank(*wrong)
+
+
+def test_unknown_tokens_are_counted(tokenizer):
+    _, counts = chat.encode([alternate(["龘龘", "你好"])], tokenizer, chat.ChatSettings())
+    assert isinstance(counts, Counter) and counts["unknown_tokens"] == 2
