@@ -94,10 +94,20 @@ def test_backward_twice_and_without_gradients():
     assert torch.equal(torch.autograd.grad(total, hidden)[0], first)
     with torch.no_grad():
         assert not vocabulary_loss(hidden, weight, labels, bias).total.requires_grad
-    total = vocabulary_loss(hidden, weight, labels, bias).total
-    (gradient,) = torch.autograd.grad(total, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"differentiate twice|does not require grad"):
-        gradient.square().sum().backward()
+    assert torch.autograd.gradgradcheck(
+        lambda h, w, b: vocabulary_loss(h, w, labels, b, smoothing=0.2, chunk_bytes=200).total, (hidden, weight, bias)
+    )
+
+
+def test_hooks_on_the_model_see_logits():
+    """Remedies read the model's logits through a forward hook: they get logits, and the loss is the same."""
+    model = BertForMaskedLM(BertConfig(**sizes(num_hidden_layers=1))).double().eval()
+    ids, seen = torch.randint(0, 37, (2, 5)), []
+    chunked = model_vocabulary_loss(model, {"input_ids": ids}, ids, smoothing=0.1)
+    model.register_forward_hook(lambda module, given, out: seen.append(out.logits.shape))
+    hooked = model_vocabulary_loss(model, {"input_ids": ids}, ids, smoothing=0.1)
+    assert seen == [(2, 5, 37)] and torch.allclose(chunked.total, hooked.total, rtol=1e-12)
+    assert chunked.weight == hooked.weight == 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
 
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
@@ -45,7 +44,7 @@ def vocabulary_loss(
     ``hidden`` [..., H]; ``weight`` [V, H] (tied to the embedding or not); ``bias`` [V]; ``labels`` [...], ``ignored`` where
     nothing is asked. Cost: one [C, V] buffer of at most ``chunk_bytes`` (one position if that is larger), and the gradients
     of hidden and weight, made in the forward pass where something asks for gradients. Numbers narrower than float32 are
-    summed in float32. Once differentiable: for gradient penalties use ``token_loss``.
+    summed in float32. A second derivative (``create_graph=True``, gradient penalties) is exact too, at plain memory.
 
     >>> tally = vocabulary_loss(torch.zeros(2, 3, 5), torch.ones(4, 5), torch.tensor([[1, 2, -100], [0, -100, -100]]))
     >>> round(float(tally.mean()), 4), int(tally.weight)
@@ -82,13 +81,25 @@ def model_vocabulary_loss(
     ``model(**inputs).logits`` would be the logits; ``labels`` [B, T]. ``shift``: position t is asked for label t+1 (causal
     models). Works for every model of transformers whose logits come straight from ``get_output_embeddings()``, tied or
     not, with a bias or without: that is checked on every call, for free, as the model must return what the held-back layer
-    was given. Refused: models that scale, cap or add to their logits afterwards (Gemma 2, BART); use ``token_loss`` there.
+    was given. Where forward hooks on the model read its output, the logits are made for them: the same loss at plain memory.
+    Refused: models that scale, cap or add to their logits afterwards (Gemma 2, BART); use ``token_loss`` there.
     """
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     if not isinstance(head, nn.Linear):
         found = f"{type(model).__name__} with output layer {type(head).__name__}"
         raise InputError(message("model_vocabulary_loss", found, "a model whose output layer is nn.Linear"))
+    if model._forward_hooks:
+        logits = model(**inputs).logits
+        logits, labels = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+        return Tally(total, (labels != IGNORED).sum())
     hidden = _held_back(model, head, inputs)
     if shift:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
@@ -156,7 +167,12 @@ class _ChunkedLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             del logits, gradient  # before the next chunk's are made
+        ctx.smoothing, ctx.ignored = smoothing, ignored
         ctx.save_for_backward(
+            hidden,
+            weight,
+            bias,
+            labels,
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
@@ -164,9 +180,19 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = ctx.saved_tensors
+        hidden, weight, bias, labels, *found = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: derivatives of this derivative are asked for, so it is made plainly
+            inputs = [t if t is not None and t.requires_grad else None for t in (hidden, weight, bias)]
+            total = nn.functional.cross_entropy(
+                nn.functional.linear(hidden, weight, bias).to(grad.dtype),
+                labels,
+                ignore_index=ctx.ignored,
+                reduction="sum",
+                label_smoothing=ctx.smoothing,
+            )
+            made = iter(torch.autograd.grad(total, [t for t in inputs if t is not None], grad, create_graph=True))
+            return (*(None if t is None else next(made) for t in inputs), None, None)
         unit = grad.device.type == "cpu" and (isinstance(grad, FakeTensor) or float(grad) == 1)
         if not unit:  # accumulate asks for 1, and nothing is copied; on a GPU looking would cost a wait
             found = [None if one is None else one * grad.to(one.dtype) for one in found]
