@@ -9,7 +9,7 @@ from jieyue.report import Report, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-PAGES = [("memory.md", "digits")]  # results that stand in a page of their own too
+PAGES = [("memory.md", "digits"), ("attention.md", "growth")]  # results that stand in a page of their own too
 OPENING = """# Benchmarks
 
 Written by `python benchmarks/write_docs.py` from the reports in `benchmarks/results`. Ratios are of one run, alternating repeats,

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from jieyue.bench.linear_attention import _crossing, bench_linear, linear_curves, operations
+from jieyue.bench.attention_rows import AttentionBench, RivalRow, crossing
+from jieyue.bench.linear_attention import bench_linear, linear_curves, operations
 from jieyue.bench.linear_rivals import LINEAR_CURVES, LINEAR_RIVALS, linear
 from jieyue.report import Report
 
@@ -30,9 +31,9 @@ def test_rivals_compute_the_same_thing(causal):
 
 
 def test_the_crossover_lies_between_the_points():
-    assert _crossing({100: 1.0, 400: 4.0}, {100: 2.0, 400: 2.0}) == pytest.approx(200, abs=1)
-    assert _crossing({100: 1.0}, {100: 2.0}) is None
-    assert _crossing({100: 3.0, 200: 9.0}, {100: 2.0, 200: 2.0}) == 100
+    assert crossing({100: 1.0, 400: 4.0}, {100: 2.0, 400: 2.0}) == pytest.approx(200, abs=1)
+    assert crossing({100: 1.0}, {100: 2.0}) is None
+    assert crossing({100: 3.0, 200: 9.0}, {100: 2.0, 200: 2.0}) == 100
 
 
 def test_the_report_of_a_small_run():
@@ -52,3 +53,11 @@ def test_the_report_of_a_small_run():
     assert held["linear(elu)", 8] == held["linear(elu)", 400] and held["full()", 8] < held["full()", 400]
     rows = linear_curves((64,), 1, "cpu")
     assert [row.pattern for row in rows] == list(LINEAR_CURVES) and all(row.both_seconds for row in rows)
+
+
+def test_when_each_pays_is_read_off_the_curves():
+    rows = [RivalRow("local(8)", n, "SDPA, full", both_seconds=n**2 * 1e-6) for n in (100, 400)]
+    rows += [RivalRow("local(8)", n, "jieyue local(8)", both_seconds=n * 2e-4) for n in (100, 400)]
+    rows += [RivalRow("linear(elu)", n, "jieyue linear(elu)", both_seconds=n * 1e-5) for n in (100, 400)]
+    text = AttentionBench("toy", "cpu", 1, 1, curves=tuple(rows)).report().markdown()
+    assert "| local(8) | 200 | 400 | 2×" in text and "| linear(elu) | ≤ 100 | 400 | 40×" in text

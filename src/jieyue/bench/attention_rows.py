@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,9 @@ from jieyue.report import Picture, Report
 if TYPE_CHECKING:
     from .linear_attention import LinearBench
 
-__all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow"]
+__all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow", "crossing"]
+
+DENSE = "SDPA, full"
 
 
 class Cell(NamedTuple):
@@ -127,6 +130,7 @@ class AttentionBench:
         if self.linear is not None:
             self.linear.add_to(report)
         if self.curves:
+            self._add_payoff(report)
             self._add_pictures(report)
         return report
 
@@ -153,6 +157,34 @@ class AttentionBench:
                 note=f"{_TIMES_FASTER} Not measured: this run was on the CPU (jieyue bench attention --device cuda).",
             )
 
+    def _add_payoff(self, report: Report) -> None:
+        """From which N each entry beats full attention, and by how much at the longest N that both were measured at."""
+        curves = {
+            name: {row.n: row for row in self.curves if row.name == name and row.both_seconds}
+            for name in dict.fromkeys(row.name for row in self.curves)
+        }
+        dense = curves.get(DENSE)
+        if not dense:
+            return
+        shortest, rows = min(row.n for row in self.curves), []
+        for name, found in curves.items():
+            shared = found.keys() & dense.keys()
+            if name == DENSE or not shared:
+                continue
+            start = crossing(
+                {n: dense[n].both_seconds or 0.0 for n in shared}, {n: found[n].both_seconds or 0.0 for n in shared}
+            )
+            last = max(shared)
+            text = "nowhere measured" if start is None else f"≤ {shortest}" if start <= shortest else str(round(start))
+            times = (dense[last].both_seconds or 0.0) / (found[last].both_seconds or 1.0)
+            rows.append([name.removeprefix("jieyue "), text, last, times])
+        report.section("When each pays").table(
+            ["attention", "faster than full attention from N", "at N", ("times faster", "x")],
+            rows,
+            note="Forward and backward, all keys, against torch's dense kernel; between measured N by straight lines on "
+            "logarithmic axes.",
+        )
+
     def _add_pictures(self, report: Report) -> None:
         names = list(dict.fromkeys(row.name for row in self.curves))
         section = report.section("Pictures")
@@ -169,6 +201,19 @@ class AttentionBench:
                     title, {k: c for k, c in curves.items() if c}, x=("N", "tokens"), y=(what, unit), log="xy"
                 )
             )
+
+
+def crossing(dense: dict[int, float], ours: dict[int, float]) -> float | None:
+    """The N from which ``ours`` is faster, straight lines between measured points on logarithmic axes; None: nowhere."""
+    shared = sorted(dense.keys() & ours.keys())
+    gaps = [math.log(dense[n] / ours[n]) for n in shared]
+    if not shared or gaps[-1] < 0:
+        return None
+    for i in range(len(shared) - 1, 0, -1):
+        if gaps[i - 1] < 0:
+            n, m, before, after = shared[i - 1], shared[i], gaps[i - 1], gaps[i]
+            return float(round(n * (m / n) ** (-before / (after - before))))
+    return float(shared[0])
 
 
 def _add_rivals(report: Report, title: str, rows: Sequence[RivalRow]) -> None:

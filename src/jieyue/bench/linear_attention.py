@@ -9,7 +9,6 @@ the same run. Operations are counted at chunks of C = 64 whatever chunk is used,
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from jieyue.linear import LinearState
 from jieyue.report import Picture, Report
 from jieyue.timer import median_seconds, peak_bytes
 
-from .attention_rows import RivalRow
+from .attention_rows import RivalRow, crossing
 from .linear_rivals import LINEAR_CURVES, LINEAR_RIVALS, linear
 from .rivals import Attention
 
@@ -136,7 +135,7 @@ def bench_linear(
     for attention, contexts in (MODEL_CONTEXTS if model_contexts is None else model_contexts).items():
         decoding += _model_rows(attention, contexts)
     crossover = {
-        what: _crossing(
+        what: crossing(
             {r.n: r.both_seconds for r in rivals if r.pattern == what and r.name == "SDPA, full" and r.both_seconds},
             {r.n: r.both_seconds for r in rivals if r.pattern == what and r.name == "jieyue" and r.both_seconds},
         )
@@ -244,20 +243,6 @@ def _peak(call: Callable[[], Any], device: str) -> int:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def _crossing(dense: dict[int, float], ours: dict[int, float]) -> float | None:
-    """The N where the two curves cross, straight lines between measured points on logarithmic axes."""
-    shared = sorted(dense.keys() & ours.keys())
-    gaps = [math.log(dense[n] / ours[n]) for n in shared]
-    if not shared or gaps[-1] < 0:
-        return None
-    for (n, before), (m, after) in zip(
-        zip(shared, gaps, strict=True), list(zip(shared, gaps, strict=True))[1:], strict=False
-    ):
-        if before < 0 <= after:
-            return float(round(n * (m / n) ** (-before / (after - before))))
-    return float(shared[0])
 
 
 def _state_row(context: int, device: str) -> DecodingRow:
