@@ -40,7 +40,7 @@ demo: setup
 	@if [ -f $(DEMO)/reader/report.html ]; then \
 	  echo "Using the model in $(DEMO)/reader (remove the folder to train anew)"; \
 	else \
-	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 225s $(if $(ATTENTION),--attention "$(ATTENTION)") --out $(DEMO)/reader; \
+	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 200s $(if $(ATTENTION),--attention "$(ATTENTION)") --out $(DEMO)/reader; \
 	fi
 	@echo; echo "One question about a new notice:"; echo "  $(DEMO_TEXT)"; echo "  $(DEMO_QUESTION)"
 	@$(BIN)/jieyue read $(DEMO)/reader --question "$(DEMO_QUESTION)" --text "$(DEMO_TEXT)"
@@ -48,15 +48,15 @@ demo: setup
 	@echo "  $(BIN)/jieyue evaluate $(DEMO)/reader"
 	@echo "  $(BIN)/jieyue read $(DEMO)/reader --question '…' --file passage.txt"
 
-DEMO_TEXT ?= At weekends Ruth Harwick goes cycling near Pine Lake. She was born in Kelso in 1961. Peter Lowe studied geology in Stanford.
-DEMO_QUESTION ?= Where was Ruth Harwick born?
+DEMO_TEXT ?= 王小明出生于青岛市，现在是一名教师。李芳喜欢游泳。
+DEMO_QUESTION ?= 王小明在哪里出生？
 
 # Trains a small dialogue model on the everyday talks that ship (once, about four minutes), then opens the chat.
 chat: setup
 	@if [ -f $(DEMO)/chat/report.html ]; then \
 	  echo "Using the model in $(DEMO)/chat (remove the folder to train anew)"; \
 	else \
-	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 225s --out $(DEMO)/chat; \
+	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 200s --out $(DEMO)/chat; \
 	fi
 	@echo; echo "A small model that learned from 2,000 short everyday talks. Try: 今天会下雨吗？ or: I lost my keys."
 	@$(BIN)/jieyue chat $(DEMO)/chat --temperature 0

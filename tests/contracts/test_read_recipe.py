@@ -366,15 +366,16 @@ def test_recipe_table(tmp_path):
         task(str(file))
 
 
-def test_calibration_of_answers():
+@pytest.mark.parametrize(("search", "cool"), [("greedy", 1.5), ("best", 1.25)])
+def test_calibration_of_answers(search, cool):
     """Half of the answers wrong at high confidence: the temperature rises and the error falls."""
     tokenizer = wordpiece()
     good = [replace(question, id=str(at)) for at in range(8) for question in QUESTIONS[:4]]
     told = knows_all(tokenizer, QUESTIONS[:4], SETTINGS, height=12.0)
-    answers = answer(Scripted(told, len(tokenizer)), tokenizer, good, SETTINGS)
+    answers = answer(Scripted(told, len(tokenizer)), tokenizer, good, replace(SETTINGS, search=search))
     wrong = [replace(question, golds=("another",)) if at // 4 % 2 else question for at, question in enumerate(good)]
     fitted = calibrate(answers, wrong)
-    assert fitted.count == 32 and fitted.temperature > 1.5 and fitted.error_after < fitted.error_before
+    assert fitted.count == 32 and fitted.temperature > cool and fitted.error_after < fitted.error_before
     assert score(answers, wrong)["calibration_error"] == pytest.approx(fitted.error_before)
     with pytest.raises(InputError, match="no question whose answers are known"):
         calibrate(answers[:1], [replace(good[0], golds=None)])

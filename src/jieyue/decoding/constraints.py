@@ -16,6 +16,8 @@ import numpy
 
 __all__ = ["SEARCHES", "Interval", "Reading", "SuffixOrder", "best_slots", "read_slots"]
 
+RIVALS = 255  # n-grams beside the chosen one that a confidence is told against
+
 
 class SuffixOrder:
     """The starts of all suffixes of ``ids`` [n], sorted (by token id, the shorter first).
@@ -77,8 +79,8 @@ class Interval:
 class Reading:
     """What one window answers: its tokens ``start:start + num_tokens`` (the first occurrence), 0 tokens = abstains.
 
-    ``score``: mean of the chosen probabilities, the closing [SEP]'s included. ``choices``: for every step the
-    probabilities of all allowed tokens, the chosen one first; they carry the confidence at any temperature.
+    ``score``: mean of the chosen probabilities, the closing [SEP]'s included. ``choices``: for every decision the
+    weights of what was compared, the chosen one first; they carry the confidence at any temperature.
     """
 
     start: int
@@ -87,7 +89,7 @@ class Reading:
     choices: tuple[numpy.ndarray, ...]
 
     def confidence(self, temperature: float = 1.0) -> float:
-        """Probability of the whole path, each step renormalised over what was allowed: Π p_c^(1/T) / Σ p^(1/T)."""
+        """Probability of the decisions, each renormalised over what was compared: Π p_c^(1/T) / Σ p^(1/T)."""
         log_odds = 0.0
         for probabilities in self.choices:
             scaled = numpy.log(numpy.maximum(probabilities.astype(numpy.float64), 1e-38)) / temperature
@@ -124,25 +126,30 @@ def best_slots(allowed: Interval, at: numpy.ndarray, closing: numpy.ndarray, fir
 
     An n-gram's worth is its mean log-probability, the closing [SEP] included, (Σ_t log p_t + log p_[SEP]) / (n + 1); the
     first place wins ties, and [SEP] alone (to abstain) wins them all. Arguments and ``Reading`` as in ``read_slots``, whose
-    greedy path is one of those compared. Cost: A·W sums, no loop over places.
+    greedy path is one of those compared; ``choices`` is one step here, among the ``RIVALS`` best n-grams by exp(worth).
+    Cost: A·W sums, no loop over places.
     """
     logs, ends = (numpy.log(numpy.maximum(p, 1e-38, dtype=numpy.float64)) for p in (at, closing))
-    worth, start, length = ends[0], 0, 0
-    sums = numpy.zeros(at.shape[1])
-    for n in range(1, min(len(closing), at.shape[1] + 1)):
-        sums = sums[: at.shape[1] - n + 1] + logs[n - 1, n - 1 :]
-        place = int(sums.argmax())
-        if (found := (sums[place] + ends[n]) / (n + 1)) > worth:
-            worth, start, length = found, place, n
-    choices = []
-    for slot in range(length + 1):
-        places = allowed.places()
-        best = -1 if slot == length else int(numpy.flatnonzero(places == first + start + slot)[0])
-        choices.append(_alternatives(allowed.ids[places], at[slot, places - first], best, closing[slot]))
-        if slot < length:
-            allowed = allowed.narrow(int(allowed.ids[first + start + slot]))
+    width = at.shape[1]
+    worths = [ends[:1]]  # of every place, for 0, 1, 2 ... tokens
+    sums = numpy.zeros(width)
+    for n in range(1, min(len(closing), width + 1)):
+        sums = sums[: width - n + 1] + logs[n - 1, n - 1 :]
+        worths.append((sums + ends[n]) / (n + 1))
+    length = int(numpy.argmax([own.max() for own in worths]))
+    start = int(worths[length].argmax())
+    worth = worths[length][start]
+    tokens = allowed.ids[first : first + width]
+    alike = numpy.ones(len(worths[length]), dtype=bool)  # other places of the chosen n-gram are no rivals
+    for t in range(length):
+        alike &= tokens[t : t + len(alike)] == tokens[start + t]
+    worths[length] = worths[length][~alike]
+    others = numpy.concatenate(worths)
+    if len(others) > RIVALS:
+        others = numpy.partition(others, len(others) - RIVALS)[-RIVALS:]
     chosen = [float(at[t, start + t]) for t in range(length)] + [float(closing[length])]
-    return Reading(first + start, length, sum(chosen) / len(chosen), tuple(choices))
+    weights = numpy.exp(numpy.concatenate([[worth], others]))
+    return Reading(first + start, length, sum(chosen) / len(chosen), (weights.astype(numpy.float32),))
 
 
 SEARCHES = {"best": best_slots, "greedy": read_slots}
