@@ -138,3 +138,18 @@ def test_a_broken_record_stops_or_is_listed(tmp_path):
     listed = jieyue("doctor", "read", file, "--skip-bad")
     assert listed.returncode == 0, listed.stderr
     assert "record 31" in " ".join(listed.stdout.split())
+
+
+def test_verify_attention_of_a_folder(trained, tmp_path):
+    """Entropies and losses of two candidates on a text, as tables and as a report in a folder."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"第{i}行是一小段话，讲的是注意力。" for i in range(9)), encoding="utf-8")
+    tried = ["--attention", "linear(elu)", "--attention", "local(4)+linear(relu)", "--out", tmp_path / "report"]
+    done = jieyue("verify", "attention", trained[0], "--text", text, *tried)
+    assert done.returncode == 0, done.stderr
+    for part in ("softmax", "linear(elu)", "local(4)+linear(relu)", "uniform"):
+        assert part in done.stdout, part
+    report = Report.load(next((tmp_path / "report").glob("*.json")))
+    assert "local(4)+linear(relu)" in report.markdown()
+    wrong = jieyue("verify", "attention", trained[0], "--text", text, "--attention", "linear(elo)")
+    assert wrong.returncode == 2 and "did you mean 'elu'" in wrong.stderr
