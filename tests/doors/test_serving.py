@@ -483,3 +483,33 @@ def test_long_talks_lose_whole_turns(client):
     found = client.post(CHAT, json={"messages": [*turns, {"role": "user", "content": "hello"}], "max_tokens": 8}).json()
     assert found["usage"]["dropped_turns"] >= 4
     assert found["usage"]["prompt_tokens"] <= 248
+
+
+def test_folders_are_served_by_what_they_are(tokenizer, tmp_path, monkeypatch):
+    """A folder's record names its recipe; a title model answers /v1/title, anything that does not write is refused."""
+    from types import SimpleNamespace
+
+    from jieyue.hf.loading import save
+    from jieyue.recipes import title as titles
+
+    save(random_model(tokenizer), tokenizer, tmp_path / "writer", {"recipe": "chat", "settings": {}})
+    save(random_model(tokenizer), tokenizer, tmp_path / "titler", {"recipe": "title", "settings": {"kind": "causal"}})
+    save(random_model(tokenizer), tokenizer, tmp_path / "other", {"recipe": "dance", "settings": {}})
+    monkeypatch.setattr(
+        titles,
+        "answer",
+        lambda model, tokenizer, texts, settings: [
+            SimpleNamespace(text=texts[0][:4], log_probability=-1.23456, finished=True)
+        ],
+    )
+    models = open_models([tmp_path / "writer", tmp_path / "titler"])
+    assert [(one.name, one.kind) for one in models] == [("writer", "chat"), ("titler", "title")]
+    with TestClient(app_of(models), base_url=BASE) as client:
+        found = client.post("/v1/title", json={"text": "hello there"}).json()
+        assert (found["title"], found["log_probability"], found["model"]) == ("hell", -1.2346, "titler")
+        assert client.post("/v1/title", json={"text": ""}).status_code == 400
+        assert client.get("/title").status_code == client.get("/").status_code == 200
+        assert client.get("/read").status_code == 404
+        assert client.post(CHAT, json=body(max_tokens=2)).status_code == 200
+    with pytest.raises(InputError, match="dance"):
+        open_models([tmp_path / "other"])

@@ -10,6 +10,7 @@ from jieyue.data.readers import Passage, Question
 from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.loading import RECORD, head_of, load, read_record
 from jieyue.recipes import read as reading
+from jieyue.recipes import title as titles
 
 from .app import Served, build_app
 from .guard import allowed_hosts
@@ -35,11 +36,13 @@ def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | Non
     recipe = read_record(folder).get("recipe") if (Path(folder) / RECORD).is_file() else "chat"
     if recipe == "read":
         return Reader(name, "read", _reader(folder), bounds)
+    if recipe == "title":
+        return Reader(name, "title", _titler(folder), bounds)
     if recipe == "chat":
         if head_of(folder) != "causal-lm":
             raise InputError(f"{folder}: not a causal language model; expected one that writes, or a trained reader")
         return Talker(name, *load(folder, "causal-lm"), bounds, context)
-    raise InputError(f"{folder}: its recipe is {recipe!r}, expected chat or read")
+    raise InputError(f"{folder}: its recipe is {recipe!r}, expected chat, read or title")
 
 
 def read_key(path: str | Path) -> str:
@@ -109,6 +112,22 @@ def _reader(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, An
             "confidence": round(found.confidence, 4),
             "vote": round(found.vote, 4),
             "rivals": [{"answer": text, "vote": round(vote, 4)} for text, vote in found.rivals],
+        }
+
+    return ask
+
+
+def _titler(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    settings = titles.TitleSettings.from_dict(read_record(folder, "title")["settings"])
+    model, tokenizer = load(folder, settings.head("prefix"))
+
+    def ask(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        (found,) = titles.answer(model, tokenizer, [body["text"]], settings)
+        return {
+            "title": found.text,
+            "log_probability": round(found.log_probability, 4),
+            "finished": found.finished,
+            "source_truncated": bool(titles.prompts([body["text"]], tokenizer, settings)[1]),
         }
 
     return ask
