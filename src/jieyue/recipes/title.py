@@ -35,6 +35,7 @@ from jieyue.metrics.intervals import bootstrap
 from jieyue.tally import Tally
 from jieyue.text import join_pieces
 from jieyue.training.objective import token_loss
+from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
 from . import Recipe, Settings
 
@@ -191,8 +192,8 @@ def objective(model: Any, batch: Mapping[str, Tensor]) -> Tally:
         if "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         logits = model(**inputs, use_cache=False).logits
-    else:
-        logits, labels = model(**inputs, use_cache=False).logits[:, :-1], labels[:, 1:]
+    else:  # the logits of source and title together are never made
+        return model_vocabulary_loss(model, {**inputs, "use_cache": False}, labels, shift=True)
     return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
 
 
