@@ -9,7 +9,6 @@ Source: J. Su, "ALBERT unshared" (kexue.fm 7187, 2020); Lan et al. 2020 for ALBE
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jieyue.errors import InputError, message
 
 from .activations import known_mismatch
 from .sharing import average, split
+from .surgery import own_config
 
 __all__ = ["Sharing", "encoder_of", "reshare", "set_blocks", "sharing_of", "unshare"]
 
@@ -156,12 +156,7 @@ def set_blocks(model: nn.Module, blocks: list[nn.Module]) -> None:
     listed = nn.ModuleList(blocks)
     listed.training = encoder.training
     encoder.albert_layer_groups = listed
-    before = encoder.config
-    own = copy.deepcopy(before)
-    own.num_hidden_groups = len(blocks)
-    for module in model.modules():
-        if vars(module).get("config") is before:
-            module.config = own
+    own_config(model, encoder).num_hidden_groups = len(blocks)
 
 
 def _choices(layers: int, before: int) -> list[int]:

@@ -21,7 +21,7 @@ from jieyue.errors import InputError, message
 
 from .word_pieces import learn_pieces
 
-__all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary", "write_chinese"]
+__all__ = ["SPECIAL_TOKENS", "learn_vocabulary", "make_tokenizer", "read_vocabulary", "with_backend", "write_chinese"]
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -77,6 +77,11 @@ def write_chinese(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast
         raise InputError(message("write_chinese(tokenizer)", found, "a WordPiece tokenizer (BERT's family)"))
     backend = Tokenizer.from_str(own.to_str())
     backend.decoder = _decoder()
+    return with_backend(tokenizer, backend)
+
+
+def with_backend(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """A plain fast tokenizer of this backend, with everything else that ``tokenizer`` says: special tokens, template, limits."""
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=tokenizer.model_max_length,

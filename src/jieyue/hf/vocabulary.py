@@ -1,0 +1,204 @@
+"""A smaller vocabulary: what a corpus uses and the special tokens stay, new words may come; weights of kept tokens untouched.
+
+    old ids → kept, in their order → 0 … K−1,   then added words → K … ;   row of a word = mean of the rows of its old pieces
+
+WordPiece and Unigram tokenizers cut the corpus as before, because every piece they chose is still there and no piece is new.
+Added words are matched whole, before that. Saved model and tokenizer are plain transformers'.
+
+Letters: V old size of the vocabulary, K tokens kept. Source: the "simplified vocabulary" of J. Su's bert4keras (kexue.fm 7148).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AddedToken
+
+from jieyue.errors import InputError, message
+from jieyue.text import is_cjk
+
+from .surgery import own_config, replace_parameters
+from .tokenizers import with_backend
+
+__all__ = ["prune_vocabulary"]
+
+_MOST_SPARE_ROWS = 127  # tables are padded to a multiple of at most 128
+
+
+def prune_vocabulary(
+    model: Any,
+    tokenizer: Any,
+    texts: Iterable[str] | None = None,
+    keep: Iterable[str] | None = None,
+    add: Sequence[str] | None = None,
+) -> tuple[Any, Any]:
+    """(model, tokenizer) with fewer tokens: the model changed in place, the tokenizer a new one.
+
+    ``texts``: their tokens stay; ``keep``: further tokens; special and added tokens always do. With neither every token stays.
+    ``add``: words to become one token each. Heads tied to the embedding stay tied; logits over kept tokens are what they were.
+    An optimizer made before does not fit. Cost: one pass over the texts; tables of K rows instead of V.
+
+    Refuses: BPE and other kinds of tokenizers, a tokenizer that is not the model's, tokens to keep that are unknown, words to
+    add that are there already or that the old vocabulary cannot spell, nothing to do.
+    """
+    asked = "prune_vocabulary"
+    if texts is None and keep is None and not add:
+        raise InputError(message(asked, "no texts, keep or add", "at least one of them"))
+    _check_kind(tokenizer)
+    table = model.get_input_embeddings()
+    _check_pair(model, tokenizer, table.weight.shape[0])
+    words = list(add or ())
+    _check_words(words, tokenizer)
+    kept = _kept(tokenizer, texts, keep)
+    pieces = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    number = {old: new for new, old in enumerate(kept)}
+    made = with_backend(tokenizer, _smaller(tokenizer.backend_tokenizer, number))
+    if words:
+        made.add_tokens([_matched(word) for word in words])
+    _cut(model, kept, pieces)
+    _renumber(model, number, len(kept) + len(words))
+    return model, made
+
+
+def _kept(tokenizer: Any, texts: Iterable[str] | None, keep: Iterable[str] | None) -> list[int]:
+    if texts is None and keep is None:
+        return list(range(len(tokenizer)))
+    always = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    vocabulary = tokenizer.get_vocab()
+    always |= {number for token, number in vocabulary.items() if token.startswith("<0x") and token.endswith(">")}
+    wanted = list(keep or ())
+    if unknown := [token for token in wanted if token not in vocabulary]:
+        raise InputError(
+            message("prune_vocabulary(keep=...)", f"unknown {unknown[:6]}", "tokens of the tokenizer's vocabulary")
+        )
+    found = always | {vocabulary[token] for token in wanted}
+    remaining = iter(texts or ())
+    while some := list(islice(remaining, 500)):
+        for row in tokenizer(some, add_special_tokens=False)["input_ids"]:
+            found.update(row)
+    return sorted(found)
+
+
+def _smaller(backend: Tokenizer, number: dict[int, int]) -> Tokenizer:
+    """The tokenizer with the tokens of ``number`` alone (old id -> new id), its template and added tokens renumbered."""
+    parts = json.loads(backend.to_str())
+    model = parts["model"]
+    if model["type"] == "WordPiece":
+        model["vocab"] = {token: number[old] for token, old in model["vocab"].items() if old in number}
+    else:
+        model["vocab"] = [entry for old, entry in enumerate(model["vocab"]) if old in number]
+        if model.get("unk_id") is not None:
+            model["unk_id"] = number[model["unk_id"]]
+    for token in parts["added_tokens"]:
+        token["id"] = number[token["id"]]
+    _renumber_template(parts.get("post_processor"), number)
+    return Tokenizer.from_str(json.dumps(parts))
+
+
+def _renumber_template(processor: Any, number: dict[int, int]) -> None:
+    if not processor:
+        return
+    for inner in processor.get("processors", ()):
+        _renumber_template(inner, number)
+    for token in (processor.get("special_tokens") or {}).values():
+        token["ids"] = [number[old] for old in token["ids"]]
+    for name in ("sep", "cls"):
+        if isinstance(processor.get(name), list):
+            processor[name][1] = number[processor[name][1]]
+
+
+def _matched(word: str) -> AddedToken:
+    """Chinese words match anywhere, as they are; others only as whole words, in the tokenizer's normal form."""
+    chinese = all(map(is_cjk, word))
+    return AddedToken(word, single_word=not chinese, normalized=not chinese)
+
+
+@torch.no_grad()
+def _cut(model: Any, kept: list[int], pieces: list[list[int]]) -> None:
+    """Rows of the embedding, the head and its biases: the kept ones, then a mean for each added word."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = table.weight.shape[0]
+    wide = [table.weight] + ([] if head is None else [head.weight])
+    if head is not None:  # biases may stand beside the head as well as in it
+        path = next(name for name, module in model.named_modules() if module is head)
+        holders = [head, *([model.get_submodule(path.rpartition(".")[0])] if "." in path else [])]
+        wide += [p for one in holders for p in one._parameters.values() if p is not None and p.shape == (rows,)]
+    new = {old: nn.Parameter(_rows(old.data, kept, pieces), old.requires_grad) for old in wide}
+    replace_parameters(model, new)
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, nn.Embedding) and any(weight is one for one in new.values()):
+            module.num_embeddings = len(weight)
+            if module.padding_idx is not None:
+                module.padding_idx = kept.index(module.padding_idx)
+        if isinstance(module, nn.Linear) and any(weight is one for one in new.values()):
+            module.out_features = len(weight)
+        bias = module._buffers.get("final_logits_bias")
+        if bias is not None:
+            module._buffers["final_logits_bias"] = _rows(bias.T, kept, pieces).T
+
+
+def _rows(old: Tensor, kept: list[int], pieces: list[list[int]]) -> Tensor:
+    means = [old[ids].mean(0, keepdim=True) for ids in pieces]
+    return torch.cat([old[torch.tensor(kept, device=old.device)], *means])
+
+
+def _renumber(model: Any, number: dict[int, int], size: int) -> None:
+    """The configuration's vocabulary size and token numbers, those of generation too."""
+    config = own_config(model, model)
+    config.vocab_size = size
+    for settings in (config, getattr(model, "generation_config", None)):
+        for name, old in list(vars(settings).items()) if settings is not None else ():
+            if not (name.endswith(("_token_id", "_token_ids"))):
+                continue
+            if isinstance(old, int) and not isinstance(old, bool):
+                setattr(settings, name, number.get(old))
+            elif isinstance(old, list):
+                setattr(settings, name, [number[one] for one in old if one in number])
+
+
+def _check_kind(tokenizer: Any) -> None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    kind = type(tokenizer).__name__ if backend is None else type(backend.model).__name__
+    if kind not in ("WordPiece", "Unigram"):
+        why = "its merges build tokens from tokens" if kind == "BPE" else ""
+        raise InputError(message("prune_vocabulary", f"a {kind} tokenizer", "WordPiece or Unigram", why))
+
+
+def _check_pair(model: Any, tokenizer: Any, rows: int) -> None:
+    """The tokenizer must be the model's: as many tokens as rows, the same special ones."""
+    wrong = []
+    if not len(tokenizer) <= rows <= len(tokenizer) + _MOST_SPARE_ROWS:
+        wrong.append(f"{len(tokenizer)} tokens and {rows} rows in the embedding")
+    for name in ("pad", "mask", "sep", "cls"):
+        own, theirs = getattr(model.config, f"{name}_token_id", None), getattr(tokenizer, f"{name}_token_id", None)
+        if own is not None and theirs is not None and own != theirs:
+            wrong.append(f"{name} is {theirs} for the tokenizer and {own} for the model")
+    if wrong:
+        raise InputError(message("prune_vocabulary", "; ".join(wrong), "the model's own tokenizer"))
+
+
+def _check_words(words: list[str], tokenizer: Any) -> None:
+    vocabulary = tokenizer.get_vocab()
+    wrong = [
+        word
+        for word in words
+        if not word.strip() or word != word.strip() or words.count(word) > 1 or word in vocabulary
+    ]
+    if wrong:
+        raise InputError(
+            message("prune_vocabulary(add=...)", f"{wrong[:6]}", "new words, each once, without spaces around")
+        )
+    unknown = tokenizer.unk_token_id
+    lost = [w for w in words if not (ids := tokenizer(w, add_special_tokens=False)["input_ids"]) or unknown in ids]
+    if lost:
+        found = f"{lost[:6]}, which the old vocabulary cannot spell"
+        raise InputError(
+            message("prune_vocabulary(add=...)", found, "words whose pieces are known, to start from their mean")
+        )
