@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
-from transformers import LlamaConfig
+from transformers import DynamicCache, LlamaConfig
 
 from jieyue.data.history import template_for
 from jieyue.hf.causal_presets import build_causal
@@ -43,7 +43,8 @@ class ScriptedModel(torch.nn.Module):
         self.generation_config = None
         self.tokenizer, self.seconds = tokenizer, seconds
 
-    def forward(self, input_ids, past_key_values, use_cache=True, attention_mask=None):
+    def forward(self, input_ids, past_key_values=None, use_cache=True, attention_mask=None):
+        past_key_values = DynamicCache() if past_key_values is None else past_key_values
         time.sleep(self.seconds)
         new = input_ids[:, None, :, None].to(self.weight.dtype)
         ids = past_key_values.update(new, new, 0)[0][:, 0, :, 0].long()

@@ -26,7 +26,7 @@ from jieyue.errors import InputError
 
 from .entries import SLOT, Entry, Memory
 
-__all__ = ["StateCache", "StateLayer", "close_doors", "has_patterns", "open_doors", "state_layer_of"]
+__all__ = ["StateCache", "StateLayer", "close_doors", "open_doors", "state_layer_of"]
 
 _TAG = "jieyue_layer"  # on the keys that a StateLayer hands out: whose they are
 _DOORS = "jieyue_doors"  # on a model: the handles of what `open_doors` put there
@@ -171,11 +171,6 @@ class StateCache(DynamicCache):
     def nbytes(self) -> int:
         """Bytes that our layers hold."""
         return sum(layer.nbytes for layer in self.layers if isinstance(layer, StateLayer))
-
-
-def has_patterns(model: Any) -> bool:
-    """Whether the model makes a cache of its own for causal attention of ours."""
-    return any(True for _ in _remembering(model))
 
 
 def state_layer_of(keys: Tensor) -> StateLayer | None:

@@ -22,8 +22,6 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from jieyue.errors import InputError
 
-from .cache import has_patterns
-
 __all__ = ["Rows", "Stepper"]
 
 
@@ -111,7 +109,7 @@ class Rows:
 
     @property
     def can_join(self) -> bool:
-        return all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
+        return type(self.cache) is DynamicCache and all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
 
     def alone(self, number: int) -> Rows:
         """Row ``number`` as rows of its own, copied; the cache must be one that can join, or have this row only."""
@@ -130,8 +128,7 @@ class Rows:
         self.lengths = [self.lengths[number] for number in numbers]
         device = _device(self.cache)
         if list(numbers) != list(range(len(numbers))) or self._num_rows() != len(numbers):
-            for layer in self.cache.layers:
-                layer.batch_select_indices(index.to(device) if device is not None else index)
+            self.cache.batch_select_indices(index.to(device) if device is not None else index)
             self.mask = None if self.mask is None else self.mask[index.to(self.mask.device)]
         if self.mask is not None and self.can_join:
             surplus = self.mask.shape[1] - max(self.lengths)
@@ -162,8 +159,7 @@ class Rows:
         if not all(getattr(layer, "is_croppable", False) for layer in self.cache.layers) or count > min(self.lengths):
             return False
         try:
-            for layer in self.cache.layers:
-                layer.crop(-count)
+            self.cache.crop(-count)
         except (ValueError, RuntimeError):  # a window that has let go of what came before
             return False
         self.lengths = [length - count for length in self.lengths]
@@ -186,7 +182,6 @@ class Stepper:
         self.model = model
         self.takes = set(inspect.signature(type(model).forward).parameters)
         self.device = next(model.parameters()).device
-        self.has_patterns = has_patterns(model)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[Rows, Tensor]:
         """The prompts, read in one pass: their rows and the logits after their last tokens [B, V]."""
@@ -201,7 +196,7 @@ class Stepper:
         if min(lengths) < width:
             mask = torch.arange(width)[None] >= width - torch.tensor(lengths)[:, None]
             mask = mask.to(self.device)
-        rows = Rows(self._new_cache(), [0] * len(prompts), mask)
+        rows = Rows(None, [0] * len(prompts), mask)  # the model makes its cache
         return rows, self._feed(rows, ids.to(self.device), lengths)
 
     def step(self, rows: Rows, tokens: Sequence[int]) -> Tensor:
@@ -232,16 +227,19 @@ class Stepper:
         if "logits_to_keep" in self.takes:
             given["logits_to_keep"] = 1
         out = self.model(**given)
-        rows.cache = out.past_key_values
+        rows.cache = _roomy(out.past_key_values) if rows.cache is None else out.past_key_values
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    def _new_cache(self) -> Any:
-        if self.has_patterns:
-            return None  # the model makes its own
-        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        return cache
+
+def _roomy(cache: Any) -> Any:
+    """A plain cache with room in its plain layers; any other as it is (patterns, windows, segments)."""
+    if type(cache) is DynamicCache:
+        for number, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+                cache.layers[number] = roomy = RoomyLayer()
+                roomy.put(layer.keys, layer.values)
+    return cache
 
 
 def _padded(part: Tensor, width: int) -> Tensor:
