@@ -58,7 +58,7 @@ chat: setup
 	else \
 	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 200s --out $(DEMO)/chat; \
 	fi
-	@echo; echo "A small model that learned from 2,000 short everyday talks. Try: 今天会下雨吗？ or: I lost my keys."
+	@echo; echo "A small model that learned from 2,000 short everyday talks. Try: 我手机没电了。 or: I lost my keys."
 	@$(BIN)/jieyue chat $(DEMO)/chat --temperature 0
 
 # Each benchmark prints its numbers and writes them, dated, into benchmarks/results; quiet machine, please.
