@@ -25,12 +25,13 @@ def use(
 ) -> dict[str, str]:
     """Gives a transformers model a kind of attention, another GELU, or both, in place; ``...`` leaves a thing as it is.
 
-    ``attention``: a pattern or its text ("local(128)+atrous(8)"); linear attention ("linear(elu)", "linear(relu, window=64)"); near
-    softmax with a linear map for the rest ("local(128)+linear(elu)"); or a comma-separated list of such entries tiled over
-    the layers ("local(64),linear(elu)"); None takes it off. It replaces self-attention over all keys; cross-attention stays
-    full, and layers with a window of their own keep it unless a list names them. Padding, causality, scale and
-    grouped heads are the model's; ``generate()`` keeps a cache of the size that the entry needs: linear attention the same
-    at any length. ``dropout``: in the place of the model's attention dropout in training. ``gelu``: "none", "tanh", "tanh-minimax", … as ``jieyue.gelu`` takes it.
+    ``attention``: a pattern or its text ("local(128)+atrous(8)"); linear attention ("linear(elu)", "linear(relu,
+    window=64)"); near softmax with a linear map for the rest ("local(128)+linear(elu)"); or a comma-separated list of such
+    entries tiled over the layers ("local(64),linear(elu)"); None takes it off. It replaces self-attention over all keys;
+    cross-attention stays full, and layers with a window of their own keep it unless a list names them. Padding, causality,
+    scale and grouped heads are the model's; ``generate()`` keeps a cache of the size that the entry needs: linear attention
+    the same at any length. ``dropout``: in the place of the model's attention dropout in training. ``gelu``: "none",
+    "tanh", "tanh-minimax", … as ``jieyue.gelu`` takes it.
 
     Returns module path -> what it has now, for the report. ``save_pretrained`` keeps the choice and ``jieyue.load`` restores
     it; plain transformers without ``import jieyue.hf`` refuses such a folder with a ValueError. Each layer proves at its first
