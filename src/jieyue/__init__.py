@@ -21,6 +21,7 @@ _FACE = {
     "atrous": "jieyue.attention",
     "attend": "jieyue.attention",
     "attend_linear": "jieyue.linear",
+    "compare": "jieyue.run",
     "evaluate": "jieyue.run",
     "fgm": "jieyue.training.remedies.adversarial",
     "fit": "jieyue.activations",

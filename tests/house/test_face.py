@@ -22,6 +22,7 @@ FACE = [
     "atrous",
     "attend",
     "attend_linear",
+    "compare",
     "evaluate",
     "fgm",
     "fit",

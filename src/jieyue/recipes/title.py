@@ -199,11 +199,13 @@ def objective(model: Any, batch: Mapping[str, Tensor]) -> Tally:
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """A written title; ``log_probability`` of its tokens and their end, ``finished``: it ended before ``title_tokens``."""
+    """A written title; ``log_probability`` of its tokens and their end, ``finished``: it ended before ``title_tokens``;
+    ``tokens`` without the closing one."""
 
     text: str
     log_probability: float
     finished: bool
+    tokens: tuple[int, ...] = ()
 
 
 def answer(
@@ -241,7 +243,7 @@ def answer(
                 ]
             for number, one in zip(chosen, best, strict=True):
                 text = join_pieces(tokenizer.decode(list(one.tokens), skip_special_tokens=True))
-                found[number] = Title(text, one.log_probability, one.finished)
+                found[number] = Title(text, one.log_probability, one.finished, one.tokens)
             if progress is not None:
                 progress(len(found), len(before))
     finally:

@@ -67,7 +67,8 @@ class Task:
     ``judge(model, tokenizer, sources, settings, batch_size, watch)`` answers the held-out examples;
     ``tell(report, judged, facts)`` writes its scores, examples and speed into the report; ``shown``: these sections, and
     the memory, are what the command line prints; ``numbers(judged)``: its scores by name, the first the one that decides, which
-    ``compare`` lays side by side. ``read_judged(files, skip_bad)``: examples to judge by, as ``Sources``.
+    ``compare`` lays side by side; ``curves(judged)``: more facts (JSON values) that ``tell_curves(report, {variant: [one a
+    seed]})`` draws. ``read_judged(files, skip_bad)``: examples to judge by, as ``Sources``.
     """
 
     recipe: Recipe
@@ -87,6 +88,8 @@ class Task:
     shown: tuple[str, ...] = ("Quality",)
     open_model: Callable[..., ModelSource] = open_model
     numbers: Callable[[Any], dict[str, float]] = _no_numbers
+    curves: Callable[[Any], dict[str, Any]] = _no_numbers
+    tell_curves: Callable[[Report, Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None
 
 
 def task(name: str) -> Task:

@@ -19,11 +19,13 @@ from jieyue.run.tasks import Card, Curve, Task
 from jieyue.run.values import Materials, Prepared, Sources
 from jieyue.run.watch import SILENT, Watch
 
+from .exposure import measure_exposure, tell_exposure
 from .sources import open_sources, read_held_out, read_training, texts_of
 
 __all__ = ["TASK", "default_settings", "kind_of", "write"]
 
 CURVE_PAIRS = 60
+EXPOSURE_PAIRS = 100
 SECTION = "Quality on held-out titles"
 
 
@@ -36,6 +38,7 @@ class Judged:
     scores: dict[str, Any]
     seconds: float
     settings: TitleSettings
+    exposure: dict[str, Any]
 
 
 def write(folder: str | Path, texts: Sequence[str], **changes: Any) -> list[dict[str, Any]]:
@@ -93,7 +96,8 @@ def judge(
             progress=lambda done, total: update(done, total, {}),
         )
     seconds = time.perf_counter() - started
-    return Judged(sources.held_out, written, titles.score(written, sources.held_out), seconds, settings)
+    exposure = measure_exposure(model, tokenizer, sources.held_out[:EXPOSURE_PAIRS], settings, batch_size=batch_size)
+    return Judged(sources.held_out, written, titles.score(written, sources.held_out), seconds, settings, exposure)
 
 
 def numbers(judged: Judged) -> dict[str, float]:
@@ -141,6 +145,7 @@ def tell(report: Report, judged: Judged, fitted: Mapping[str, Any]) -> None:
         [[_beginning(pair.source), pair.title, one.text] for pair, one in shown],
         title="Titles in the order of the file, chosen before any was written",
     )
+    tell_exposure(report, {"this model": [judged.exposure]})
 
 
 def _beginning(text: str, count: int = 120) -> str:
@@ -201,5 +206,7 @@ TASK = Task(
         title="ROUGE-L while training, greedy, on pairs set aside", quantity="ROUGE-L", unit="share", measure=_rouge_l
     ),
     numbers=numbers,
+    curves=lambda judged: judged.exposure,
+    tell_curves=tell_exposure,
     shown=(SECTION,),
 )
