@@ -1,0 +1,180 @@
+"""What remedies and search cost: seconds and peak bytes of an update under each remedy, tokens a second of beam search.
+
+    python benchmarks/remedies.py --out benchmarks/results/remedies.json
+
+An update is forward and backward of one batch with the same attention for all (``--attention``), the median of ``--repeats``
+rounds in which every remedy runs once, so that a slow moment of the machine falls on all. Beam search and transformers'
+``generate`` write the same titles from the same model; the texts are compared before the times are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+
+from jieyue.decoding.search import beam, greedy
+from jieyue.hf.steps import steps
+from jieyue.machine import describe
+from jieyue.planning.measurement import measure_step
+from jieyue.recipes.title import objective
+from jieyue.training.remedies.texts import parse_remedy
+
+LIMITS = {
+    "replace_tokens(0.3)": 1.01, "replace_tokens(0.3, pool='sequence')": 1.01, "replace_tokens(0.3, pool='vocabulary')": 1.01,
+    "fgm(0.5)": 2.1, "penalize_gradient(0.06)": 3.2, "fgm(0.5, add_clean=True)": None, "sample_scheduled(0.25)": None,
+    "sample_scheduled(0.25, 'gumbel')": None, "rdrop(1.0)": None, "unlikelihood(1.0)": None,
+}  # fmt: skip
+
+
+def batch_of(vocabulary: int, rows: int, source: int, title: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(10, vocabulary, (rows, source + title), generator=generator)
+    segments = (torch.arange(source + title) >= source).long().expand(rows, -1).contiguous()
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": segments,
+        "labels": ids.masked_fill(segments == 0, -100),
+    }
+
+
+def prefix_model(vocabulary: int, hidden: int, layers: int) -> torch.nn.Module:
+    from jieyue.hf.prefix import as_prefix_lm
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = as_prefix_lm(transformers.BertForMaskedLM(config))
+    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    return model.train()
+
+
+def updates(arguments: argparse.Namespace) -> list[dict]:
+    """Median seconds of an update under each remedy, and its peak, as multiples of the plain one."""
+    model = prefix_model(arguments.vocabulary, arguments.hidden, arguments.layers)
+    if arguments.attention is not None:
+        model.set_attn_implementation(arguments.attention)
+    batch = batch_of(arguments.vocabulary, arguments.rows, arguments.source, arguments.title)
+    runs = {"plain": objective} | {text: parse_remedy(text)(objective) for text in LIMITS}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(arguments.repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            tally = run(model, batch)
+            (tally.total / tally.weight).backward()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+            model.zero_grad(set_to_none=True)
+    peaks = {}
+    for name, run in runs.items():
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        peaks[name] = measure_step(run, model, batch, optimizer, micro_batch=arguments.rows)
+    rows = []
+    for name in runs:
+        ratios = [own / plain for own, plain in zip(seconds[name], seconds["plain"], strict=True)]
+        rows.append(
+            {
+                "objective": name,
+                "seconds": statistics.median(seconds[name]),
+                "times": statistics.median(ratios),
+                "times_low_high": [min(ratios), max(ratios)],
+                "limit": LIMITS.get(name),
+                "peak_bytes": peaks[name],
+                "peak_times": peaks[name] / peaks["plain"],
+            }
+        )
+    return rows
+
+
+def bart(vocabulary: int, hidden: int, layers: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        vocab_size=vocabulary, d_model=hidden, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=hidden // 64,
+        decoder_attention_heads=hidden // 64, encoder_ffn_dim=4 * hidden, decoder_ffn_dim=4 * hidden, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None, init_std=0.08,
+    )  # fmt: skip
+    return transformers.BartForConditionalGeneration(config).eval()
+
+
+def writing(arguments: argparse.Namespace) -> list[dict]:
+    """Tokens a second of our search and of ``generate``, on the same prompts, with the same texts as the result."""
+    rows = []
+    models = {
+        "prefix": prefix_model(arguments.vocabulary, arguments.hidden, arguments.layers).eval(),
+        "encoder-decoder": bart(arguments.vocabulary, arguments.hidden, arguments.layers // 2 or 1),
+    }
+    for kind, model in models.items():
+        first = 1 if kind == "encoder-decoder" else arguments.source
+        prompts = batch_of(arguments.vocabulary, arguments.rows, arguments.source, 0)["input_ids"]
+        for width in (1, 3, 5):
+            step, options = steps(model), {"stop": [2], "max_tokens": arguments.title}
+
+            def ours(step=step, options=options, prompts=prompts, width=width):
+                if width == 1:
+                    return [one.tokens for one in greedy(step, prompts, **options)]
+                return [own[0].tokens for own in beam(step, prompts, width=width, **options)]
+
+            def theirs(model=model, prompts=prompts, width=width, first=first):
+                found = model.generate(
+                    prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=arguments.title, num_beams=width,
+                    do_sample=False, length_penalty=0.0, **({"early_stopping": "never"} if width > 1 else {}),
+                )[:, first:]  # fmt: skip
+                texts = [row.tolist() for row in found]
+                return [tuple(row[: row.index(2)] if 2 in row else row) for row in texts]
+
+            same = ours() == theirs()
+            times: dict[str, list[float]] = {"ours": [], "theirs": []}
+            for _ in range(arguments.repeats):
+                for name, call in (("ours", ours), ("theirs", theirs)):
+                    started = time.perf_counter()
+                    written = call()
+                    times[name].append(time.perf_counter() - started)
+            tokens = sum(min(len(text) + 1, arguments.title) for text in written)
+            ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
+            rows.append(
+                {
+                    "model": kind,
+                    "beams": width,
+                    "same_texts": same,
+                    "tokens_per_second": tokens / statistics.median(times["ours"]),
+                    "generate_tokens_per_second": tokens / statistics.median(times["theirs"]),
+                    "times_generate": statistics.median(ratios),
+                    "times_low_high": [min(ratios), max(ratios)],
+                    "limit": 1.0,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {
+        "rows": 8, "source": 96, "title": 32, "hidden": 256, "layers": 4, "vocabulary": 8000, "repeats": 5, "threads": 2,
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--attention", default=None, help="eager or sdpa; default: jieyue's bands")
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message="penalize_gradient")
+    transformers.utils.logging.set_verbosity_error()
+    result = {"machine": describe(), "settings": {k: str(v) for k, v in vars(arguments).items()}}
+    result |= {"updates": updates(arguments), "writing": writing(arguments)}
+    for row in (*result["updates"], *result["writing"]):
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, ensure_ascii=False))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
