@@ -180,5 +180,6 @@ def worker(rank, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_three_processes(tmp_path):
     mp.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
