@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/growth.py [--longest 16384] [--repeats 3] [--out benchmarks/results]
 
 Forward and backward, float32, B = 1, H = 12, D = 64, all keys. Writes growth.json and the section of docs/attention.md. About
-three minutes on two cores; a quiet machine, please.
+ten minutes on two cores; a quiet machine, please.
 """
 
 import argparse

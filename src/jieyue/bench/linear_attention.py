@@ -131,9 +131,14 @@ def bench_linear(
             say(f"linear(elu), {'causal' if causal else 'all keys'}, N = {n}, beside others")
             rivals += _rivals(causal, n, repeats, device)
     say("decoding")
-    decoding = [_state_row(context, device) for context in state_contexts]
-    for attention, contexts in (MODEL_CONTEXTS if model_contexts is None else model_contexts).items():
-        decoding += _model_rows(attention, contexts)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one token has no work for two
+    try:
+        decoding = _state_rows(state_contexts, device)
+        for attention, contexts in (MODEL_CONTEXTS if model_contexts is None else model_contexts).items():
+            decoding += _model_rows(attention, contexts)
+    finally:
+        torch.set_num_threads(threads)
     crossover = {
         what: crossing(
             {r.n: r.both_seconds for r in rivals if r.pattern == what and r.name == "SDPA, full" and r.both_seconds},
@@ -245,22 +250,32 @@ def _peak(call: Callable[[], Any], device: str) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _state_row(context: int, device: str) -> DecodingRow:
-    """Append and read of one token on 12 heads, after ``context`` tokens."""
+def _state_rows(contexts: Sequence[int], device: str) -> list[DecodingRow]:
+    """Append and read of one token on 12 heads, after each context; all contexts in turn."""
     q, k, v, _ = (x.detach() for x in _tensors(64, device))
-    state = LinearState.empty(k, v)
-    with torch.no_grad():
-        for _ in range(context // 64):
-            state.append(k, v)
-        one = [x[:, :, :1] for x in (q, k, v)]
+    one = [x[:, :, :1] for x in (q, k, v)]
+    states, calls = [], {}
 
+    def stepper(state: LinearState) -> Callable[[], None]:
         def step() -> None:
             for _ in range(50):
                 state.append(one[1], one[2])
                 state.read(one[0])
 
-        seconds = median_seconds({"step": step}, 9)["step"]
-    return DecodingRow("linear(elu), one layer's state", context, seconds[4] / 50, state.nbytes)
+        return step
+
+    with torch.no_grad():
+        for context in contexts:
+            state = LinearState.empty(k, v)
+            for _ in range(context // 64):
+                state.append(k, v)
+            states.append(state)
+            calls[str(context)] = stepper(state)
+        seconds = median_seconds(calls, 9)
+    return [
+        DecodingRow("linear(elu), one layer's state", context, seconds[str(context)][4] / 50, state.nbytes)
+        for context, state in zip(contexts, states, strict=True)
+    ]
 
 
 def _model_rows(attention: str, contexts: Sequence[int]) -> list[DecodingRow]:
