@@ -18,22 +18,33 @@ __all__ = [
     "EffectiveBatch",
     "Epochs",
     "HeldOut",
+    "LabelColumn",
+    "Labelled",
     "LearningRate",
     "Limit",
+    "MaxTokens",
     "Model",
     "NewHead",
     "Out",
+    "PairColumn",
+    "PlainText",
+    "PseudoRows",
     "Questions",
     "Resume",
     "SaveSteps",
     "Search",
     "Seed",
+    "Share",
     "SkipBad",
     "Slots",
     "Start",
     "Steps",
+    "TextColumn",
     "Time",
+    "Unshare",
+    "UnshareAfter",
     "Vocabulary",
+    "WholeWords",
     "WindowTokens",
 ]
 
@@ -41,7 +52,10 @@ _DATA = "Training files (SQuAD, CMRC 2018, DRCD or multi-passage JSON; .gz, .xz)
 _HELD_OUT = "Files to judge by. Default: the shipped held-out part, or a tenth of the passages of --data."
 
 Model = Annotated[
-    str, typer.Option(help="A preset (tiny, small, base), a folder or a hub name of a masked language model.")
+    str,
+    typer.Option(
+        help="A preset (tiny, small, base; albert-tiny, bert-tiny, albert-small, bert-small), a folder or a hub name."
+    ),
 ]
 Data = Annotated[list[Path] | None, typer.Option("--data", help=_DATA)]
 HeldOut = Annotated[list[Path] | None, typer.Option("--held-out", help=_HELD_OUT)]
@@ -79,4 +93,29 @@ LearningRate = Annotated[float | None, typer.Option(help="Default: 1e-3 for a pr
 SaveSteps = Annotated[int, typer.Option(help="Updates between checkpoints.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")]
 Out = Annotated[Path, typer.Option(help="Folder for the model, its card, checkpoints and the report.")]
-Start = Annotated[str, typer.Option(help="How a preset's weights begin: orthogonal-copy or normal.")]
+Start = Annotated[
+    str | None,
+    typer.Option(help="How a preset's weights begin: orthogonal-copy or normal. Default: the preset's own way."),
+]
+Unshare = Annotated[
+    str | None,
+    typer.Option(metavar="GROUPS", help="Give an ALBERT's layers blocks of their own: a number of blocks, or all."),
+]
+UnshareAfter = Annotated[int, typer.Option(metavar="STEPS", help="Unshare only after so many updates.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens of a row, special ones included.")]
+Labelled = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data", help="Training files: TSV, CSV, JSON or JSON lines. Default: the corpus that ships, by topic."
+    ),
+]
+PlainText = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Training files of plain text, a paragraph a line. Default: the corpus that ships."),
+]
+TextColumn = Annotated[str | None, typer.Option(help="The text's column: a name, or a number from 1 without header.")]
+LabelColumn = Annotated[str | None, typer.Option(help="The label's column: a name or a number.")]
+PairColumn = Annotated[str | None, typer.Option(help="A second text's column: a name or a number.")]
+WholeWords = Annotated[bool, typer.Option("--whole-words", help="Hide all pieces of a word together.")]
+Share = Annotated[float, typer.Option(help="Share of a row's tokens that is hidden.")]
+PseudoRows = Annotated[int, typer.Option(help="Held-out rows whose pseudo-perplexity is computed.")]

@@ -20,16 +20,27 @@ from .options import (
     Device,
     EffectiveBatch,
     HeldOut,
+    LabelColumn,
+    Labelled,
+    Limit,
+    MaxTokens,
     Model,
     NewHead,
+    PairColumn,
+    PlainText,
     Questions,
     Seed,
+    Share,
     SkipBad,
     Slots,
+    TextColumn,
+    Unshare,
+    UnshareAfter,
     Vocabulary,
+    WholeWords,
     WindowTokens,
 )
-from .settings import read_settings
+from .settings import blocks, read_settings
 from .title import doctor_title, plan_title
 
 __all__ = ["add_to"]
@@ -64,6 +75,8 @@ def plan_read(
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
     attention: Attention = None,
+    unshare: Unshare = None,
+    unshare_after: UnshareAfter = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -80,9 +93,100 @@ def plan_read(
         skip_bad=skip_bad,
         new_head=new_head,
         attention=attention,
+        unshare=blocks(unshare),
+        unshare_after=unshare_after,
     )
     course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
     show(Door(as_json), run.plan("read", materials, budget=Budget.parse(budget, device), course=course))
+
+
+@_plan.command("classify")
+def plan_classify(
+    model: Model = "tiny",
+    data: Labelled = None,
+    held_out: HeldOut = None,
+    budget: BudgetText = "4GiB",
+    effective_batch: EffectiveBatch = 32,
+    seed: Seed = 0,
+    vocabulary: Vocabulary = None,
+    max_tokens: MaxTokens = 128,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    limit: Limit = None,
+    checkpointing: Checkpointing = None,
+    skip_bad: SkipBad = False,
+    new_head: NewHead = False,
+    attention: Attention = None,
+    unshare: Unshare = None,
+    unshare_after: UnshareAfter = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
+    from jieyue import run
+    from jieyue.recipes.classify import ClassifySettings
+
+    materials = run.Materials(
+        model=model,
+        data=data or (),
+        held_out=held_out or (),
+        settings=ClassifySettings(
+            max_tokens=max_tokens, text_column=text_column, label_column=label_column, pair_column=pair_column
+        ),
+        vocabulary=vocabulary,
+        limit=limit,
+        skip_bad=skip_bad,
+        new_head=new_head,
+        attention=attention,
+        unshare=blocks(unshare),
+        unshare_after=unshare_after,
+    )
+    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
+    show(Door(as_json), run.plan("classify", materials, budget=Budget.parse(budget, device), course=course))
+
+
+@_plan.command("mlm")
+def plan_mlm(
+    model: Model = "tiny",
+    data: PlainText = None,
+    held_out: HeldOut = None,
+    budget: BudgetText = "4GiB",
+    effective_batch: EffectiveBatch = 32,
+    seed: Seed = 0,
+    vocabulary: Vocabulary = None,
+    max_tokens: MaxTokens = 128,
+    share: Share = 0.15,
+    whole_words: WholeWords = False,
+    limit: Limit = None,
+    checkpointing: Checkpointing = None,
+    skip_bad: SkipBad = False,
+    new_head: NewHead = False,
+    attention: Attention = None,
+    unshare: Unshare = None,
+    unshare_after: UnshareAfter = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
+    from jieyue import run
+    from jieyue.recipes.mlm import MaskSettings
+
+    materials = run.Materials(
+        model=model,
+        data=data or (),
+        held_out=held_out or (),
+        settings=MaskSettings(max_tokens=max_tokens, share=share, whole_words=whole_words, seed=seed),
+        vocabulary=vocabulary,
+        limit=limit,
+        skip_bad=skip_bad,
+        new_head=new_head,
+        attention=attention,
+        unshare=blocks(unshare),
+        unshare_after=unshare_after,
+    )
+    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
+    show(Door(as_json), run.plan("mlm", materials, budget=Budget.parse(budget, device), course=course))
 
 
 @_doctor.command("read")
@@ -108,3 +212,58 @@ def doctor_read(
         skip_bad=skip_bad,
     )
     show(Door(as_json), run.doctor("read", materials))
+
+
+@_doctor.command("classify")
+def doctor_classify(
+    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    held_out: HeldOut = None,
+    model: Model = "tiny",
+    max_tokens: MaxTokens = 128,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count everything that is wrong with the data, or will be cut, before training."""
+    from jieyue import run
+    from jieyue.recipes.classify import ClassifySettings
+
+    materials = run.Materials(
+        model=model,
+        data=files or (),
+        held_out=held_out or (),
+        settings=ClassifySettings(
+            max_tokens=max_tokens, text_column=text_column, label_column=label_column, pair_column=pair_column
+        ),
+        limit=limit,
+        skip_bad=skip_bad,
+    )
+    show(Door(as_json), run.doctor("classify", materials))
+
+
+@_doctor.command("mlm")
+def doctor_mlm(
+    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    held_out: HeldOut = None,
+    model: Model = "tiny",
+    max_tokens: MaxTokens = 128,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count everything that is wrong with the data, or will be cut, before training."""
+    from jieyue import run
+    from jieyue.recipes.mlm import MaskSettings
+
+    materials = run.Materials(
+        model=model,
+        data=files or (),
+        held_out=held_out or (),
+        settings=MaskSettings(max_tokens=max_tokens),
+        limit=limit,
+        skip_bad=skip_bad,
+    )
+    show(Door(as_json), run.doctor("mlm", materials))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-__all__ = ["read_settings"]
+from jieyue.errors import InputError, message
+
+__all__ = ["blocks", "read_settings"]
 
 
 def read_settings(
@@ -30,3 +32,14 @@ def read_settings(
         overlap_tokens=overlap,
         search=search or settings.search,
     )
+
+
+def blocks(text: str | None) -> int | None:
+    """``--unshare``: a number of blocks; 0 for "all", a block for each layer; None = not asked for."""
+    if text is None:
+        return None
+    if text == "all":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(message("--unshare", repr(text), "a number of blocks, or all"))
+    return int(text)

@@ -95,7 +95,7 @@ def train_title(
     time: Time = None,
     learning_rate: LearningRate = None,
     seed: Seed = 0,
-    start: Start = "orthogonal-copy",
+    start: Start = None,
     vocabulary: Vocabulary = None,
     kind: Kind = None,
     source_tokens: SourceTokens = None,

@@ -23,24 +23,36 @@ from .options import (
     EffectiveBatch,
     Epochs,
     HeldOut,
+    LabelColumn,
+    Labelled,
     LearningRate,
+    Limit,
+    MaxTokens,
     Model,
     NewHead,
     Out,
+    PairColumn,
+    PlainText,
+    PseudoRows,
     Questions,
     Resume,
     SaveSteps,
     Search,
     Seed,
+    Share,
     SkipBad,
     Slots,
     Start,
     Steps,
+    TextColumn,
     Time,
+    Unshare,
+    UnshareAfter,
     Vocabulary,
+    WholeWords,
     WindowTokens,
 )
-from .settings import read_settings
+from .settings import blocks, read_settings
 from .title import train_title
 
 __all__ = ["add_to", "run_recipe"]
@@ -68,7 +80,7 @@ def train_read(
     time: Time = None,
     learning_rate: LearningRate = None,
     seed: Seed = 0,
-    start: Start = "orthogonal-copy",
+    start: Start = None,
     curriculum: Annotated[
         str | None, typer.Option(help="Passages grow: sentences:share of the updates, such as 1:0.22,2:0.42, or none.")
     ] = None,
@@ -82,6 +94,8 @@ def train_read(
     skip_bad: SkipBad = False,
     new_head: NewHead = False,
     attention: Attention = None,
+    unshare: Unshare = None,
+    unshare_after: UnshareAfter = 0,
     device: Device = "cpu",
     resume: Resume = False,
     as_json: AsJson = False,
@@ -111,6 +125,8 @@ def train_read(
         skip_bad=skip_bad,
         new_head=new_head,
         attention=attention,
+        unshare=blocks(unshare),
+        unshare_after=unshare_after,
     )
     run_recipe(
         "read",
@@ -122,6 +138,154 @@ def train_read(
         resume=resume,
         as_json=as_json,
         then="jieyue read {} --question '…' --file passage.txt",
+    )
+
+
+@_train.command("classify")
+def train_classify(
+    model: Model = "tiny",
+    out: Out = Path("runs/classifier"),
+    data: Labelled = None,
+    held_out: HeldOut = None,
+    budget: BudgetText = "4GiB",
+    effective_batch: EffectiveBatch = 32,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    time: Time = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = 0,
+    start: Start = None,
+    vocabulary: Vocabulary = None,
+    max_tokens: MaxTokens = 128,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    limit: Limit = None,
+    checkpointing: Checkpointing = None,
+    save_steps: SaveSteps = 200,
+    skip_bad: SkipBad = False,
+    new_head: NewHead = False,
+    attention: Attention = None,
+    unshare: Unshare = None,
+    unshare_after: UnshareAfter = 0,
+    device: Device = "cpu",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a text classifier: plan, train, evaluate, report."""
+    from jieyue import run
+    from jieyue.recipes.classify import ClassifySettings
+
+    course = run.Course(
+        effective_batch=effective_batch,
+        steps=steps,
+        epochs=epochs,
+        seconds=None if time is None else parse_seconds(time, "time"),
+        learning_rate=learning_rate,
+        seed=seed,
+        start=start,
+        checkpointing=checkpointing,
+        save_steps=save_steps,
+    )
+    materials = run.Materials(
+        model=model,
+        data=data or (),
+        held_out=held_out or (),
+        settings=ClassifySettings(
+            max_tokens=max_tokens, text_column=text_column, label_column=label_column, pair_column=pair_column
+        ),
+        vocabulary=vocabulary,
+        limit=limit,
+        skip_bad=skip_bad,
+        new_head=new_head,
+        attention=attention,
+        unshare=blocks(unshare),
+        unshare_after=unshare_after,
+    )
+    run_recipe(
+        "classify",
+        materials,
+        course,
+        out,
+        budget=budget,
+        device=device,
+        resume=resume,
+        as_json=as_json,
+        then="jieyue evaluate {} FILE.tsv",
+    )
+
+
+@_train.command("mlm")
+def train_mlm(
+    model: Model = "tiny",
+    out: Out = Path("runs/mlm"),
+    data: PlainText = None,
+    held_out: HeldOut = None,
+    budget: BudgetText = "4GiB",
+    effective_batch: EffectiveBatch = 32,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    time: Time = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = 0,
+    start: Start = None,
+    vocabulary: Vocabulary = None,
+    max_tokens: MaxTokens = 128,
+    share: Share = 0.15,
+    whole_words: WholeWords = False,
+    pseudo_rows: PseudoRows = 16,
+    limit: Limit = None,
+    checkpointing: Checkpointing = None,
+    save_steps: SaveSteps = 200,
+    skip_bad: SkipBad = False,
+    new_head: NewHead = False,
+    attention: Attention = None,
+    unshare: Unshare = None,
+    unshare_after: UnshareAfter = 0,
+    device: Device = "cpu",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a masked language model on plain text: plan, train, evaluate, report."""
+    from jieyue import run
+    from jieyue.recipes.mlm import MaskSettings
+
+    course = run.Course(
+        effective_batch=effective_batch,
+        steps=steps,
+        epochs=epochs,
+        seconds=None if time is None else parse_seconds(time, "time"),
+        learning_rate=learning_rate,
+        seed=seed,
+        start=start,
+        checkpointing=checkpointing,
+        save_steps=save_steps,
+    )
+    materials = run.Materials(
+        model=model,
+        data=data or (),
+        held_out=held_out or (),
+        settings=MaskSettings(
+            max_tokens=max_tokens, share=share, whole_words=whole_words, pseudo_rows=pseudo_rows, seed=seed
+        ),
+        vocabulary=vocabulary,
+        limit=limit,
+        skip_bad=skip_bad,
+        new_head=new_head,
+        attention=attention,
+        unshare=blocks(unshare),
+        unshare_after=unshare_after,
+    )
+    run_recipe(
+        "mlm",
+        materials,
+        course,
+        out,
+        budget=budget,
+        device=device,
+        resume=resume,
+        as_json=as_json,
+        then="jieyue train classify --model {}",
     )
 
 

@@ -7,7 +7,7 @@ A / N of the head's time and memory (V is often larger than everything else).
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 
-__all__ = ["positions_of", "slot_logits", "slot_probabilities"]
+__all__ = ["logits_at", "positions_of", "slot_logits", "slot_probabilities"]
 
 
 def _body(model: Any) -> nn.Module | None:
@@ -34,8 +34,22 @@ def slot_logits(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots:
     classes): its output is narrowed on the way to the head. Otherwise the full logits are computed and sliced.
     Exact up to the order of sums inside the head's matrix product. Safe beside other threads that use the same model.
     """
+    return _narrowed_logits(model, inputs, lambda states: states[:, first : first + num_slots], num_slots)
+
+
+def logits_at(model: Any, inputs: Mapping[str, Tensor], places: Tensor) -> Tensor:
+    """Logits [B, M, V] at ``places`` [B, M] of each row, the head computed there only where possible: see ``slot_logits``."""
+
+    def pick(states: Tensor) -> Tensor:
+        return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))
+
+    return _narrowed_logits(model, inputs, pick, places.shape[1])
+
+
+def _narrowed_logits(model: Any, inputs: Mapping[str, Tensor], pick: Callable[[Tensor], Tensor], count: int) -> Tensor:
     body, own_thread = _body(model), threading.get_ident()
-    stop, length = first + num_slots, inputs["input_ids"].shape[1]
+    length = inputs["input_ids"].shape[1]
+    picked: list[bool] = []
 
     def narrow(module: nn.Module, arguments: Any, output: Any) -> Any:
         if threading.get_ident() != own_thread:
@@ -43,9 +57,10 @@ def slot_logits(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots:
         hidden = output[0]
         if not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[1] != length:
             return output
+        picked.append(True)
         if isinstance(output, tuple):
-            return (hidden[:, first:stop], *output[1:])
-        output.last_hidden_state = hidden[:, first:stop]
+            return (pick(hidden), *output[1:])
+        output.last_hidden_state = pick(hidden)
         return output
 
     handle = body.register_forward_hook(narrow) if body is not None else None
@@ -54,9 +69,9 @@ def slot_logits(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots:
     finally:
         if handle is not None:
             handle.remove()
-    if logits.shape[1] == length:
-        return logits[:, first:stop]
-    if logits.shape[1] != num_slots:
+    if not picked and logits.ndim == 3 and logits.shape[1] == length:
+        return pick(logits)
+    if logits.shape[1] != count:
         raise InputError(
             message(
                 "slot_logits(model)",

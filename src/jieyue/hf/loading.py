@@ -72,8 +72,13 @@ def load(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = F
     return load_model(name, head, new_head=new_head), load_tokenizer(name)
 
 
-def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False) -> PreTrainedModel:
-    """The model alone; see ``load``."""
+def load_model(
+    name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False, config: PretrainedConfig | None = None
+) -> PreTrainedModel:
+    """The model alone; see ``load``. ``config``: in place of the folder's own, such as one with other labels.
+
+    With ``new_head`` a head of another shape starts anew as well.
+    """
     import transformers
 
     if head not in HEADS:
@@ -82,12 +87,15 @@ def load_model(name: str | Path, head: str | None = "masked-lm", *, new_head: bo
     try:
         with _silenced():
             register_names(transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False))
+            options: dict[str, Any] = {} if config is None else {"config": config}
             model, found = getattr(transformers, HEADS[head]).from_pretrained(
-                str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
+                str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
+    if new_head:
+        mismatched = [key for key in mismatched if key.startswith(model.base_model_prefix + ".")]
     missing = sorted(found["missing_keys"])
     inside = [key for key in missing if _is_inside(model, key)]
     unused = sorted(key for key in found["unexpected_keys"] if _is_inside(model, key))

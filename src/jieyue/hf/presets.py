@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EuroBertConfig, EuroBertForMaskedLM, PreTrainedTokenizerBase
+from transformers import EuroBertConfig, PreTrainedTokenizerBase
 
 from jieyue.errors import InputError, message
+
+from .loading import model_from_config
 
 __all__ = ["PRESETS", "STARTS", "build", "preset_config", "start_weights"]
 
@@ -68,10 +70,16 @@ def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any
 
 
 def build(
-    name: str, tokenizer: PreTrainedTokenizerBase, *, start: str = "orthogonal-copy", seed: int = 0, **settings: Any
-) -> EuroBertForMaskedLM:
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: str = "masked-lm",
+    start: str = "orthogonal-copy",
+    seed: int = 0,
+    **settings: Any,
+) -> Any:
     """The model of a preset with its starting weights, on the CPU in float32. The same seed gives the same weights."""
-    model = EuroBertForMaskedLM(preset_config(name, tokenizer, **settings))
+    model = model_from_config(preset_config(name, tokenizer, **settings), head)
     start_weights(model, start, seed=seed)
     return model
 

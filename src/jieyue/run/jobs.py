@@ -22,6 +22,7 @@ from .story import (
     tell_prices,
     tell_savings,
     tell_settings,
+    tell_sharing,
     tell_training,
 )
 from .tasks import Task, task
@@ -42,14 +43,11 @@ def doctor(recipe: str = "read", materials: Materials = Materials()) -> Report:
     """
     job = task(recipe)
     examples, findings, shared = job.check(materials)
-    settings = materials.settings or job.settings(materials, 0)
+    wanted = job.resolved(materials.settings or job.settings(materials, 0), examples)
     source = job.open_model(
-        materials.model,
-        lambda: job.texts(examples),
-        head=settings.head(job.recipe.head),
-        vocabulary=materials.vocabulary,
+        materials, wanted.head(job.recipe.head), lambda: job.texts(examples), config=job.config(wanted)
     )
-    settings = settings.fitted(source.positions)
+    settings = wanted.fitted(source.positions)
     _, counts = job.recipe.encode(examples, source.tokenizer, settings)
     report = Report(f"Doctor · {', '.join(Path(path).name for path in materials.data) or SHIPPED}")
     how = f"{len(source.tokenizer)} tokens; rows of at most {counts['longest_row_tokens']}"
@@ -67,11 +65,11 @@ def plan(
 ) -> Report:
     """What would be done under the budget, predicted before any weight is allocated; nothing is trained."""
     job = task(recipe)
-    planned = plan_for(
-        prepare(job, materials, course), Budget.parse(budget), course.effective_batch, course.checkpointing
-    )
+    prepared = prepare(job, materials, course)
+    planned = plan_for(prepared, Budget.parse(budget), course.effective_batch, course.checkpointing)
     report = Report(f"Plan · {job.title.lower()} · {materials.model}")
     tell_memory(report, planned.plan, {}, planned.budget.memory_bytes)
+    tell_sharing(report, prepared.model, materials.unshare_after)
     return report
 
 
@@ -120,6 +118,7 @@ def train(
     job.tell(report, judged, fitted)
     tell_training(report, trained.losses, trained.curve, trained.facts, job.curve)
     tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
+    tell_sharing(report, prepared.model, materials.unshare_after)
     tell_savings(report, gained)
     if priced:
         tell_prices(report, priced)
@@ -130,6 +129,7 @@ def train(
         tell_lengths(report, rows, attention_engines(model))
     tell_data(report, job.noun, prepared.sources, prepared.counts)
     resolved = {**course.to_dict(), **settings.to_dict(), "model": materials.model, "data": prepared.sources.name}
+    resolved |= {"head": prepared.model.head}
     tell_settings(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
     report.section("Training").table(
         ["part of the run", ("time", "seconds")], clock.rows(), title="Where the time went"
@@ -151,7 +151,7 @@ def evaluate(
     job = task(str(record.get("recipe")))
     settings = job.recipe.settings.from_dict(record["settings"])
     model, tokenizer = load(folder, settings.head(job.recipe.head))
-    sources = job.read_judged(files, skip_bad)
+    sources = job.read_judged(files, skip_bad, settings)
     judged = job.judge(model, tokenizer, sources, settings, batch_size=batch_size, watch=watch)
     report = Report(f"Evaluation · {Path(folder).name}")
     job.tell(report, judged, {**record["settings"], "fitted": "by the training run"})

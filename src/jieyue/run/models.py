@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
-from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.albert import Sharing, sharing_of, unshare
+from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config
+from jieyue.hf.loading import head_of, load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.prefix import as_prefix_lm
-from jieyue.hf.presets import PRESETS, build, preset_config
+from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.use import use
+
+if TYPE_CHECKING:
+    from .values import Materials
 
 NO_LIMIT = 1_000_000  # positions of a model that sets none
 
@@ -25,7 +32,8 @@ __all__ = ["ModelSource", "open_model", "with_attention"]
 @dataclass(frozen=True)
 class ModelSource:
     """``build()`` makes the model; ``blueprint()`` without its trained weights (free under fake tensors), ``plain()`` without
-    the pattern as well."""
+    the pattern as well. ``unshare(model, ...)``: what is done to it after some updates, where that was asked for.
+    ``sharing``: of an ALBERT that is unshared, as it was and as it becomes. ``head``: "new" where it starts anew."""
 
     name: str
     is_preset: bool
@@ -34,53 +42,109 @@ class ModelSource:
     plain: Callable[[], Any]
     blueprint: Callable[[], Any]
     build: Callable[[], Any]
+    unshare: Callable[..., Any] | None = None
+    sharing: tuple[Sharing, Sharing] | None = None
+    head: str = "the checkpoint's"
 
 
 def open_model(
-    name: str,
+    materials: Materials,
+    head: str,
     texts: Callable[[], Iterable[str]],
     *,
-    head: str = "masked-lm",
-    vocabulary: Path | None = None,
-    start: str = "orthogonal-copy",
+    config: Mapping[str, Any] | None = None,
+    start: str | None = None,
     seed: int = 0,
     new_head: bool = False,
-    attention: str | None = None,
 ) -> ModelSource:
-    """A preset's name, a folder or a hub name. No weight is allocated before ``build()``.
+    """``materials.model``: a preset's name, a folder or a hub name. No weight is allocated before ``build()``.
 
-    ``head``: of ``hf.loading.HEADS``. ``attention``: a pattern in place of full self-attention (``jieyue.use``). A preset's
-    vocabulary is learned from ``texts()``, or read from ``vocabulary`` (a ``vocab.txt``).
+    ``head``: of ``hf.loading.HEADS``; ``config``: entries of the model's configuration; ``new_head``: a checkpoint with
+    another head is what is expected. A preset's vocabulary is learned from ``texts()``, or read from a ``vocab.txt``.
     """
-    if name in PRESETS and not Path(name).is_dir():
-        if head not in ("masked-lm", "prefix"):
+    name, entries = materials.model, dict(config or {})
+    if name in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
+        own = make_tokenizer(learn_vocabulary(texts()) if materials.vocabulary is None else materials.vocabulary)
+        if head not in ("masked-lm", "prefix", "classification"):
             raise InputError(
                 message(f"model={name!r}", f"the head {head!r}", "a masked LM or a prefix LM", "name a checkpoint")
             )
-        own = make_tokenizer(learn_vocabulary(texts()) if vocabulary is None else vocabulary)
-        fresh = preset_config(name, own)
-        return ModelSource(
-            name,
-            True,
-            own,
-            fresh.max_position_embeddings,
-            lambda: _ready(model_from_config(fresh, head), head, own),
-            lambda: with_attention(_ready(model_from_config(fresh, head), head, own), attention),
-            lambda: with_attention(_ready(build(name, own, start=start, seed=seed), head, own), attention),
-        )
-    tokenizer = load_tokenizer(name)
-    config = load_config(name)
+        if name in PRESETS:
+            settled: Any = preset_config(name, own, **entries)
+            make = partial(build, name, own, head=head, start=start or STARTS[0], seed=seed, **entries)
+        else:
+            settled = classic_config(name, own, **entries)
+            make = partial(build_classic, name, own, head=head, start=start, seed=seed, **entries)
+        return _source(materials, head, own, settled, make, True, "new")
+    tokenizer, settled = load_tokenizer(name), load_config(name)
+    before = head_of(name)
+    permitted = materials.new_head or (new_head and before != head)
+    if new_head and before == head and not materials.new_head:
+        _same_labels(name, settled, entries)
+    for key, value in entries.items():
+        setattr(settled, key, value)
+    make = partial(_loaded, name, head, permitted, settled)
+    is_new = permitted and before != head
+    return _source(materials, head, tokenizer, settled, make, False, "new" if is_new else "the checkpoint's")
+
+
+def _source(
+    materials: Materials, head: str, tokenizer: Any, config: Any, make: Callable[[], Any], is_preset: bool, kind: str
+) -> ModelSource:
+    groups, after = materials.unshare, materials.unshare_after
+    apart = None if groups is None else partial(_unshared, groups)
     with torch.device("meta"):
-        positions = positions_of(model_from_config(config, head))
+        drawn = model_from_config(copy.deepcopy(config), head)
+        positions = positions_of(drawn)
+        sharing = None
+        if apart is not None:
+            shared = sharing_of(drawn)
+            sharing = (shared, sharing_of(apart(drawn)))
+
+    def plain() -> Any:
+        own = copy.deepcopy(config)
+        if sharing is not None:  # fake tensors cannot be copied: the same shapes from the configuration
+            own.num_hidden_groups = sharing[1].num_groups
+        return _ready(model_from_config(own, head), head, tokenizer)
+
+    def built() -> Any:
+        model = _ready(make(), head, tokenizer)
+        return model if apart is None or after else apart(model)
+
     return ModelSource(
-        name,
-        False,
-        tokenizer,
-        positions or NO_LIMIT,
-        lambda: _ready(model_from_config(config, head), head, tokenizer),
-        lambda: with_attention(_ready(model_from_config(config, head), head, tokenizer), attention),
-        lambda: with_attention(_ready(load_model(name, head, new_head=new_head), head, tokenizer), attention),
+        name=materials.model,
+        is_preset=is_preset,
+        tokenizer=tokenizer,
+        positions=positions or NO_LIMIT,
+        plain=plain,
+        blueprint=lambda: with_attention(plain(), materials.attention),
+        build=lambda: with_attention(built(), materials.attention),
+        unshare=apart if after else None,
+        sharing=sharing,
+        head=kind,
     )
+
+
+def _loaded(name: str, head: str, new_head: bool, config: Any) -> Any:
+    return load_model(name, head, new_head=new_head, config=copy.deepcopy(config))
+
+
+def _unshared(groups: int, model: Any, **options: Any) -> Any:
+    return unshare(model, groups or None, **options)
+
+
+def _same_labels(name: str, config: Any, entries: Mapping[str, Any]) -> None:
+    """Refuses a classifier of other labels: its head would mean something else by the same number."""
+    wanted, found = entries.get("id2label"), config.id2label
+    if wanted is not None and [str(found.get(at)) for at in sorted(found)] != list(wanted.values()):
+        raise InputError(
+            message(
+                f"model={name!r}",
+                f"a head for the labels {', '.join(map(str, found.values()))[:80]}",
+                f"one for {', '.join(wanted.values())[:80]}",
+                "let the head start anew with new_head (--new-head)",
+            )
+        )
 
 
 def _ready(model: Any, head: str, tokenizer: Any) -> Any:

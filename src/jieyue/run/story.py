@@ -9,6 +9,7 @@ from jieyue.budget import Plan
 from jieyue.data.findings import MEANING, Findings
 from jieyue.report import Picture, Report
 
+from .models import ModelSource
 from .tasks import Curve
 from .values import Sources
 
@@ -20,6 +21,7 @@ __all__ = [
     "tell_prices",
     "tell_savings",
     "tell_settings",
+    "tell_sharing",
     "tell_training",
 ]
 
@@ -125,6 +127,20 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
     section.picture(Picture.bars("What the predicted peak is made of", parts, value=("memory", "bytes")))
     if plan.rejected:
         section.table(["setting", "why not"], [list(row) for row in plan.rejected], title="Rejected")
+
+
+def tell_sharing(report: Report, source: ModelSource, after: int) -> None:
+    """What giving an ALBERT's layers blocks of their own adds: parameters, and bytes of weights, gradients and moments."""
+    if source.sharing is None:
+        return
+    section = report.section("Sharing")
+    rows = [
+        [when, own.text, own.num_parameters, own.training_bytes]
+        for when, own in zip(("before", f"after update {after}" if after else "unshared"), source.sharing, strict=True)
+    ]
+    columns: list[str | tuple[str, str]] = ["when", "layers", "parameters", ("training memory", "bytes")]
+    how = "Weights, gradients and AdamW's two moments; activations are the same. Outputs are equal at that moment."
+    section.table(columns, rows, title="What unsharing adds", note=how)
 
 
 def tell_lengths(report: Report, rows: Sequence[Mapping[str, Any]], layers: Sequence[tuple[str, ...]]) -> None:

@@ -21,7 +21,13 @@ from .values import Course, Materials, Prepared, Sources
 
 __all__ = ["TASKS", "Card", "Curve", "Task", "task"]
 
-TASKS = {"read": "jieyue.run.reading", "title": "jieyue.run.title", "chat": "jieyue.run.talking"}
+TASKS = {
+    "read": "jieyue.run.reading",
+    "classify": "jieyue.run.classifying",
+    "mlm": "jieyue.run.masking",
+    "title": "jieyue.run.title",
+    "chat": "jieyue.run.talking",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,14 @@ def _no_numbers(judged: Any) -> dict[str, float]:
     return {}
 
 
+def _settled(settings: Any, examples: Sequence[Any]) -> Any:
+    return settings
+
+
+def _nothing_more(settings: Any) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One recipe as a run sees it.
@@ -68,7 +82,9 @@ class Task:
     ``tell(report, judged, facts)`` writes its scores, examples and speed into the report; ``shown``: these sections, and
     the memory, are what the command line prints; ``numbers(judged)``: its scores by name, the first the one that decides, which
     ``compare`` lays side by side; ``curves(judged)``: more facts (JSON values) that ``tell_curves(report, {variant: [one a
-    seed]})`` draws. ``read_judged(files, skip_bad)``: examples to judge by, as ``Sources``.
+    seed]})`` draws. ``read_judged(files, skip_bad, settings)``: examples to judge by, as ``Sources``.
+    ``resolved(settings, examples)``: settings that the training examples decide (a label set); ``config(settings)``: what
+    they say in the model's configuration. ``new_head``: a checkpoint with another head is what is expected.
     """
 
     recipe: Recipe
@@ -90,6 +106,9 @@ class Task:
     numbers: Callable[[Any], dict[str, float]] = _no_numbers
     curves: Callable[[Any], dict[str, Any]] = _no_numbers
     tell_curves: Callable[[Report, Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None
+    resolved: Callable[[Any, Sequence[Any]], Any] = _settled
+    config: Callable[[Any], dict[str, Any]] = _nothing_more
+    new_head: bool = False
 
 
 def task(name: str) -> Task:

@@ -14,6 +14,7 @@ import numpy
 from jieyue import __version__
 from jieyue.budget import Plan
 from jieyue.errors import InputError
+from jieyue.hf.later import Unsharing
 from jieyue.hf.loading import quiet, save
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work, make_optimizer, training_arguments
 from jieyue.machine import peak_resident_bytes
@@ -24,6 +25,7 @@ from .courses import Stage, num_positions, seconds_per_position, staged_batches,
 from .planned import Planned
 from .tasks import Task
 from .values import Course, Materials, Prepared
+from .visits import Visited, visits
 from .watch import SILENT, Watch
 
 __all__ = ["Trained", "fit", "prepare", "store"]
@@ -46,18 +48,17 @@ def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
     """Reads, checks and encodes; no weight is allocated."""
     recipe, seed = task.recipe, course.seed
     sources = task.open_sources(materials, seed)
-    settings = materials.settings or task.settings(materials, seed)
+    wanted = task.resolved(materials.settings or task.settings(materials, seed), sources.train)
     source = task.open_model(
-        materials.model,
+        materials,
+        wanted.head(recipe.head),
         lambda: task.texts(sources.train),
-        head=settings.head(recipe.head),
-        vocabulary=materials.vocabulary,
+        config=task.config(wanted),
         start=course.start,
         seed=seed,
-        new_head=materials.new_head,
-        attention=materials.attention,
+        new_head=task.new_head,
     )
-    settings = settings.fitted(source.positions)
+    settings = wanted.fitted(source.positions)
     rows: list[dict[str, Any]] = []
     stages: list[Stage] = []
     counts: Mapping[str, int] = {}
@@ -71,7 +72,7 @@ def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
     lengths = getattr(rows, "lengths", None)  # rows on disk know them, and need not be read for that
     lengths = [len(row["input_ids"]) for row in rows] if lengths is None else lengths
     objective = course.remedied(recipe.objective)
-    return Prepared(task, sources, source, settings, objective, rows, lengths, stages, counts)
+    return Prepared(task, sources, source, settings, objective, rows, lengths, stages, counts, materials.unshare_after)
 
 
 def fit(
@@ -87,6 +88,8 @@ def fit(
     """Trains as planned and writes checkpoints under ``folder/checkpoints``; Ctrl-C leaves one that ``resume`` continues."""
     quiet()
     model = prepared.model.build()
+    later = Unsharing(prepared.model.unshare, prepared.unshare_after, folder / "checkpoints", resume)
+    later.before(model)
     micro = MicroBatch(planned.plan, mask="attention_mask")
     arguments = _arguments(prepared, course, folder, 1, device)
     resolved = folder / RESOLVED
@@ -116,12 +119,12 @@ def fit(
 
         work = Work(
             objective=prepared.objective,
-            rows=prepared.rows,
+            rows=Visited(prepared.rows),
             collate=prepared.collate,
-            batches=[batch.tolist() for batch in batches],
+            batches=visits([batch.tolist() for batch in batches], len(prepared.rows)),
             micro_batch=micro,
         )
-        trainer = EffectiveBatchTrainer(model, arguments, work, progress=progressed)
+        trainer = EffectiveBatchTrainer(model, arguments, work, progress=progressed, callbacks=[later])
         trainer.train(resume_from_checkpoint=resume)
     facts = {
         "steps": len(batches),

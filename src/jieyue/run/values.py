@@ -29,7 +29,8 @@ class Course:
 
     At most one of ``steps``, ``epochs`` and ``seconds`` (none: two epochs). ``learning_rate``: None = 1e-3 for a preset,
     3e-5 for a checkpoint. ``curriculum``: as ``data.curriculum.Curriculum`` reads it, such as "1:0.22,2:0.42"; None = the
-    preset's own, "none" = whole passages from the beginning; reading alone has one. ``start``: how a preset's weights begin.
+    preset's own, "none" = whole passages from the beginning; reading alone has one. ``start``: how a preset's weights begin,
+    None = its own way.
     ``remedies``: functions ``Objective -> Objective``, the first one innermost.
     """
 
@@ -40,7 +41,7 @@ class Course:
     learning_rate: float | None = None
     warmup_steps: int | None = None
     seed: int = 0
-    start: str = "orthogonal-copy"
+    start: str | None = None
     curriculum: str | None = None
     checkpointing: bool | None = None
     save_steps: int = 200
@@ -72,7 +73,8 @@ class Materials:
 
     ``settings``: the recipe's own (``recipes/*.py``), None = its defaults. ``vocabulary``: a ``vocab.txt`` for a preset,
     None = learned from the data. ``limit``: at most so many training examples. ``new_head``: a checkpoint may lack the
-    recipe's head. ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention.
+    recipe's head. ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention. ``unshare``: so many
+    blocks for an ALBERT's layers, 0 = one for each layer, None = as it is; ``unshare_after``: only after so many updates.
     """
 
     model: str = "tiny"
@@ -84,6 +86,14 @@ class Materials:
     skip_bad: bool = False
     new_head: bool = False
     attention: str | None = None
+    unshare: int | None = None
+    unshare_after: int = 0
+
+    def __post_init__(self) -> None:
+        if self.unshare_after < 0 or (self.unshare is not None and self.unshare < 0):
+            raise InputError(f"unshare={self.unshare}, unshare_after={self.unshare_after}: expected 0 or more")
+        if self.unshare_after and self.unshare is None:
+            raise InputError("unshare_after: found no unshare, expected how many blocks (0 = one for each layer)")
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ class Prepared:
     lengths: Sequence[int]
     stages: list[Stage]
     counts: Mapping[str, int]
+    unshare_after: int = 0
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Rows as padded tensors: the recipe's own way, or ``data.batch.collate``."""

@@ -11,6 +11,7 @@ from jieyue.data.corpora import heldout_path
 from jieyue.data.findings import overlap
 from jieyue.data.readers import Passage, Question, read_questions
 from jieyue.errors import InputError
+from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.loading import load, read_record
 from jieyue.hf.presets import PRESETS
 from jieyue.recipes import read as reading
@@ -56,7 +57,7 @@ def read(folder: str | Path, question: str, passages: Sequence[str]) -> dict[str
 
 def default_settings(materials: Materials, seed: int = 0) -> reading.ReadSettings:
     """The article's lengths; for a preset on the corpus that ships, ones that fit its short answers and passages."""
-    if materials.model in PRESETS and not materials.data:
+    if materials.model in {*PRESETS, *CLASSIC_PRESETS} and not materials.data:
         return reading.ReadSettings(answer_slots=8, question_tokens=32, window_tokens=192, overlap_tokens=48, seed=seed)
     return reading.ReadSettings(seed=seed)
 
@@ -78,7 +79,7 @@ def _check(materials: Materials) -> tuple[Sequence[Question], dict[str, Any], Ma
     return questions, findings, shared
 
 
-def _read_judged(files: Sequence[str | Path], skip_bad: bool) -> Sources:
+def _read_judged(files: Sequence[str | Path], skip_bad: bool, settings: reading.ReadSettings) -> Sources:
     if not files:
         return open_sources()
     questions, findings = read_questions(files, skip_bad=skip_bad)

@@ -96,7 +96,7 @@ def _check(materials: Materials) -> tuple[Sequence[Dialogue], dict[str, Any], Ma
     return sources.train, findings, sources.shared or {}
 
 
-def _read_judged(files: Sequence[str | Path], skip_bad: bool) -> Sources:
+def _read_judged(files: Sequence[str | Path], skip_bad: bool, _settings: Any) -> Sources:
     if not files:
         return open_dialogues(Materials())
     held, findings = _held_out(Materials(held_out=files, skip_bad=skip_bad))

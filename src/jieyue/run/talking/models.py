@@ -11,29 +11,28 @@ import torch
 
 from jieyue.data.history import template_for
 from jieyue.decoding.slots import positions_of
+from jieyue.errors import InputError, message
 from jieyue.hf.causal import as_decoder, made_causal
 from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config, set_generation
 from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 from jieyue.hf.tokenizers import make_tokenizer
 from jieyue.run.models import NO_LIMIT, ModelSource, with_attention
+from jieyue.run.values import Materials
 
 __all__ = ["open_talker"]
 
 
 def open_talker(
-    name: str,
-    texts: Callable[[], Iterable[str]],
-    *,
-    vocabulary: Path | None = None,
-    seed: int = 0,
-    attention: str | None = None,
-    **_: Any,
+    materials: Materials, _head: str, texts: Callable[[], Iterable[str]], *, seed: int = 0, **_: Any
 ) -> ModelSource:
     """A model that writes: a causal preset, or any causal language model; a masked one is turned causal.
 
     The tokenizer gets a chat template and a padding token where it has none.
     """
+    name, vocabulary, attention = materials.model, materials.vocabulary, materials.attention
+    if materials.unshare is not None:
+        raise InputError(message("unshare", f"a model for the recipe chat, {name!r}", "an ALBERT"))
     if name in CAUSAL_PRESETS and not Path(name).is_dir():
         own: Any = (
             make_tokenizer(vocabulary) if vocabulary else make_lossless_tokenizer(learn_lossless_vocabulary(texts()))
@@ -58,13 +57,13 @@ def open_talker(
         with torch.device("meta"):
             positions = positions_of(plain()) or NO_LIMIT
     return ModelSource(
-        name,
-        name in CAUSAL_PRESETS,
-        own,
-        positions,
-        plain,
-        lambda: with_attention(plain(), attention),
-        lambda: with_attention(build_it(), attention),
+        name=name,
+        is_preset=name in CAUSAL_PRESETS,
+        tokenizer=own,
+        positions=positions,
+        plain=plain,
+        blueprint=lambda: with_attention(plain(), attention),
+        build=lambda: with_attention(build_it(), attention),
     )
 
 

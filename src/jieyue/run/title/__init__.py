@@ -166,7 +166,7 @@ def _check(materials: Materials) -> tuple[Sequence[Pair], dict[str, Any], Mappin
     return pairs, findings, shared
 
 
-def _read_judged(files: Sequence[str | Path], skip_bad: bool) -> Sources:
+def _read_judged(files: Sequence[str | Path], skip_bad: bool, settings: Any) -> Sources:
     pairs, findings = read_held_out(files, TitleSettings(), skip_bad)
     return Sources(", ".join(Path(path).name for path in files), [], [], pairs, findings, findings)
 
