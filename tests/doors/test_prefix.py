@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import jieyue
+from jieyue.decoding import search
 from jieyue.hf.loading import head_of, load_model, model_from_config
 from jieyue.hf.prefix import NAME, additive_mask, as_prefix_lm, decoder, is_prefix_lm
 
@@ -139,6 +140,16 @@ def test_generate(family):
     segments = (torch.arange(SOURCE + 2) >= SOURCE).long().expand(2, -1)
     rest = model.generate(**begun, token_type_ids=segments, **settings | {"max_new_tokens": 5})
     assert torch.equal(rest, expected)
+
+
+@families
+def test_search_over_the_decoder_is_generate(family):
+    model, given = as_prefix_lm(make(family)), inputs()
+    model.generation_config.eos_token_id = None
+    ids, kept = (given[name][:, :SOURCE] for name in ("input_ids", "attention_mask"))
+    expected = model.generate(input_ids=ids, attention_mask=kept, max_new_tokens=6, do_sample=False)[:, SOURCE:]
+    found = search.greedy(decoder(model), ids, kept, max_tokens=6)
+    assert [list(one.tokens) for one in found] == expected.tolist()
 
 
 def test_folders_load_back_and_stay_masked_lms(tmp_path):
