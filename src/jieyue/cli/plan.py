@@ -189,6 +189,37 @@ def plan_mlm(
     show(Door(as_json), run.plan("mlm", materials, budget=Budget.parse(budget, device), course=course))
 
 
+@_plan.command("model")
+def plan_model(
+    model: Annotated[str, typer.Argument(help="A preset, a folder (its config.json is enough) or a hub name.")],
+    length: Annotated[int | None, typer.Option(help="Tokens of a row. Default: the longest of --data, or 128.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A text a line: their lengths are told and used.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="masked-lm, causal-lm or classification. Default: the checkpoint's own.")
+    ] = None,
+    budget: BudgetText = "4GiB",
+    effective_batch: EffectiveBatch = 32,
+    attention: Annotated[str | None, typer.Option(help="A pattern to try besides, such as local(64).")] = None,
+    measure: Annotated[int, typer.Option(help="Run so many rows from the top, each in its own process.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The settings in which any model could be trained within a budget, cheapest exact first; no weight is read."""
+    from jieyue.run.any_model import plan_model as plan
+
+    found = plan(
+        model,
+        budget=budget,
+        effective_batch=effective_batch,
+        length=length,
+        data=data,
+        head=head,
+        attention=attention,
+        measure=measure,
+    )
+    show(Door(as_json), found.report(), out=out, name="plan")
+
+
 @_doctor.command("read")
 def doctor_read(
     files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,

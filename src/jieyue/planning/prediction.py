@@ -94,7 +94,7 @@ def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int,
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
-    with _Scalars():
+    with _Scalars(integers=True):
         optimizer.step()  # so that its state exists, as it does from the second update on
     optimizer.zero_grad(set_to_none=True)
     rows = min(effective, 2 * micro)
@@ -107,13 +107,13 @@ def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int,
     with ExitStack() as stack:
         stack.enter_context(tracker.gradients(trained))
         stack.enter_context(tracker)
-        with checkpointed(model, checkpointing):
+        with checkpointed(model, checkpointing), _Scalars():
             backward_pieces(step.objective, model, MicroBatch(micro).pieces(batch))
         scale_gradients(trained, 0.5)
         torch.nn.utils.get_total_norm(gradients_of(trained))
         if step.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(trained, step.max_grad_norm)
-        with _Scalars():
+        with _Scalars(integers=True):
             optimizer.step()
     peak, gradient_bytes, activation_bytes = tracker.peak(torch.device(step.device))
     weight_bytes = _storage_bytes([*model.parameters(), *model.buffers()])
@@ -130,11 +130,21 @@ def _trace(mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int,
 
 
 class _Scalars(TorchDispatchMode):
-    """Answers 1 where an optimizer reads a number from a fake tensor (Adafactor's norms): no shape depends on it there."""
+    """Answers 1 where a fraction is read from a fake tensor (Adafactor's norms, the chunked loss's upstream gradient).
+
+    Integers and truth values, which shapes may depend on, are not answered (but for an optimizer's step counts).
+    """
+
+    def __init__(self, integers: bool = False) -> None:
+        super().__init__()
+        self.integers = integers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].dtype.is_floating_point else 1
+            if args[0].dtype.is_floating_point:
+                return 1.0
+            if self.integers:
+                return 1
         return func(*args, **(kwargs or {}))
 
 

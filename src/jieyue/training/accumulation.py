@@ -36,6 +36,7 @@ __all__ = [
     "gradient_norm",
     "gradients_of",
     "scale_gradients",
+    "under_autocast",
 ]
 
 
@@ -77,7 +78,7 @@ def accumulate(
     ranks = Ranks(model)
     device = device_of(model)
     if autocast is not None:
-        objective = _cast(objective, device, autocast)
+        objective = under_autocast(objective, device, autocast)
     parameters = [p for p in model.parameters() if p.requires_grad]
     check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow)
     before = [(p, p.grad) for p in parameters if p.grad is not None]
@@ -203,7 +204,8 @@ def _weightless(objective: Objective) -> Objective:
     return run
 
 
-def _cast(objective: Objective, device: torch.device, dtype: torch.dtype) -> Objective:
+def under_autocast(objective: Objective, device: torch.device, dtype: torch.dtype) -> Objective:
+    """The objective, its passes with matrix products in ``dtype`` (bfloat16 or float16)."""
     if dtype not in (torch.bfloat16, torch.float16):
         raise InputError(message("autocast", str(dtype), "torch.bfloat16 or torch.float16"))
     surroundings = partial(torch.autocast, device.type, dtype)

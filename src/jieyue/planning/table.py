@@ -1,0 +1,170 @@
+"""The table of settings that fit a budget: cheapest exact first, each with its predicted peak by part and its seconds.
+
+For each kind of setting (loss whole or chunked, checkpointing, dtype, optimizer, attention) the largest fitting micro-batch
+is found by tracing (``choice``), then its seconds are predicted (``calibration``). Exact ones come first, the fastest at the
+top; approximate ones follow, likewise. Checkpointing is left out where the whole batch fits without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from jieyue.budget import Budget, Cost, format_bytes
+from jieyue.errors import BudgetError, InputError, message
+
+from .calibration import Calibration
+from .choice import fixed_cost, largest_fitting
+from .prediction import predict
+from .setting import Setting
+from .subject import Subject
+
+__all__ = ["Row", "Table", "feasible", "kinds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A setting that fits, and what it will cost (``cost.seconds``: of one update)."""
+
+    setting: Setting
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """``rows``: what fits, best first; ``rejected``: (kind of setting, why)."""
+
+    effective_batch: int
+    budget_bytes: int | None
+    rows: tuple[Row, ...]
+    rejected: tuple[tuple[Setting, str], ...]
+
+
+def kinds(
+    subject: Subject,
+    *,
+    attention: str | None = None,
+    optimizers: Sequence[str] = ("adamw", "adafactor"),
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+) -> Iterator[Setting]:
+    """The kinds of setting worth tracing, their micro-batch open (1): the exact ones, then one approximation at a time.
+
+    Exact: loss whole or chunked (heads over a vocabulary alone), with checkpointing or without, under the first optimizer and
+    dtype. Then, at the leaner loss, each other optimizer, dtype and the pattern.
+    """
+    losses = (False,) if subject.head == "classification" else (False, True)
+    first = Setting(micro_batch=1, optimizer=optimizers[0], dtype=dtypes[0])
+    lean = replace(first, chunked=losses[-1])
+    starts = [replace(first, chunked=chunked) for chunked in losses]
+    starts += [replace(lean, optimizer=optimizer) for optimizer in optimizers[1:]]
+    starts += [replace(lean, dtype=dtype) for dtype in dtypes[1:]]
+    if attention is not None:
+        starts.append(replace(lean, attention=attention))
+    for start in starts:
+        yield start
+        yield replace(start, checkpointing=True)
+
+
+def feasible(
+    subject: Subject,
+    budget: Budget,
+    *,
+    effective_batch: int,
+    settings: Sequence[Setting] | None = None,
+    fixed_bytes: int | None = None,
+    timed: bool = True,
+) -> Table:
+    """Of ``settings`` (None: all ``kinds``), those that fit ``budget.memory_bytes``, the whole process included.
+
+    ``fixed_bytes``: what the process holds without the model, None measures it now. ``timed=False`` predicts memory alone
+    (exact ones then come in the order of ``settings``). ``BudgetError`` where nothing fits: the floor, and what lowers it.
+    """
+    if effective_batch < 1:
+        raise InputError(message("effective_batch", str(effective_batch), "at least 1 row"))
+    fixed = fixed_cost(subject.device) if fixed_bytes is None else fixed_bytes
+    allowed = float("inf") if budget.memory_bytes is None else budget.memory_bytes - fixed
+    rows: list[Row] = []
+    rejected: list[tuple[Setting, str]] = []
+    floors: list[tuple[Setting, Cost]] = []
+    for kind in kinds(subject) if settings is None else settings:
+        if kind.checkpointing and any(_whole(row, kind, effective_batch) for row in rows):
+            rejected.append((kind, "not needed: the whole batch fits without it"))
+            continue
+        try:
+            found = _largest(subject, kind, effective_batch, allowed)
+        except InputError as error:  # logits changed after the output layer; no layers to checkpoint
+            rejected.append((kind, str(error)))
+            continue
+        if isinstance(found, Cost):
+            floors.append((kind, replace(found, fixed_bytes=fixed)))
+            over = format_bytes(found.peak_bytes - allowed)
+            rejected.append((kind, f"one row needs {format_bytes(found.peak_bytes + fixed)}, {over} too much"))
+            continue
+        micro_batch, cost = found
+        rows.append(Row(setting=replace(kind, micro_batch=micro_batch), cost=replace(cost, fixed_bytes=fixed)))
+    if not rows and floors:
+        raise BudgetError(_floor(subject, budget.memory_bytes or 0, floors))
+    if not rows:
+        raise InputError("; ".join(why for _, why in rejected) or message("plan", "no setting", "at least one"))
+    if timed:
+        clock = Calibration(subject)
+        rows = [
+            replace(row, cost=replace(row.cost, seconds=clock.seconds(row.setting, effective_batch))) for row in rows
+        ]
+    rows.sort(key=lambda row: (not row.setting.exact, row.cost.seconds or 0.0))
+    return Table(
+        effective_batch=effective_batch,
+        budget_bytes=budget.memory_bytes,
+        rows=tuple(rows),
+        rejected=tuple(rejected),
+    )
+
+
+def _whole(row: Row, kind: Setting, effective_batch: int) -> bool:
+    """Whether the row is that kind without checkpointing, all of the batch in one piece."""
+    return row.setting == replace(kind, checkpointing=False, micro_batch=effective_batch)
+
+
+def _largest(subject: Subject, kind: Setting, effective_batch: int, allowed: float) -> tuple[int, Cost] | Cost:
+    """(rows, cost) of a piece that fits, or the cost of one row: two traces, and a third to check what they propose.
+
+    The peak is convex in the rows, so the line through one row and all of them lies above it: what the line says fits, does.
+    """
+    step = subject.step(kind)
+
+    def cost(rows: int) -> Cost:
+        return predict(step, effective_batch=effective_batch, micro_batch=rows, checkpointing=kind.checkpointing)
+
+    whole = cost(effective_batch)
+    if whole.peak_bytes <= allowed:
+        return effective_batch, whole
+    one = whole if effective_batch == 1 else cost(1)
+    if one.peak_bytes > allowed:
+        return one
+    rise = (whole.peak_bytes - one.peak_bytes) / (effective_batch - 1)
+    rows = max(1, min(effective_batch - 1, 1 + int((allowed - one.peak_bytes) / rise)))
+    rows = -(-effective_batch // -(-effective_batch // rows))  # the same number of pieces, alike in size
+    checked = one if rows == 1 else cost(rows)
+    return (rows, checked) if checked.peak_bytes <= allowed else largest_fitting(cost, effective_batch, allowed)
+
+
+def _floor(subject: Subject, budget_bytes: int, floors: Sequence[tuple[Setting, Cost]]) -> str:
+    """What the leanest setting still needs, part by part, and what would lower it."""
+    kind, least = min(floors, key=lambda pair: pair[1].process_bytes)
+    held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
+    text = (
+        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({kind.optimizer}, {kind.dtype}, one row"
+        f" of {subject.positions} tokens at a time) needs {format_bytes(least.process_bytes)},"
+        f" {format_bytes(least.process_bytes - budget_bytes)} too much: fixed {format_bytes(least.fixed_bytes)}, weights"
+        f" {format_bytes(least.weight_bytes)}, gradients {format_bytes(least.gradient_bytes)}, optimizer"
+        f" {format_bytes(least.optimizer_bytes)}, activations and temporaries {format_bytes(least.peak_bytes - held)}."
+    )
+    would = [f"a budget of {format_bytes(least.process_bytes)}"]
+    if least.fixed_bytes + held < budget_bytes:
+        would.append("shorter rows, or an attention pattern")
+    else:
+        text += f" Floor for any batch and length: {format_bytes(least.fixed_bytes + held)}."
+        would.append("a smaller model (fewer layers or a smaller vocabulary: half the weights halve all three)")
+    if least.optimizer_bytes > least.weight_bytes // 2:
+        would.append("an optimizer with less state (adafactor)")
+    return f"{text} What would lower it: {'; '.join(would)}"

@@ -1,0 +1,196 @@
+"""``plan`` for any model: no recipe, no weight; its configuration, its head's plain objective, a length or a file of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jieyue.budget import Budget, format_bytes, format_seconds
+from jieyue.data.files import decode, read_bytes
+from jieyue.errors import InputError, message
+from jieyue.hf.loading import head_of, load_config, load_tokenizer
+from jieyue.hf.presets import PRESETS, preset_config
+from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.planning.measurement import Measured, measure_alone
+from jieyue.planning.setting import Setting
+from jieyue.planning.subject import OBJECTIVES, Subject
+from jieyue.planning.table import Row, Table, feasible, kinds
+from jieyue.report import Picture, Report
+
+__all__ = ["Planned", "Rows", "open_subject", "plan_model", "setting_cells"]
+
+DEFAULT_LENGTH = 128
+QUANTILES = ((0.0, "shortest"), (0.5, "median"), (0.9, "nine of ten"), (1.0, "longest"))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of each text of the file, as the model's tokenizer cuts them, ascending; none without a file."""
+
+    lengths: tuple[int, ...]
+    truncated: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The table, and what was measured of its first rows (beside each of them)."""
+
+    name: str
+    subject: Subject
+    rows: Rows
+    table: Table
+    measured: tuple[Measured, ...] = ()
+
+    def report(self) -> Report:
+        """Settings that fit, what each peak is made of, what was rejected; lengths of the file; predicted against measured."""
+        report = Report(f"Plan · {self.name} · {self.subject.head}")
+        section = report.section("Settings")
+        if self.table.budget_bytes is not None:
+            section.fact("budget", self.table.budget_bytes, "bytes", "for the whole process", key=True)
+        section.fact("tokens of a row", self.subject.positions, how="memory is predicted for rows this long")
+        section.fact("effective batch", self.table.effective_batch, how="rows of an update, in every setting")
+        columns: list[Any] = [*_SETTING, ("process", "bytes"), ("seconds an update", "seconds"), "update"]
+        cells = [
+            [*setting_cells(row.setting, self.table.effective_batch), row.cost.process_bytes, row.cost.seconds,
+             "exact" if row.setting.exact else "approximate"] for row in self.table.rows
+        ]  # fmt: skip
+        section.table(columns, cells, title="What fits, cheapest exact first", note=_NOTE)
+        parts: list[Any] = ["row", *((name, "bytes") for name in _PARTS)]
+        section.table(
+            parts,
+            [[number, *(getattr(row.cost, f"{name}_bytes") for name in _PARTS)] for number, row in _numbered(self)],
+            title="What each predicted peak is made of",
+        )
+        if self.measured:
+            self._tell_measured(report)
+        if self.table.rejected:
+            rows = [[*setting_cells(kind, 0)[2:], why] for kind, why in self.table.rejected]
+            section.table([*_SETTING[2:], "why not"], rows, title="Left out")
+        if self.rows.lengths:
+            self._tell_lengths(report)
+        return report
+
+    def _tell_measured(self, report: Report) -> None:
+        section = report.section("Predicted against measured")
+        columns: list[Any] = ["row", "of what", "predicted", "measured", "error", "goal"]
+        cells: list[list[Any]] = []
+        for (number, row), found in zip(_numbered(self), self.measured, strict=False):
+            peak, process = row.cost.peak_bytes, found.fixed_bytes + row.cost.peak_bytes
+            cells += [
+                [number, "torch's allocator", format_bytes(peak), format_bytes(found.peak_bytes),
+                 f"{peak / found.peak_bytes - 1:+.2%}", "1 %"],
+                [number, "process (VmHWM)", format_bytes(process), format_bytes(found.process_bytes),
+                 f"{process / found.process_bytes - 1:+.1%}", "5 % or 8 MiB"],
+            ]  # fmt: skip
+            if row.cost.seconds is not None:
+                error = f"{row.cost.seconds / found.seconds - 1:+.0%}"
+                seconds = [format_seconds(row.cost.seconds), format_seconds(found.seconds)]
+                cells.append([number, "an update", *seconds, error, "20 %"])
+        section.table(columns, cells, note="Each row in a process of its own; fixed bytes as that process found them.")
+
+    def _tell_lengths(self, report: Report) -> None:
+        section, lengths = report.section("Lengths"), self.rows.lengths
+        for share, what in QUANTILES:
+            section.fact(what, lengths[round(share * (len(lengths) - 1))], "", "tokens")
+        if self.rows.truncated:
+            section.fact("longer than the model", self.rows.truncated, how="texts; they would be cut")
+        width = max(1, -(-lengths[-1] // 12))
+        counts = {f"≤ {(n + 1) * width}": 0 for n in range(-(-lengths[-1] // width))}
+        for length in lengths:
+            counts[f"≤ {((length - 1) // width + 1) * width}"] += 1
+        section.picture(Picture.bars("Texts by tokens", counts, value="texts"))
+
+
+_SETTING = ["micro-batch", "pieces", "checkpointing", "loss", "attention", "optimizer", "dtype"]
+_PARTS = ("weight", "gradient", "optimizer", "activation", "temporary", "fixed")
+_NOTE = (
+    "Memory from traces of the very step on fake tensors; seconds from two shallow copies of the model run on this machine. "
+    "Exact: the update of AdamW on the undivided batch with full attention, up to rounding."
+)
+
+
+def setting_cells(setting: Setting, effective_batch: int) -> list[Any]:
+    """A setting as cells of a table: micro-batch, pieces, checkpointing, loss, attention, optimizer, dtype."""
+    return [
+        setting.micro_batch,
+        -(-effective_batch // setting.micro_batch),
+        "yes" if setting.checkpointing else "no",
+        "chunked" if setting.chunked else "whole",
+        setting.attention or "the model's",
+        setting.optimizer,
+        setting.dtype,
+    ]
+
+
+def _numbered(planned: Planned) -> Iterable[tuple[int, Row]]:
+    return enumerate(planned.table.rows, 1)
+
+
+def plan_model(
+    name: str,
+    *,
+    budget: str | int | Budget = "4GiB",
+    effective_batch: int = 32,
+    length: int | None = None,
+    data: str | Path | None = None,
+    head: str | None = None,
+    attention: str | None = None,
+    measure: int = 0,
+) -> Planned:
+    """The settings in which a model of any kind could be trained within ``budget``; no weight of it is read or allocated.
+
+    ``name``: a preset, a folder (its ``config.json`` is enough) or a hub name; ``length``: tokens of a row, None = the
+    longest text of ``data`` (a text a line; needs the tokenizer) or 128; ``head``: masked-lm, causal-lm or classification,
+    None = the checkpoint's own. ``attention``: a pattern to try besides. ``measure``: so many rows from the top are run.
+
+    Time: about a second a trace, up to three traces a setting, and a short run of single layers.
+    """
+    subject, rows = open_subject(name, length=length, data=data, head=head)
+    settings = list(kinds(subject, attention=attention))
+    table = feasible(subject, Budget.parse(budget), effective_batch=effective_batch, settings=settings)
+    measured = tuple(measure_alone(subject, row.setting, effective_batch) for row in table.rows[:measure])
+    return Planned(name=name, subject=subject, rows=rows, table=table, measured=measured)
+
+
+def open_subject(
+    name: str, *, length: int | None = None, data: str | Path | None = None, head: str | None = None
+) -> tuple[Subject, Rows]:
+    """The model by its configuration, rows as long as asked or as the longest text of the file (at most its positions)."""
+    texts = [] if data is None else _texts(Path(data))
+    config: Any
+    tokenizer: Callable[[], Any]
+    if name in PRESETS and not Path(name).is_dir():
+        own = make_tokenizer(learn_vocabulary(texts or _shipped()))
+        config, tokenizer, found = preset_config(name, own), lambda: own, "masked-lm"
+    else:
+        config, tokenizer, found = load_config(name), lambda: load_tokenizer(name), head_of(name) or ""
+    chosen = head or found
+    if chosen not in OBJECTIVES:
+        allowed = f"head={' or '.join(OBJECTIVES)}"
+        raise InputError(
+            message(f"plan of {name!r}", f"a head {chosen or 'of no kind'}", allowed, "name one with --head")
+        )
+    rows = Rows(())
+    room = getattr(config, "max_position_embeddings", None) or 2**30
+    if texts:
+        lengths = sorted(len(ids) for ids in tokenizer()(texts)["input_ids"])
+        rows = Rows(tuple(lengths), sum(each > room for each in lengths))
+    positions = length or (min(rows.lengths[-1], room) if rows.lengths else min(DEFAULT_LENGTH, room))
+    return Subject(config=config, head=chosen, positions=positions), rows
+
+
+def _texts(path: Path) -> list[str]:
+    text = decode(read_bytes(path), str(path))[0]
+    found = [line for line in text.splitlines() if line.strip()]
+    if not found:
+        raise InputError(message(str(path), "no text", "a text a line"))
+    return found
+
+
+def _shipped() -> Sequence[str]:
+    from jieyue.data.corpora import heldout_path
+    from jieyue.data.readers import read_questions
+
+    return [passage.text for question in read_questions(heldout_path())[0] for passage in question.passages]

@@ -1,0 +1,192 @@
+"""The table of a plan: exact first, every row fits, the chosen settings cost what was predicted, the floor is named."""
+
+import json
+
+import pytest
+import torch
+from transformers import BertConfig, GPT2Config
+
+from jieyue.budget import Budget, Cost
+from jieyue.errors import BudgetError, InputError
+from jieyue.hf.depth import num_layers, with_layers
+from jieyue.planning import calibration, table
+from jieyue.planning.calibration import Calibration, through_depths
+from jieyue.planning.measurement import measure_alone, measure_step
+from jieyue.planning.prediction import predict
+from jieyue.planning.setting import OPTIMIZERS, Setting
+from jieyue.planning.subject import Subject
+from jieyue.planning.table import feasible, kinds
+from jieyue.run.any_model import plan_model
+from jieyue.training.accumulation import accumulate
+
+MIB = 2**20
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 500}
+
+
+def bert(**changes):
+    return BertConfig(intermediate_size=64, max_position_embeddings=64, **(SIZES | changes))
+
+
+def subject(head="masked-lm", positions=32, **changes):
+    return Subject(config=bert(**changes), head=head, positions=positions)
+
+
+def gpt2():
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=500)
+    return Subject(config=config, head="causal-lm", positions=32)
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (subject, Setting(micro_batch=2)),
+        (subject, Setting(micro_batch=2, chunked=True)),
+        (subject, Setting(micro_batch=2, chunked=True, checkpointing=True)),
+        (subject, Setting(micro_batch=2, optimizer="adafactor")),
+        (subject, Setting(micro_batch=2, dtype="bfloat16")),
+        (subject, Setting(micro_batch=2, attention="local(4)", optimizer="momentum")),
+        (gpt2, Setting(micro_batch=3, chunked=True)),
+        (lambda: subject("classification"), Setting(micro_batch=4, checkpointing=True)),
+    ],
+)
+def test_every_setting_costs_what_is_predicted(make, setting):
+    found, effective = make(), 6
+    step = found.step(setting)
+    cost = predict(
+        step, effective_batch=effective, micro_batch=setting.micro_batch, checkpointing=setting.checkpointing
+    )
+    model = step.build_model().train()
+    optimizer, batch = step.make_optimizer(model), step.example_batch(effective, step.length)
+    accumulate(step.objective, model, batch, micro_batch=setting.plan(effective))
+    optimizer.step()
+    optimizer.zero_grad()
+    measured = measure_step(step.objective, model, batch, optimizer, micro_batch=setting.plan(effective))
+    assert cost.peak_bytes == pytest.approx(measured, rel=0.01)
+    other = predict(step, effective_batch=effective, micro_batch=1, checkpointing=not setting.checkpointing)
+    assert other.peak_bytes != pytest.approx(measured, rel=0.01)  # the broken twin
+
+
+def test_the_table_is_sorted_and_fits(monkeypatch):
+    seconds = {False: 2.0, True: 1.0}  # chunked is quicker here
+    monkeypatch.setattr(Calibration, "seconds", lambda self, setting, rows: seconds[setting.chunked])
+    budget, fixed = Budget(memory_bytes=100 * MIB + 3 * MIB), 100 * MIB
+    found = feasible(subject(), budget, effective_batch=16, fixed_bytes=fixed)
+    assert found.rows and all(row.cost.process_bytes <= budget.memory_bytes for row in found.rows)
+    keys = [(not row.setting.exact, row.cost.seconds) for row in found.rows]
+    assert keys == sorted(keys) and keys[0] == (False, 1.0) and keys[-1][0]
+    shown = {(row.setting.chunked, row.setting.checkpointing) for row in found.rows if row.setting.exact}
+    assert len(shown) >= 2
+    for row in found.rows:
+        parts = (row.cost.weight_bytes, row.cost.gradient_bytes, row.cost.optimizer_bytes, row.cost.activation_bytes)
+        assert sum(parts) + row.cost.temporary_bytes == row.cost.peak_bytes
+        whole = -(-16 // row.setting.micro_batch)
+        assert row.setting.plan(16).pieces == whole
+
+
+def test_the_third_trace_checks_the_line(monkeypatch):
+    """Where the peak is not below the line (a broken twin of convexity), the search goes on until something fits."""
+    asked = []
+
+    def concave(step, *, effective_batch, micro_batch, checkpointing=False):
+        asked.append(micro_batch)
+        return Cost(peak_bytes=int(100 * micro_batch**0.5))
+
+    monkeypatch.setattr(table, "predict", concave)
+    only = [Setting(micro_batch=1)]
+    row = feasible(
+        subject(), Budget(memory_bytes=200), effective_batch=16, settings=only, fixed_bytes=0, timed=False
+    ).rows[0]
+    assert row.cost.peak_bytes <= 200 and row.setting.micro_batch == 4
+    asked.clear()
+    monkeypatch.setattr(
+        table, "predict", lambda *_, micro_batch, **__: asked.append(micro_batch) or Cost(peak_bytes=10 * micro_batch)
+    )
+    row = feasible(
+        subject(), Budget(memory_bytes=80), effective_batch=16, settings=only, fixed_bytes=0, timed=False
+    ).rows[0]
+    assert row.setting.micro_batch == 8 and len(asked) == 3
+
+
+def test_checkpointing_is_left_out_where_all_fits():
+    settings = list(kinds(subject(), optimizers=("adamw",), dtypes=("float32",)))
+    found = feasible(subject(), Budget(), effective_batch=2, settings=settings, fixed_bytes=0, timed=False)
+    assert not any(row.setting.checkpointing for row in found.rows)
+    assert {why for _, why in found.rejected} == {"not needed: the whole batch fits without it"}
+
+
+def test_the_floor_is_named():
+    with pytest.raises(BudgetError, match=r"Floor for any batch and length.*What would lower it.*smaller model"):
+        feasible(subject(), Budget(memory_bytes=MIB), effective_batch=4, fixed_bytes=MIB)
+    least = predict(subject().step(Setting(micro_batch=1)), effective_batch=1, micro_batch=1)
+    held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
+    only = [Setting(micro_batch=1)]
+    with pytest.raises(BudgetError, match="shorter rows"):
+        feasible(subject(), Budget(memory_bytes=held + 1), effective_batch=4, settings=only, fixed_bytes=0)
+
+
+def test_kinds_try_one_approximation_at_a_time():
+    found = list(kinds(subject(), attention="local(4)"))
+    assert [kind.exact for kind in found[:4]] == [True] * 4 and not any(kind.exact for kind in found[4:])
+    for kind in found[4:]:
+        assert (kind.attention is not None) + (kind.optimizer != "adamw") + (kind.dtype != "float32") == 1
+    assert not any(kind.chunked for kind in kinds(subject("classification")))
+
+
+def test_seconds_come_from_two_depths(monkeypatch):
+    """A layer of 2 s, the rest 1 s, an update of 0.25 s a layer: three pieces of a model of 7 layers."""
+    monkeypatch.setattr(calibration, "_piece_seconds", lambda step, setting: 1 + 2 * num_layers(depth(step)))
+    monkeypatch.setattr(calibration, "_update_seconds", lambda step, setting: 0.25 * num_layers(depth(step)))
+    found = Calibration(subject(num_hidden_layers=7)).seconds(Setting(micro_batch=4), 12)
+    assert found == pytest.approx(3 * 15 + 7 * 0.25)
+    assert through_depths((1, 2.0), (3, 1.0), 12) == 2.0  # noise never makes a deeper model quicker
+
+
+def depth(step):
+    with torch.device("meta"):
+        return step.build_model().config
+
+
+def test_layer_lists_are_cut():
+    config = bert()
+    config.layer_types = ["a", "b", "c"]
+    shallow = with_layers(config, 2)
+    assert (shallow.num_hidden_layers, shallow.layer_types, num_layers(config)) == (2, ["a", "b"], 3)
+    assert num_layers(with_layers(GPT2Config(n_layer=4), 1)) == 1
+
+
+def test_a_process_of_its_own():
+    setting = Setting(micro_batch=2, chunked=True)
+    found = measure_alone(subject(), setting, 4)
+    cost = predict(subject().step(setting), effective_batch=4, micro_batch=2)
+    assert cost.peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
+    assert found.process_bytes > found.fixed_bytes > 50 * MIB and found.seconds > 0
+
+
+def test_plan_of_a_folder_with_a_configuration_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Calibration, "seconds", lambda *_: 1.0)
+    bert(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
+    planned = plan_model(str(tmp_path), length=16, effective_batch=4)
+    text = planned.report().markdown()
+    assert "cheapest exact first" in text and "chunked" in text
+    values = json.loads(planned.report().json())
+    assert values["sections"]
+    with pytest.raises(InputError, match="65"):
+        plan_model(str(tmp_path), length=65)
+    with pytest.raises(InputError, match="span"):
+        plan_model(str(tmp_path), length=16, head="span")
+
+
+def test_lengths_of_a_file_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(Calibration, "seconds", lambda *_: 1.0)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a word\nsome more words than that\n\n", encoding="utf-8")
+    planned = plan_model("tiny", data=texts, effective_batch=2)
+    assert len(planned.rows.lengths) == 2 and planned.subject.positions == planned.rows.lengths[-1]
+    assert "Lengths" in planned.report().text()
+
+
+def test_unknown_names_are_refused():
+    for bad in ({"optimizer": "lion"}, {"dtype": "int8"}):
+        with pytest.raises(InputError, match="one of"):
+            Setting(micro_batch=1, **bad)
+    assert {name for name, one in OPTIMIZERS.items() if one.exact} == {"adamw"}
