@@ -1,133 +1,144 @@
-"""Predicted against measured memory, by both yardsticks, each setting in a process of its own.
+"""Predicted against measured memory and time, each setting in a process of its own; goes on where it was stopped.
 
-    python benchmarks/memory_prediction.py [--models tiny small] [--threads 1] [--largest 12GiB]
-    python benchmarks/memory_prediction.py --models bert-base albert-base gpt2 --lengths 128 512 2048 --micro 1 4 16
+    python benchmarks/memory_prediction.py                                   # all cells, into benchmarks/results
+    python benchmarks/memory_prediction.py --models tiny small               # the presets' settings alone
+    python benchmarks/memory_prediction.py --models bert-base --lengths 128 --micro 1 4
 
-One JSON line a setting. ``allocator_error``: predicted over measured peak of torch's allocator, minus one (goal: within
-1 %). ``process_error_bytes``: highest resident set (VmHWM, glibc's mmap threshold at 64 KiB) minus fixed cost and
-predicted peak (goal: within max(5 %, 8 MiB)). Settings predicted above ``--largest`` are predicted only.
+BERT-base, ALBERT-base and GPT-2 small from their configurations (positions extended), random weights, 128, 512 and 2048
+tokens, micro-batches of 1, 4 and 16 rows, two of them an update; the presets at three settings each. Goals: allocator within
+1 %, process (VmHWM, glibc's mmap threshold at 64 KiB) within max(5 %, 8 MiB), seconds within 20 %. Cells predicted above
+``--largest`` are predicted only. Each cell is written to ``memory-prediction.jsonl`` as it is known and never run twice;
+the report of all of them is ``memory-prediction.json``. Run it alone on the machine: seconds are compared.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from jieyue import machine
-from jieyue.budget import Plan, parse_bytes
+from jieyue.budget import parse_bytes
+from jieyue.report import Report, write_whole
 
-PRESETS = {"tiny": [(16, 8, 64, False), (32, 8, 256, False), (32, 8, 256, True)],
-           "small": [(16, 8, 64, False), (16, 4, 256, False), (16, 4, 512, True)]}  # fmt: skip
-VOCABULARY = 8000
+PRESETS = {"tiny": [(8, 64, False), (8, 256, False), (8, 256, True)],
+           "small": [(8, 64, False), (4, 256, False), (4, 512, True)]}  # fmt: skip
+CHECKPOINTS = ("bert-base", "albert-base", "gpt2")
+VOCABULARY, PIECES = 8000, 2
+GOAL_ALLOCATOR, GOAL_PROCESS, GOAL_PROCESS_BYTES, GOAL_SECONDS = 0.01, 0.05, 8 * 2**20, 0.2
 
 
-def build(name):
-    """A model from its configuration, weights random."""
+def subject(name, length):
+    """The model by its published sizes, weights random."""
     import transformers
 
-    from jieyue.hf.loading import model_from_config
-    from jieyue.hf.presets import PRESETS
+    from jieyue.hf import presets
+    from jieyue.planning.subject import Subject
 
-    if name in PRESETS:
-        sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 8192, "tie_word_embeddings": True}
-        return model_from_config(transformers.EuroBertConfig(**sizes, pad_token_id=0, **PRESETS[name]))
     if name == "gpt2":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=2048, use_cache=False))
+        return Subject(config=transformers.GPT2Config(n_positions=2048), head="causal-lm", positions=length)
     if name == "albert-base":
         sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "embedding_size": 128}
-        return transformers.AlbertForMaskedLM(transformers.AlbertConfig(max_position_embeddings=2048, **sizes))
-    return transformers.BertForMaskedLM(transformers.BertConfig(max_position_embeddings=2048))
+        config = transformers.AlbertConfig(max_position_embeddings=2048, **sizes)
+    elif name == "bert-base":
+        config = transformers.BertConfig(max_position_embeddings=2048)
+    else:
+        sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+        config = transformers.EuroBertConfig(**sizes, pad_token_id=0, **presets.PRESETS[name])
+    return Subject(config=config, head="masked-lm", positions=length)
 
 
-def example(rows, length):
-    import torch
+def measure(name, micro, length, checkpointing, largest):
+    """One cell: predicted and, up to ``largest`` bytes, measured."""
+    from jieyue.planning.calibration import Calibration
+    from jieyue.planning.measurement import measure_alone
+    from jieyue.planning.prediction import predict
+    from jieyue.planning.setting import Setting
 
-    ids = torch.randint(10, VOCABULARY, (rows, length))
-    mask = torch.ones_like(ids)
-    mask[:, length * 3 // 4 :] = 0
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)}
-
-
-def objective(model, batch):
-    from jieyue.training.objective import token_loss
-
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return token_loss(logits, batch["labels"])
-
-
-def measure(name, effective, micro, length, checkpointing, threads, largest, steps=2):
-    """One setting, in this process: predicts, trains two updates, then one under the profiler."""
-    machine.fix_malloc_threshold()
-    import torch
-
-    from jieyue.hf import trainer  # noqa: F401  what a real run has loaded
-    from jieyue.planning.choice import fixed_cost
-    from jieyue.planning.measurement import measure_step
-    from jieyue.planning.prediction import TrainingStep, predict
-    from jieyue.training.accumulation import accumulate
-
-    torch.set_num_threads(threads)
-    step = TrainingStep(
-        build_model=lambda: build(name),
-        objective=objective,
-        example_batch=example,
-        make_optimizer=lambda model: torch.optim.AdamW(model.parameters(), fused=True),
-        length=length,
+    found, setting, rows = (
+        subject(name, length),
+        Setting(micro_batch=micro, checkpointing=checkpointing),
+        PIECES * micro,
     )
     started = time.perf_counter()
-    cost = predict(step, effective_batch=effective, micro_batch=micro, checkpointing=checkpointing)
-    row = {"model": name, "effective_batch": effective, "micro_batch": micro, "length": length,
-           "checkpointing": checkpointing, "trace_seconds": time.perf_counter() - started,
-           "predicted": {key: value for key, value in asdict(cost).items() if value}}  # fmt: skip
+    cost = predict(found.step(setting), effective_batch=rows, micro_batch=micro, checkpointing=checkpointing)
+    cell = {"trace_seconds": time.perf_counter() - started}
+    cell["predicted"] = {key: value for key, value in asdict(cost).items() if value}
     if cost.peak_bytes > largest:
-        return row
-    fixed = fixed_cost()
-    model = step.build_model().train()
-    optimizer = step.make_optimizer(model)
-    batch = example(effective, length)
-    plan = Plan(effective_batch=effective, micro_batch=micro, checkpointing=checkpointing)
-    for _ in range(steps):
-        started = time.perf_counter()
-        accumulate(objective, model, batch, micro_batch=plan)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        row["step_seconds"] = time.perf_counter() - started
-    highest = machine.peak_resident_bytes()
-    measured = measure_step(objective, model, batch, optimizer, micro_batch=plan)
-    gap = highest - fixed - cost.peak_bytes
-    return row | {
-        "fixed_bytes": fixed, "allocator_bytes": measured, "process_bytes": highest,
-        "allocator_error": cost.peak_bytes / measured - 1, "process_error_bytes": gap,
-        "process_error": gap / highest, "within": abs(cost.peak_bytes / measured - 1) <= 0.01
-        and abs(gap) <= max(0.05 * highest, 8 * 2**20),
-    }  # fmt: skip
+        return cell
+    seconds = Calibration(found).seconds(setting, rows)
+    measured = measure_alone(found, setting, rows)
+    process = measured.fixed_bytes + cost.peak_bytes - measured.process_bytes
+    return cell | {
+        "measured": measured.to_dict(),
+        "predicted_seconds": seconds,
+        "allocator_error": cost.peak_bytes / measured.peak_bytes - 1,
+        "process_error_bytes": process,
+        "process_error": process / measured.process_bytes,
+        "seconds_error": seconds / measured.seconds - 1,
+        "process_within": abs(process) <= max(GOAL_PROCESS * measured.process_bytes, GOAL_PROCESS_BYTES),
+    }
+
+
+def tell(cells):
+    """All cells as a report."""
+    report = Report("Memory and time of an update: predicted against measured")
+    section, ran = report.section("Cells"), [cell for cell in cells if "measured" in cell]
+    for what, key, goal in (
+        ("allocator", "allocator_error", GOAL_ALLOCATOR),
+        ("seconds", "seconds_error", GOAL_SECONDS),
+    ):
+        within = sum(abs(cell[key]) <= goal for cell in ran)
+        worst = max((abs(cell[key]) for cell in ran), default=0.0)
+        section.fact(f"{what} within {goal:.0%}", f"{within} of {len(ran)}", how=f"largest error {worst:.2%}")
+    within = sum(cell["process_within"] for cell in ran)
+    worst = max((abs(cell["process_error"]) for cell in ran), default=0.0)
+    section.fact("process within 5 % or 8 MiB", f"{within} of {len(ran)}", how=f"largest error {worst:.1%}")
+    columns = ["model", "tokens", "micro-batch", "checkpointing", ("predicted", "bytes"), ("measured", "bytes"), "error",
+               ("process", "bytes"), "process error", ("predicted seconds", "seconds"), ("measured seconds", "seconds"),
+               "seconds error"]  # fmt: skip
+    rows = []
+    for cell in cells:
+        row = [cell["model"], cell["length"], cell["micro_batch"], "yes" if cell["checkpointing"] else "no"]
+        row.append(cell["predicted"]["peak_bytes"])
+        if "measured" in cell:
+            found = cell["measured"]
+            row += [found["peak_bytes"], f"{cell['allocator_error']:+.2%}", found["process_bytes"],
+                    f"{cell['process_error']:+.1%}", cell["predicted_seconds"], found["seconds"],
+                    f"{cell['seconds_error']:+.0%}"]  # fmt: skip
+        else:
+            row += [None, "predicted only", None, "", None, None, ""]
+        rows.append(row)
+    note = "Float32, AdamW, two pieces an update. Process: VmHWM against fixed bytes and predicted peak."
+    section.table(columns, rows, title="One update, each cell in a process of its own", note=note)
+    section = report.section("Machine")
+    for what, value in machine.describe().items():
+        section.fact(what, value, "bytes" if what.endswith("_bytes") else "")
+    return report
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["tiny", "small"])
-    parser.add_argument("--lengths", nargs="+", type=int)
+    parser.add_argument("--models", nargs="+", default=["tiny", "small", *CHECKPOINTS])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512, 2048])
     parser.add_argument("--micro", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--largest", default="12GiB")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
-    largest = parse_bytes(given.largest)
-    if given.one:
-        print(json.dumps(measure(*json.loads(given.one), given.threads, largest)))
-        return
-    print(json.dumps({"machine": machine.describe()}), flush=True)
+    kept = given.out / "memory-prediction.jsonl"
+    cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    keys = ("model", "micro_batch", "length", "checkpointing")
+    known = {tuple(cell[key] for key in keys) for cell in cells}
+    grid = [(micro, length, False) for length in given.lengths for micro in given.micro]
     for name in given.models:
-        own = PRESETS.get(name, []) if given.lengths is None else []
-        grid = [(2 * micro, micro, length, False) for length in given.lengths or [] for micro in given.micro]
-        for setting in own or grid:
-            one = json.dumps([name, *setting])
-            command = [sys.executable, __file__, "--threads", str(given.threads), "--largest", given.largest]
-            done = subprocess.run([*command, "--one", one], capture_output=True, text=True, check=False)
-            print(done.stdout.strip() or json.dumps({"model": name, "failed": done.stderr[-500:]}), flush=True)
+        for setting in PRESETS.get(name, grid):
+            if (name, *setting) in known:
+                continue
+            cell = dict(zip(keys, (name, *setting), strict=True)) | measure(name, *setting, parse_bytes(given.largest))
+            print(json.dumps(cell), flush=True)
+            cells.append(cell)
+            write_whole(kept, "".join(json.dumps(each) + "\n" for each in cells))
+            tell(cells).save(given.out, "memory-prediction")
 
 
 if __name__ == "__main__":

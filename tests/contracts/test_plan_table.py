@@ -20,11 +20,11 @@ from jieyue.run.any_model import plan_model
 from jieyue.training.accumulation import accumulate
 
 MIB = 2**20
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 500}
+SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 1000}
 
 
 def bert(**changes):
-    return BertConfig(intermediate_size=64, max_position_embeddings=64, **(SIZES | changes))
+    return BertConfig(intermediate_size=256, max_position_embeddings=64, **(SIZES | changes))
 
 
 def subject(head="masked-lm", positions=32, **changes):
@@ -61,16 +61,19 @@ def test_every_setting_costs_what_is_predicted(make, setting):
     optimizer.step()
     optimizer.zero_grad()
     measured = measure_step(step.objective, model, batch, optimizer, micro_batch=setting.plan(effective))
-    assert cost.peak_bytes == pytest.approx(measured, rel=0.01)
+    within = 0.03 if setting.checkpointing else 0.01  # so small a model: random states kept a layer show (5 KB each)
+    assert cost.peak_bytes == pytest.approx(measured, rel=within)
     other = predict(step, effective_batch=effective, micro_batch=1, checkpointing=not setting.checkpointing)
-    assert other.peak_bytes != pytest.approx(measured, rel=0.01)  # the broken twin
+    assert other.peak_bytes != pytest.approx(measured, rel=within)  # the broken twin
 
 
 def test_the_table_is_sorted_and_fits(monkeypatch):
     seconds = {False: 2.0, True: 1.0}  # chunked is quicker here
     monkeypatch.setattr(Calibration, "seconds", lambda self, setting, rows: seconds[setting.chunked])
-    budget, fixed = Budget(memory_bytes=100 * MIB + 3 * MIB), 100 * MIB
-    found = feasible(subject(), budget, effective_batch=16, fixed_bytes=fixed)
+    half, fixed = predict(subject().step(Setting(micro_batch=8)), effective_batch=16, micro_batch=8), 100 * MIB
+    budget = Budget(memory_bytes=fixed + half.peak_bytes)
+    settings = list(kinds(subject(), optimizers=("adamw",)))
+    found = feasible(subject(), budget, effective_batch=16, settings=settings, fixed_bytes=fixed)
     assert found.rows and all(row.cost.process_bytes <= budget.memory_bytes for row in found.rows)
     keys = [(not row.setting.exact, row.cost.seconds) for row in found.rows]
     assert keys == sorted(keys) and keys[0] == (False, 1.0) and keys[-1][0]
@@ -115,11 +118,12 @@ def test_checkpointing_is_left_out_where_all_fits():
 
 
 def test_the_floor_is_named():
-    with pytest.raises(BudgetError, match=r"Floor for any batch and length.*What would lower it.*smaller model"):
-        feasible(subject(), Budget(memory_bytes=MIB), effective_batch=4, fixed_bytes=MIB)
-    least = predict(subject().step(Setting(micro_batch=1)), effective_batch=1, micro_batch=1)
-    held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
     only = [Setting(micro_batch=1)]
+    with pytest.raises(BudgetError, match=r"Floor for any batch and length.*What would lower it.*smaller model"):
+        feasible(subject(), Budget(memory_bytes=MIB), effective_batch=4, settings=only, fixed_bytes=MIB)
+    least = predict(subject().step(Setting(micro_batch=1)), effective_batch=4, micro_batch=1)
+    held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
+    assert least.gradient_bytes > 0 and held < least.peak_bytes - 1
     with pytest.raises(BudgetError, match="shorter rows"):
         feasible(subject(), Budget(memory_bytes=held + 1), effective_batch=4, settings=only, fixed_bytes=0)
 

@@ -61,6 +61,37 @@ def bench_activation(
     show(Door(as_json), found.report(), out=out, name="activation")
 
 
+@_bench.command("memory")
+def bench_memory(
+    model: Annotated[str, typer.Option(help="A preset, a folder (its config.json is enough) or a hub name.")] = "tiny",
+    effective_batch: Annotated[int, typer.Option(help="Rows of one update.")] = 16,
+    micro_batch: Annotated[int, typer.Option(help="Rows of a piece, from the second row of the table on.")] = 2,
+    length: Annotated[int | None, typer.Option(help="Tokens of a row. Default: the longest of --data, or 128.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A text a line: rows as long as the longest.")] = None,
+    attention: Annotated[str | None, typer.Option(help="A pattern to add, such as local(64).")] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate/--exact", help="With Adafactor and bfloat16, or exact ones alone.")
+    ] = True,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """One saving after another: peak and tokens per second of an update, each measured in its own process."""
+    from jieyue.bench.memory import bench_memory as measure
+
+    door = Door(as_json)
+    found = measure(
+        model,
+        effective_batch=effective_batch,
+        micro_batch=micro_batch,
+        length=length,
+        data=data,
+        attention=attention,
+        approximate=approximate,
+        say=door.say,
+    )
+    show(door, found.report(), out=out, name="memory")
+
+
 @_verify.command("activation")
 def verify_activation(
     model: Annotated[str, typer.Argument(help="A folder or a hub name.")],
