@@ -40,7 +40,7 @@ demo: setup
 	@if [ -f $(DEMO)/reader/report.html ]; then \
 	  echo "Using the model in $(DEMO)/reader (remove the folder to train anew)"; \
 	else \
-	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 200s $(if $(ATTENTION),--attention "$(ATTENTION)") --out $(DEMO)/reader; \
+	  $(BIN)/jieyue train read --model tiny --budget 1GiB --time 225s $(if $(ATTENTION),--attention "$(ATTENTION)") --out $(DEMO)/reader; \
 	fi
 	@echo; echo "One question about a new notice:"; echo "  $(DEMO_TEXT)"; echo "  $(DEMO_QUESTION)"
 	@$(BIN)/jieyue read $(DEMO)/reader --question "$(DEMO_QUESTION)" --text "$(DEMO_TEXT)"
@@ -56,7 +56,7 @@ chat: setup
 	@if [ -f $(DEMO)/chat/report.html ]; then \
 	  echo "Using the model in $(DEMO)/chat (remove the folder to train anew)"; \
 	else \
-	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 200s --out $(DEMO)/chat; \
+	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 225s --out $(DEMO)/chat; \
 	fi
 	@echo; echo "A small model that learned from 2,000 short everyday talks. Try: 我手机没电了。 or: I lost my keys."
 	@$(BIN)/jieyue chat $(DEMO)/chat --temperature 0
