@@ -56,4 +56,6 @@ if __name__ == "__main__":
             folder / "out.pt",
         )
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+    os._exit(0)  # everything is written; gloo's threads may outlive the interpreter and abort it
