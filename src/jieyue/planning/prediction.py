@@ -10,7 +10,8 @@ that dropout selects, fused or per-tensor optimizers, checkpointed layers.
 Cost: about a second a trace, and no memory that depends on the model. Not seen: what a kernel allocates outside torch's
 allocator (oneDNN and MKL packing), what malloc rounds up, saved random states (5 KB a checkpointed layer), gradients that
 several processes exchange (one bucket of 25 MiB).
-Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch; tested on 2.11 to 2.13).
+Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch, as are the
+counts of owners that in-place sums are told by; run on 2.13).
 """
 
 from __future__ import annotations
