@@ -85,16 +85,14 @@ def serve(
         timeout_graceful_shutdown=30,
         h11_max_incomplete_event_size=2**16,
     )
-    server = uvicorn.Server(config)
-    started = server.startup
 
-    async def startup(sockets: Any = None) -> None:
-        await started(sockets)
-        if server.started:
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
 
-    server.startup = startup  # type: ignore[method-assign]
-    server.run()
+    Announcing(config).run()
 
 
 def _reader(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
