@@ -26,13 +26,13 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --all
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --all
 
 # The main job, on the corpus that ships: plan, train, evaluate, report, answer. A model that is there is used again.
 # ATTENTION="local(64)+atrous(16)" trains with that pattern and reports it against full attention at growing lengths.

@@ -118,6 +118,15 @@ def interrupting(at, seen):
     return run
 
 
+@pytest.fixture
+def terminal():
+    """Ctrl-C as at a terminal: a process started in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
     whole = trainer(tmp_path / "whole")
     whole.train()
@@ -137,6 +146,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_continues(tmp_path):
     assert equal(weights(whole), weights(resumed))
 
 
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_outside_the_passes_waits_for_the_update(tmp_path):
     pressed = []
 
