@@ -90,7 +90,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str | int | Budget, device: str = "cpu") -> Budget:
-        """``Budget.parse("1GiB")``; a Budget comes back as it is."""
+        """``Budget.parse("1GiB")``; ``text`` as ``parse_bytes`` reads it, a Budget comes back as it is."""
         return text if isinstance(text, Budget) else cls(memory_bytes=parse_bytes(text), device=device)
 
 
@@ -142,6 +142,7 @@ class Plan:
 
     @property
     def pieces(self) -> int:
+        """The micro-batches of one update."""
         return -(-self.effective_batch // self.micro_batch)
 
     def halved(self) -> Plan:

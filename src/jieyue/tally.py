@@ -37,6 +37,7 @@ class Tally:
         return self
 
     def mean(self) -> Tensor | float:
+        """total / weight; ``ValueError`` where nothing was counted."""
         if float(self.weight) == 0:
             raise ValueError(
                 "Tally.mean(): found weight 0, expected at least one counted label; are all labels ignored?"

@@ -72,7 +72,7 @@ def variant(approximate: Variant) -> str | Approximation:
 
 
 def gelu(x: Tensor, approximate: Variant = "none") -> Tensor:
-    """GELU of ``x``, any shape and float dtype, by the named or fitted approximation; see ``variant`` for what may be named.
+    """GELU of ``x`` [...], any shape and float dtype, by the named or fitted one: ``approximate`` is what ``variant`` knows.
 
     Differentiable any number of times. Saves ``x`` alone. Cost: ``jieyue bench activation``.
 
@@ -89,7 +89,7 @@ def gelu(x: Tensor, approximate: Variant = "none") -> Tensor:
 
 
 def apply(x: Tensor, fit: Fit | Approximation) -> Tensor:
-    """The fitted approximation of its own target (SiLU, Mish, softplus, anything), with the same lean backward pass."""
+    """``fit``, an approximation of its own target (SiLU, Mish, softplus, anything), at ``x`` [...], with the same lean backward."""
     chosen = fit.approximation if isinstance(fit, Fit) else fit
     return _applied(x, chosen, product=chosen.form.gate and chosen.target.view == "product")
 

@@ -44,7 +44,7 @@ def attend(
     engine: str | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Exact attention of q over the keys that ``pattern`` shows: out [B, H, N, V], with lse [B, H, N] if asked.
+    """Exact attention of q over the keys that ``pattern`` shows: out [B, H, N, V]; ``return_lse``: with lse [B, H, N].
 
     out_i = Σ_j softmax_j(scale·q_i·k_j) v_j over the j with (i + q_offset − j) in the pattern and key_mask[b, j] True.
     A query that sees no key gives zeros, lse −∞ and zero gradients.

@@ -35,7 +35,8 @@ def verify(
 
     ``model``: a folder, a hub name or a preset. ``recipe``: whose objective and data; None = the one that trained the
     folder, else "read". ``data``: the recipe's files, () = the corpus that ships. The rows differ in length, and so in
-    labels, where the data's do: that is where a mean of means goes wrong.
+    labels, where the data's do: that is where a mean of means goes wrong. ``micro_batch``: rows of a piece; ``settings``: names
+    from ``SETTINGS``; ``dtype``: float32 or float64. ``subject`` and other values that are not known: ``InputError``.
     """
     if subject not in SUBJECTS:
         raise InputError(message("verify", repr(subject), f"one of {', '.join(SUBJECTS)}"))

@@ -90,6 +90,7 @@ def reshare(model: Model, groups: int = 1) -> Model:
 
     ``groups``: how many blocks are left, a divisor of the present number. After training this is an approximation: the mean
     of layers that went apart is a starting point for more training. An optimizer made before does not fit; make a new one.
+    Refuses, with ``InputError``, other numbers and models without blocks.
     """
     encoder = encoder_of(model, "reshare")
     before = len(encoder.albert_layer_groups)

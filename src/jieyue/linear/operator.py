@@ -41,7 +41,7 @@ def attend_linear(
     state: LinearState | None = None,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, LinearState]:
-    """Linear attention: out [B, H, N, V], with the state after these keys if asked.
+    """Linear attention: out [B, H, N, V]; ``return_state``: with the state after these keys.
 
     o_i = Σ_j w_ij v_j / Σ_j w_ij with w_ij = φ(scale·q_i)·φ(k_j) over the keys with key_mask[b, j] True, j ≤ i if ``causal``, and
     those that ``state`` has seen. No epsilon: a query whose weights are all zero gives zeros and zero gradients.

@@ -46,6 +46,7 @@ class Report:
         self.title, self.about = plain_text(self.title), plain_text(self.about)
 
     def section(self, title: str) -> Section:
+        """The section of that title; a new one at the end if there is none yet."""
         title = plain_text(title)
         for section in self.sections:
             if section.title == title:
@@ -58,6 +59,7 @@ class Report:
         return ((section.title, item) for section in self.sections for item in section.items if isinstance(item, Fact))
 
     def pictures(self) -> list[Picture]:
+        """Every picture, in order."""
         return [item for section in self.sections for item in section.items if isinstance(item, Picture)]
 
     def blocks(self) -> list[Block]:
@@ -65,6 +67,7 @@ class Report:
         return blocks(self.sections)
 
     def text(self, width: int = 100) -> str:
+        """Plain text, in lines of at most ``width`` letters."""
         return text(self.title, self.about, self.blocks(), width)
 
     def markdown(self, level: int = 1) -> str:
@@ -78,6 +81,7 @@ class Report:
         return page(self.title, self.about, self.language, self.sections)
 
     def json(self) -> str:
+        """Everything, as ``parse`` reads it."""
         content = {
             "format": FORMAT,
             "title": self.title,
@@ -106,7 +110,7 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """From a report.json, or from the folder that holds one."""
+        """From the report.json at ``path``, or from the folder that holds one; ``InputError`` where there is none."""
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
         if not path.is_file():

@@ -55,7 +55,9 @@ def compare(
     """Trains and judges every variant with every seed; the first variant is the baseline that the others are held against.
 
     The report has mean and 95 % t interval over the seeds of every score, the paired difference to the baseline (same seed),
-    seconds, and the recipe's own curves. ``out``: ``cells/*.json``, ``report.html``, ``report.json``. At least two seeds.
+    seconds, and the recipe's own curves. ``out``: ``cells/*.json``, ``report.html``, ``report.json``; a cell that is there is
+    not run again. ``materials``, ``course`` and ``budget`` as in ``train``, ``watch`` is told how it goes. Fewer than two variants or
+    two different seeds: ``InputError``.
     """
     if len(seeds) < 2 or len(set(seeds)) < len(seeds) or len(variants) < 2:
         raise InputError(

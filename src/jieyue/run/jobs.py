@@ -63,7 +63,11 @@ def plan(
     budget: str | int | Budget = DEFAULT_BUDGET,
     course: Course = Course(),
 ) -> Report:
-    """What would be done under the budget, predicted before any weight is allocated; nothing is trained."""
+    """What would be done under the budget, predicted before any weight is allocated; nothing is trained.
+
+    ``recipe``: a task's name (``TASKS``); ``materials``, ``course``: on what, and how, as in ``train``; ``budget``: "1GiB" or a
+    ``Budget``. ``BudgetError`` says what the smallest piece would need where nothing fits.
+    """
     job = task(recipe)
     prepared = prepare(job, materials, course)
     planned = plan_for(prepared, Budget.parse(budget), course.effective_batch, course.checkpointing)
@@ -86,8 +90,10 @@ def train(
 ) -> Report:
     """Plans, trains, calibrates, judges and reports; ``out`` then holds the model, its card and the report.
 
-    ``budget`` bounds the whole process and names the device (``Budget``). Returns the report that ``out/report.html`` and
-    ``out/report.json`` show.
+    ``recipe``: a task's name (``TASKS``); ``materials``: model, data and settings; ``course``: how long, how fast, with which
+    remedies; ``budget`` bounds the whole process and names the device (``Budget``); ``resume`` goes on from the checkpoint in ``out``;
+    ``watch`` is told how it goes; ``command`` is what the
+    report says was called. Returns the report that ``out/report.html`` and ``out/report.json`` show.
     """
     job, folder, allowed, clock = task(recipe), Path(out), Budget.parse(budget), _Clock()
     watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
@@ -146,7 +152,11 @@ def evaluate(
     skip_bad: bool = False,
     watch: Watch = SILENT,
 ) -> Report:
-    """Judges a trained model on files (default: the held-out part of the corpus that ships); its record names the recipe."""
+    """Judges a trained model on files (default: the held-out part of the corpus that ships); its record names the recipe.
+
+    ``folder``: what ``train`` wrote; ``batch_size``: rows of a forward pass; ``skip_bad`` leaves broken records out and counts
+    them instead of stopping at the first; ``watch`` is told how it goes.
+    """
     record = read_record(folder)
     job = task(str(record.get("recipe")))
     settings = job.recipe.settings.from_dict(record["settings"])

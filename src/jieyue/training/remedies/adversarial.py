@@ -35,10 +35,10 @@ _ONCE_ONLY = ("flash", "flex", "paged")  # transformers' attentions without a se
 
 
 def fgm(epsilon: float = 0.5, add_clean: bool = False) -> Remedy:
-    """A remedy: the loss is taken where the embeddings were moved by ε against the model, each example in its own direction.
+    """A remedy: the loss is taken where the embeddings were moved by ε (``epsilon``) against the model, each example on its own.
 
     ``add_clean``: the loss at the embeddings themselves is added (bert4torch's form; the article trains on the moved one only).
-    An example without gradient is not moved.
+    An example without gradient is not moved. ``InputError`` for ε < 0.
 
     Cost: a second forward pass and the part of a backward pass that leads to the embeddings: about 5/3 of a plain step;
     memory as a plain step (``add_clean``: the activations of both passes at once). Source: Miyato et al. 2017; Su 2020, 7234.
@@ -66,7 +66,7 @@ def fgm(epsilon: float = 0.5, add_clean: bool = False) -> Remedy:
 
 
 def penalize_gradient(epsilon: float = 1.0) -> Remedy:
-    """A remedy: the loss grows by ½ε times the square of its gradient in the embeddings, each example for itself.
+    """A remedy: the loss grows by ½ε (``epsilon``) times the square of its gradient in the embeddings, each example for itself.
 
     The article's penalty is that of a batch's mean loss: its ε at a batch of B examples is ε/B here; at B = 1 they are equal.
     Attention must have a second derivative: jieyue's patterns and ``eager`` have; torch's fused kernels have not, so ``sdpa``

@@ -40,7 +40,8 @@ def replace_tokens(
     but specials. ``specials``: ids never replaced; None: those that the model's configuration names.
 
     Cost: a few passes over [B, T] integers; no measurable time or memory. On average p_example · p_token of the targets are
-    drawn anew, and some of these fall on the token that stood there. Source: Su 2020, 7259.
+    drawn anew, and some of these fall on the token that stood there. ``InputError`` for what is no probability or no pool.
+    Source: Su 2020, 7259.
     """
     if not (0 <= p_token <= 1 and 0 <= p_example <= 1) or pool not in _POOLS:
         raise InputError(

@@ -1,0 +1,111 @@
+"""Fills the tables of docs/articles from the reports in benchmarks/results: numbers are never typed by hand.
+
+    python docs/fill_numbers.py
+
+A page says what it wants in a mark, and everything down to the end mark is written anew; no rows named: all of them.
+
+    <!-- numbers · growth.json · When each pays · full() · local(128) -->
+    <!-- end of numbers -->
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jieyue.report import Report, write_whole
+
+ROOT = Path(__file__).parents[1]
+RESULTS, ARTICLES = ROOT / "benchmarks" / "results", ROOT / "docs" / "articles"
+COMMANDS = {  # what makes each result
+    "attention.json": "jieyue bench attention --out benchmarks/results",
+    "digits.json": "python benchmarks/digits.py",
+    "growth.json": "python benchmarks/growth.py",
+    "memory-prediction.json": "python benchmarks/memory_prediction.py",
+    "reading.json": "python benchmarks/reading.py",
+}
+MARK = re.compile(r"<!-- numbers · (.+?) -->\n.*?<!-- end of numbers -->", re.S)
+FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`{where}.",
+        ".zh": "取自 [{name}](../../benchmarks/results/{name})，由 `{command}` 生成{where}。"}  # fmt: skip
+WHERE = {"": " on {threads} threads of {processor}", ".zh": "（{processor}，{threads} 线程）"}
+CHINESE = {
+    "accuracy, last 5 epochs": "准确率，最后 5 轮",
+    "answer slots": "答案槽",
+    "answer tokens": "答案 token",
+    "article's sets, ms": "原文的集合，毫秒",
+    "at N": "在 N",
+    "attention": "注意力",
+    "batch": "批量",
+    "best, ms": "全比较，毫秒",
+    "faster than full attention from N": "从此 N 起快于全注意力",
+    "greedy, ms": "贪心，毫秒",
+    "model": "模型",
+    "nowhere measured": "所测长度内没有",
+    "optimizer": "优化器",
+    "passage tokens": "段落 token",
+    "questions per second": "每秒题数",
+    "suffix order, built once, ms": "后缀序，只建一次，毫秒",
+    "times faster": "快几倍",
+    "training loss": "训练损失",
+    "worst of the last 5": "最后 5 轮最差",
+}
+
+
+def table(name: str, section: str, wanted: list[str], language: str) -> str:
+    """The tables and facts of one section of a result, or the wanted rows of them, as Markdown."""
+    report = Report.load(RESULTS / name)
+    inside, parts = False, []
+    for block in report.blocks():
+        if block.kind == "heading":
+            inside = block.title == section
+        elif inside and block.kind in ("table", "facts"):
+            rows = [row for row in block.rows if not wanted or row[0] in wanted]
+            columns = block.columns or ("", "", "")[: len(block.rows[0])]
+            if rows:
+                parts.append(rendered(columns, rows, block.right, language))
+    if not parts:
+        raise SystemExit(f"{name} has no section {section!r} with rows {wanted}")
+    return "\n\n".join(parts)
+
+
+def rendered(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[bool, ...], language: str) -> str:
+    def cell(text: str) -> str:
+        text = CHINESE.get(text.strip(), text) if language else text
+        return text.replace("|", "\\|").replace("_", "\\_")
+
+    lines = [columns, tuple("---:" if number else "---" for number in right), *rows]
+    return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
+
+
+def source(name: str, language: str) -> str:
+    """Where the numbers are from: file, command, machine."""
+    facts = {item.what: item for _, item in Report.load(RESULTS / name).facts()}
+    where = ""
+    if "processor" in facts and "threads" in facts:
+        where = WHERE[language].format(threads=facts["threads"].value, processor=facts["processor"].value)
+    return FROM[language].format(name=name, command=COMMANDS[name], where=where)
+
+
+def filled(text: str, language: str = "") -> str:
+    """A page with its tables made anew."""
+
+    def one(match: re.Match[str]) -> str:
+        name, section, *wanted = match[1].split(" · ")
+        body = table(name, section, wanted, language)
+        return f"<!-- numbers · {match[1]} -->\n{body}\n\n{source(name, language)}\n<!-- end of numbers -->"
+
+    return MARK.sub(one, text)
+
+
+def pages() -> list[tuple[Path, str]]:
+    """Each page with its language: "" or ".zh"."""
+    return [(path, ".zh" if path.name.endswith(".zh.md") else "") for path in sorted(ARTICLES.glob("*.md"))]
+
+
+def main() -> None:
+    for path, language in pages():
+        write_whole(path, filled(path.read_text(encoding="utf-8"), language))
+
+
+if __name__ == "__main__":
+    main()

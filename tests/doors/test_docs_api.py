@@ -1,0 +1,93 @@
+"""docs/api.md is what the docstrings say, and the docstrings say what a reader needs."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("write_api", ROOT / "docs" / "write_api.py")
+write_api = importlib.util.module_from_spec(SPEC)
+sys.modules["write_api"] = write_api  # dataclasses look their module up
+SPEC.loader.exec_module(write_api)
+
+ENTRIES = [entry for entry in write_api.entries() if isinstance(entry.node, write_api.Function | ast.ClassDef)]
+FACE = [entry for entry in ENTRIES if entry.module == "jieyue"]
+
+
+def named(entry):
+    return f"{entry.module}.{entry.name}"
+
+
+def parameters(node):
+    return [a for a in node.args.posonlyargs + node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
+
+
+def unmentioned(node, text):
+    """Parameters of a function that its text never names."""
+    return [a.arg for a in parameters(node) if not re.search(rf"(?<![A-Za-z_]){a.arg}(?![A-Za-z_])", text)]
+
+
+def takes_tensors(node):
+    notes = [ast.unparse(a.annotation) for a in parameters(node) if a.annotation]
+    return any(re.fullmatch(r"Tensor( \| None)?", note) for note in notes)
+
+
+def test_the_page_is_what_the_docstrings_say():
+    committed = write_api.PAGE.read_text(encoding="utf-8")
+    assert committed == write_api.page(), "docs/api.md is stale: python docs/write_api.py"
+
+
+def test_the_page_has_every_name():
+    headings = set(re.findall(r"^### (\w+)$", write_api.PAGE.read_text(encoding="utf-8"), re.M))
+    import jieyue
+
+    assert {name for name in jieyue.__all__ if name != "__version__"} <= headings
+    for module in write_api.MODULES:
+        assert set(write_api.offered(module)) <= headings, module
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=named)
+def test_first_paragraph_says_what_it_is(entry):
+    first = entry.document.split("\n\n")[0].strip()
+    assert len(first) > 10 and re.search(r"[.:!?]$", first), f"{named(entry)}: {first!r}"
+
+
+@pytest.mark.parametrize("entry", FACE, ids=named)
+def test_the_face_names_every_parameter_and_says_when_it_refuses(entry):
+    calls = [entry.node] if isinstance(entry.node, write_api.Function) else list(write_api.methods(entry.node))
+    if isinstance(entry.node, ast.ClassDef):
+        undocumented = [part.name for part in entry.node.body if isinstance(part, write_api.Function)]
+        documented = {call.name for call in calls}
+        allowed = {
+            "param_groups",
+            "state",
+            "add_param_group",
+            "load_state_dict",
+        }  # an optimizer's own, told in the class
+        assert {name for name in undocumented if not name.startswith("_")} <= documented | allowed
+    for call in calls:
+        text = entry.document + (ast.get_docstring(call) or "")
+        if call.name not in ("zero_grad",):  # its parameter is torch's
+            assert unmentioned(call, text) == [], call.name
+        if any(isinstance(part, ast.Raise) for part in ast.walk(call)):
+            assert re.search(r"Error|[Rr]efuse", text), f"{call.name} does not say when it refuses"
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if isinstance(e.node, write_api.Function)], ids=named)
+def test_functions_of_tensors_say_shapes(entry):
+    if takes_tensors(entry.node):
+        text = entry.document + (ast.get_docstring(write_api.tree_of(entry.home)) or "")
+        assert re.search(r"\[(\.\.\.|…|[A-Za-z_]+)(, [\w·… ]+)*\]", text), (
+            f"{named(entry)} names no shape such as [B, N, D]"
+        )
+
+
+def test_the_alarm_rings():
+    """The broken twin: a function that hides a parameter, and one that names no shape, are found."""
+    node = ast.parse("def f(q: Tensor, scale: float = 1.0):\n    '''Scales q.'''").body[0]
+    assert unmentioned(node, "Scales q.") == ["scale"]
+    assert takes_tensors(node) and not takes_tensors(ast.parse("def f(text: str): ...").body[0])
