@@ -30,7 +30,7 @@ def _start(
 
 def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
-    from . import answer, chat, compare, measure, plan, serve, title, train
+    from . import answer, chat, compare, measure, plan, reproduce, serve, title, train
 
     app = typer.Typer(
         name="jieyue",
@@ -41,7 +41,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_start)
-    for verbs in (train, plan, compare, answer, title, chat, serve, measure):
+    for verbs in (train, plan, compare, answer, title, chat, serve, measure, reproduce):
         verbs.add_to(app)
     return app
 

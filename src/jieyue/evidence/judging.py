@@ -1,0 +1,101 @@
+"""From numbers to words: a claim holds where every difference's interval lies on the claimed side, and only there.
+
+The intervals are Student's t over seeds, of differences (or logarithms of ratios) paired by seed; see ``metrics.intervals``.
+A mean on the right side whose interval reaches the border is "does not hold at this scale": nothing was shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jieyue.errors import InputError, message
+from jieyue.metrics.intervals import student
+from jieyue.report import Estimate, Picture, format_value
+
+from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Result, Verdict
+
+__all__ = ["by_seed", "decide", "difference", "factor", "mean", "verdict_of"]
+
+Pairs = Sequence[tuple[Cell, Mapping[str, Any]]]
+
+
+def verdict_of(claim: Claim, results: Sequence[Result], missing: Sequence[str] = ()) -> Verdict:
+    """The claim's own judge, asked only where it may answer: every cell measured, and two seeds at least.
+
+    ``missing``: the reasons of the cells that could not be measured. A claim that is ``certain`` needs no second seed.
+    """
+    if missing:
+        return Verdict(UNTESTED, "; ".join(dict.fromkeys(missing)))
+    if not results:
+        return Verdict(UNTESTED, "no cell is declared at this scale")
+    seeds = {result.cell.seed for result in results}
+    if len(seeds) < 2 and not claim.certain:
+        return Verdict(UNTESTED, "a single seed gives no interval")
+    return claim.judge([(result.cell, result.numbers) for result in results])
+
+
+def decide(
+    gains: Mapping[str, Estimate],
+    border: float = 0.0,
+    *,
+    unit: str = "",
+    columns: Sequence[str | tuple[str, str]] = (),
+    rows: Sequence[Sequence[Any]] = (),
+    lines: Picture | None = None,
+) -> Verdict:
+    """Holds where every gain's interval lies above ``border`` (0 for differences, 1 for factors); says what decided.
+
+    >>> decide({"F1 over the baseline": Estimate(0.02, 0.01, 0.03)}, unit="share").why
+    'F1 over the baseline 2.0% [1.0%, 3.0%]: above 0'
+    >>> decide({"F1 over the baseline": Estimate(0.02, -0.01, 0.05)}, unit="share").word
+    'does not hold at this scale'
+    """
+    if not gains:
+        raise InputError(message("decide(gains)", "no gain", "at least one interval"))
+    told, word = [], HOLDS
+    for name, gain in gains.items():
+        if not all(map(math.isfinite, (gain.value, gain.low, gain.high))):
+            how, word = "not finite", FAILS
+        elif gain.low > border:
+            how = f"above {border:g}"
+        else:
+            how, word = f"below {border:g}" if gain.high < border else f"the interval reaches {border:g}", FAILS
+        told.append(f"{name} {format_value(gain, unit)}: {how}")
+    return Verdict(word, "; ".join(told), columns, rows, lines)
+
+
+def by_seed(results: Pairs, number: str, **settings: Any) -> dict[int, float]:
+    """Seed -> ``number`` of the cells that have these settings; the mean where a seed has several.
+
+    >>> by_seed([(Cell("k", {"arm": "a"}, 0), {"f1": 0.5}), (Cell("k", {"arm": "b"}, 0), {"f1": 0.6})], "f1", arm="a")
+    {0: 0.5}
+    """
+    found: dict[int, list[float]] = {}
+    for cell, numbers in results:
+        if all(cell.settings.get(name) == value for name, value in settings.items()):
+            found.setdefault(cell.seed, []).append(float(numbers[number]))
+    return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
+
+
+def mean(values: Mapping[int, float]) -> Estimate:
+    """Mean and 95 % t interval over the seeds."""
+    return student(list(values.values()))
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
+    """Mean of one − other, paired by seed, with its 95 % t interval."""
+    return _paired(one, other, lambda a, b: a - b)
+
+
+def factor(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
+    """Geometric mean of one ÷ other, paired by seed: the t interval of the logarithms."""
+    logs = _paired(one, other, lambda a, b: math.log(a / b))
+    return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.how + " of logarithms")
+
+
+def _paired(one: Mapping[int, float], other: Mapping[int, float], of: Callable[[float, float], float]) -> Estimate:
+    if one.keys() != other.keys():
+        raise InputError(message("a paired difference", f"seeds {sorted(one)} and {sorted(other)}", "the same seeds"))
+    return student([of(one[seed], other[seed]) for seed in sorted(one)])

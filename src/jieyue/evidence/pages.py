@@ -1,0 +1,150 @@
+"""The page of all claims: from measured cells alone, so that every number on it can be traced to a line of a file.
+
+``write(outcomes, OUT)``: ``reproduction.html`` (one file, opens offline), ``.json`` and ``.md`` of this run.
+``publish(outcomes, DOCS)``: the cells become ``DOCS/results/SCALE/CLAIM.jsonl``; then ``DOCS/reproduction.md`` and ``.html`` are
+made from all cells that lie there, of this run and of earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from jieyue.report import Picture, Report, Section, write_whole
+
+from .articles import ARTICLES, choose, claims_of
+from .claims import HOLDS, SCALES, UNTESTED, Claim, Verdict
+from .running import Outcome, encode, parse
+
+__all__ = ["build", "publish", "published", "write"]
+
+NAME = "reproduction"
+_MACHINE = ("processor", "cores", "threads", "system", "device", "python", "torch", "transformers", "jieyue")
+
+
+def write(outcomes: Sequence[Outcome], out: Path) -> list[Path]:
+    """The pages of these outcomes in a folder; the paths that were written."""
+    report = build(outcomes)
+    saved = report.save(out, NAME)
+    return [saved.html, saved.json, _write_markdown(report, out)]
+
+
+def publish(outcomes: Sequence[Outcome], docs: Path) -> list[Path]:
+    """The cells of these outcomes into ``docs/results``, and the pages of everything that lies there."""
+    written = []
+    for outcome in outcomes:
+        if outcome.results:
+            lines = [encode(outcome.claim, result) for result in outcome.results]
+            written.append(write_whole(_cells_path(docs, outcome.scale, outcome.claim), "\n".join(lines) + "\n"))
+    report = build(published(docs))
+    return [*written, _write_markdown(report, docs), write_whole(docs / f"{NAME}.html", report.html())]
+
+
+def published(docs: Path) -> list[Outcome]:
+    """Every claim at every scale of which ``docs/results`` holds cells, in the articles' order."""
+    found = []
+    for claim in choose():
+        for scale in SCALES:
+            path = _cells_path(docs, scale, claim)
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                found.append(Outcome(claim, scale, [parse(line, str(path)) for line in lines if line.strip()]))
+    return found
+
+
+def build(outcomes: Sequence[Outcome]) -> Report:
+    """The report: all verdicts, then every claim with the article's number beside ours, then machines and commands."""
+    report = Report("Every claim of the eight articles, repeated")
+    judged = [(outcome, outcome.verdict) for outcome in outcomes]
+    _tell_verdicts(report, judged)
+    for article in ARTICLES:
+        for claim in claims_of(article):
+            own = [(outcome, verdict) for outcome, verdict in judged if outcome.claim.key == claim.key]
+            if own:
+                _tell_claim(report.section(f"Article {article.number}: {claim.sentence}"), own)
+    _tell_machines(report, outcomes)
+    _tell_full(report)
+    return report
+
+
+def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) -> None:
+    section = report.section("Verdicts")
+    section.fact(
+        "claims that hold", sum(verdict.word == HOLDS for _, verdict in judged), how=f"of {len(judged)}", key=True
+    )
+    untested = sum(verdict.word == UNTESTED for _, verdict in judged)
+    section.fact("cannot be tested here", untested, key=True)
+    results = [result for outcome, _ in judged for result in outcome.results]
+    for scale in SCALES:
+        seconds = [result.seconds for outcome, _ in judged for result in outcome.results if outcome.scale == scale]
+        if seconds:
+            section.fact(f"total time, {scale}", sum(seconds), "seconds", how=f"{len(seconds)} cells", key=True)
+    seeds = sorted({result.cell.seed for result in results})
+    section.note(
+        "A claim holds where the 95 % interval over the seeds lies wholly on the claimed side; a mean on the right side whose "
+        f"interval reaches the border shows nothing. Seeds: {', '.join(map(str, seeds)) or 'none'}."
+    )
+    rows = [
+        [str(outcome.claim.article), outcome.claim.sentence, outcome.claim.articles_number, outcome.scale, verdict.word, verdict.why]
+        for outcome, verdict in judged
+    ]  # fmt: skip
+    section.table(["article", "claim", "the article", "scale", "verdict", "why"], rows)
+
+
+def _tell_claim(section: Section, judged: Iterable[tuple[Outcome, Verdict]]) -> None:
+    for outcome, verdict in judged:
+        seconds = sum(result.seconds for result in outcome.results)
+        section.fact(f"scale {outcome.scale}", verdict.word, how=verdict.why)
+        section.fact("the article", outcome.claim.articles_number)
+        if not outcome.results:
+            continue
+        seeds = len({result.cell.seed for result in outcome.results})
+        section.fact(
+            "measured in",
+            seconds,
+            "seconds",
+            how=f"{len(outcome.results)} cells, {seeds} seeds; results/{outcome.scale}/{outcome.claim.key}.jsonl",
+        )
+        if verdict.rows:
+            section.table(list(verdict.columns), verdict.rows, title=f"Scale {outcome.scale}")
+        if verdict.lines is not None:
+            section.picture(verdict.lines)
+
+
+def _tell_machines(report: Report, outcomes: Sequence[Outcome]) -> None:
+    section = report.section("Machines and commands")
+    results = [result for outcome in outcomes for result in outcome.results]
+    for name in _MACHINE:
+        values = dict.fromkeys(str(result.machine[name]) for result in results if name in result.machine)
+        if values:
+            section.fact(name, ", ".join(values))
+    for command in dict.fromkeys(result.command for result in results if result.command):
+        cells = [result for result in results if result.command == command]
+        section.fact(command, sum(result.seconds for result in cells), "seconds", how=f"{len(cells)} cells")
+
+
+def _tell_full(report: Report) -> None:
+    rows = [[str(claim.article), claim.key, command] for claim in choose() for command in claim.full]
+    if rows:
+        report.section("The full scale").table(
+            ["article", "claim", "command"],
+            rows,
+            note="Not run here: for a machine with a GPU, the hub's checkpoints and the full data.",
+        )
+
+
+def _write_markdown(report: Report, folder: Path) -> Path:
+    """Markdown in which every section's pictures follow it, drawn into ``folder/reproduction``."""
+    head, *_ = Report(report.title, about=report.about).markdown().split("\n\n")
+    parts = [head.strip(), "Written by `jieyue reproduce`; not by hand."]
+    for number, section in enumerate(report.sections):
+        _, _, text = Report(section.title, sections=[section]).markdown().partition("\n\n")
+        parts.append(text.rstrip())
+        for place, item in enumerate(item for item in section.items if isinstance(item, Picture)):
+            file = item.save(folder / NAME / f"{number}-{place}.svg")
+            parts.append(f"![{item.title}]({NAME}/{file.name})")
+    return write_whole(folder / f"{NAME}.md", "\n\n".join(parts) + "\n")
+
+
+def _cells_path(docs: Path, scale: str, claim: Claim) -> Path:
+    return docs / "results" / scale / f"{claim.key}.jsonl"

@@ -1,0 +1,49 @@
+"""``jieyue reproduce`` in a process of its own: a claim from start to page, and what it says to mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def jieyue(*arguments, folder):
+    command = [sys.executable, "-m", "jieyue", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+
+
+def test_a_claim_from_the_command_to_the_page(tmp_path):
+    done = jieyue("reproduce", "gelu-constants", "--docs", "docs", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["verdict"] for event in events if event["event"] == "verdict"] == ["holds"]
+    assert (tmp_path / "reproduction" / "reproduction.html").is_file()
+    cells = (tmp_path / "docs" / "results" / "minutes" / "gelu-constants.jsonl").read_text().splitlines()
+    assert len(cells) == 3
+    assert {json.loads(cell)["command"] for cell in cells} == {
+        "jieyue reproduce gelu-constants --scale minutes --seeds 3"
+    }
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "reproduction" / "cells").iterdir()}
+    again = jieyue("reproduce", "6", "--json", folder=tmp_path)
+    assert again.returncode == 0
+    assert (
+        before.items()
+        <= {path: path.stat().st_mtime_ns for path in (tmp_path / "reproduction" / "cells").iterdir()}.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["9"], "1 sparse_attention"),
+        (["gelu", "gello"], "gello"),
+        (["--scale", "days"], "minutes, hour, full"),
+        (["--seeds", "1"], "at least 2"),
+        (["6", "--data", "absent"], "no folder absent"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments, said, tmp_path):
+    done = jieyue("reproduce", *arguments, folder=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "reproduction").exists()
