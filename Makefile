@@ -67,7 +67,6 @@ bench: setup
 	$(BIN)/jieyue bench activation --out benchmarks/results
 	$(BIN)/python benchmarks/accumulation.py
 	$(BIN)/python benchmarks/digits.py
-	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/serving.py

@@ -3,13 +3,17 @@
 jieyue bench attention --out benchmarks/results && python benchmarks/write_docs.py
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from jieyue.report import Report, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-PAGES = [("memory.md", "digits"), ("attention.md", "growth")]  # results that stand in a page of their own too
+PAGES = [
+    ("memory.md", "digits", None),
+    ("attention.md", "attention", "Growth"),
+]  # results, or a section, in other pages too
 OPENING = """# Benchmarks
 
 Written by `python benchmarks/write_docs.py` from the reports in `benchmarks/results`. Ratios are of one run, alternating repeats,
@@ -17,33 +21,36 @@ medians. "not measured": no such machine was at hand. Where a goal is missed the
 """
 
 
-def text_of(path: Path, level: int = 2) -> str:
-    """A result as Markdown; its pictures are drawn into docs/benchmarks."""
+def text_of(path: Path, level: int = 2, title: str | None = None) -> str:
+    """A result, or its section ``title``, as Markdown; its pictures are drawn into docs/benchmarks."""
     report = Report.load(path)
-    text = report.markdown(level=level)
+    chosen = report if title is None else replace(report, sections=[s for s in report.sections if s.title == title])
+    text = chosen.markdown(level=level)
     for number, picture in enumerate(report.pictures()):
-        file = DOCS / "benchmarks" / f"{path.stem}-{number}.svg"
-        picture.save(file)
-        text += f"\n![{picture.title}](benchmarks/{file.name})\n"
+        if picture in chosen.pictures():
+            file = DOCS / "benchmarks" / f"{path.stem}-{number}.svg"
+            picture.save(file)
+            text += f"\n![{picture.title}](benchmarks/{file.name})\n"
     return text
 
 
-def fill_page(page: str, result: str) -> None:
+def fill_page(page: str, result: str, title: str | None = None) -> None:
     """Puts a result into a page of docs, between its marks ``<!-- RESULT -->`` and ``<!-- end of RESULT -->``."""
     text = (DOCS / page).read_text(encoding="utf-8")
     before, mark, rest = text.partition(f"<!-- {result} -->\n")
     _, end, after = rest.partition(f"<!-- end of {result} -->")
     if not mark or not end:
         raise SystemExit(f"docs/{page}: found no marks <!-- {result} --> and <!-- end of {result} -->")
-    write_whole(DOCS / page, before + mark + text_of(RESULTS / f"{result}.json", level=3).rstrip() + "\n" + end + after)
+    filled = text_of(RESULTS / f"{result}.json", level=3, title=title).rstrip()
+    write_whole(DOCS / page, before + mark + filled + "\n" + end + after)
 
 
 def main() -> None:
     found = sorted(RESULTS.glob("*.json"))
     write_whole(DOCS / "benchmarks.md", "\n".join([OPENING, *(text_of(path) for path in found)]))
-    for page, result in PAGES:
+    for page, result, title in PAGES:
         if (RESULTS / f"{result}.json").exists():
-            fill_page(page, result)
+            fill_page(page, result, title)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """The benchmark of attention at small sizes: every part gives its rows, and what did not run says why in place of a number."""
 
+import time
+
 import pytest
 
 from jieyue.bench import attention as bench
+from jieyue.bench import turns
 from jieyue.bench.attention import Cell, bench_attention
+from jieyue.bench.attention_rows import joined
+from jieyue.bench.linear_rivals import LINEAR_CURVES
 from jieyue.bench.rivals import RIVALS
+from jieyue.report import Report
 
 
 @pytest.fixture
@@ -36,11 +42,43 @@ def test_the_report_says_what_was_not_measured(small):
 
 
 def test_curves_become_two_pictures(small):
-    report = bench_attention(parts=("curves",), repeats=1, lengths=(64, 128)).report()
+    found = bench_attention(parts=("curves",), repeats=1, lengths=(64, 128))
+    rows = {(row.name, row.n): row for row in found.curves}
+    for name in (*bench.CURVES, *LINEAR_CURVES, "SDPA, full", "SDPA, dense mask"):
+        assert all(rows[name, n].both_seconds > 0 and rows[name, n].peak_bytes > 0 for n in (64, 128)), name
+    report = found.report()
     titles = [picture.title for picture in report.pictures()]
     assert any("time against N" in title for title in titles) and any("peak memory" in title for title in titles)
 
 
+def test_a_point_of_a_curve_that_would_take_minutes_is_left_out(small, monkeypatch):
+    assert bench._forecast({}, 64) == 0.0 and bench._forecast({100: 1.0}, 200) == 4.0
+    assert bench._forecast({100: 1.0, 200: 2.0}, 800) == pytest.approx(8.0)
+    monkeypatch.setattr(bench, "_MOST_FORECAST", 0.0)
+    found = bench_attention(parts=("curves",), repeats=1, lengths=(64, 128))
+    assert all(row.both_seconds for row in found.curves if row.n == 64)
+    assert all(row.both_seconds is None and "left out" in row.note for row in found.curves if row.n == 128)
+    assert "predicted" in found.report().markdown()
+
+
+def test_a_run_of_some_parts_keeps_the_others(small):
+    first = bench_attention(parts=("shares", "long"), repeats=1).report()
+    again = bench_attention(parts=("long",), repeats=2).report()
+    both = joined(first, again)
+    assert [section.title for section in both.sections] == ["Against dense attention", "A long sequence"]
+    assert both.sections[0] == first.sections[0] and both.sections[1] == again.sections[0]
+    assert "1 repeats" in both.sections[0].items[0].value and "2 repeats" in both.sections[1].items[0].value
+    with pytest.raises(ValueError, match="name another folder"):
+        joined(Report("Attention on this machine", about="cuda"), again)
+
+
+def test_a_cold_first_call_is_no_slow_call(monkeypatch):
+    monkeypatch.setattr(turns, "SLOW_SECONDS", 0.05)
+    waits = iter([0.06, 0.0, 0.0, 0.0])
+    found = turns.take_turns({"warm": lambda: time.sleep(next(waits)), "slow": lambda: time.sleep(0.06)}, 2)
+    assert len(found["warm"]) == 2 and max(found["warm"]) < 0.05 and len(found["slow"]) == 1
+
+
 def test_unknown_parts_are_refused():
-    with pytest.raises(ValueError, match="expected some of long, shares"):
+    with pytest.raises(ValueError, match="expected some of shares"):
         bench_attention(parts=("speed",))

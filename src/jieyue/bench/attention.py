@@ -8,10 +8,11 @@ transformers hands them over. Peak bytes are those beside q, k, v and the gradie
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import torch
@@ -21,21 +22,23 @@ from jieyue.attention import Call, attend, parse, pick
 from jieyue.errors import InputError
 from jieyue.timer import peak_bytes
 
-from .attention_rows import CELLS, CUDA_CELLS, AttentionBench, Cell, LongRow, RivalRow, ShareRow
-from .linear_attention import bench_linear, linear_curves
+from .attention_rows import CELLS, CUDA_CELLS, TITLES, AttentionBench, Cell, LongRow, RivalRow, ShareRow
+from .linear_attention import bench_linear
+from .linear_rivals import LINEAR_CURVES
 from .rivals import RIVALS, Attention, Rival, sdpa
+from .turns import take_turns, timed
 
 __all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "bench_attention"]
 
 HEADS, DEPTH, DENSE_ROWS = 12, 64, 2048
-PARTS = ("long", "shares", "small", "rivals", "curves", "linear")
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+PARTS = tuple(TITLES)
+LENGTHS = tuple(2**power for power in range(6, 17))
 CURVES = ("full()", "local(128)", "atrous(16)", "sparse(64)")
 RIVAL_CELLS = (("local(128)", 8192), ("local(256)", 16384))
 CUDA_RIVAL_CELLS = (("local(2048)", 32768), ("causal(sparse(64, 256))", 32768))
 LONG = ("local(256)", 131072, 6 * 2**30)
-_MOST_SECONDS = 1.0  # a call that takes longer is measured once
-_MOST_WORK = 1.0e12  # operations of a call that is worth waiting for on a CPU; one with more is left out
+_MOST_FORECAST = 12.0  # seconds, forward and backward, that a point of a curve is worth
+_MOST_WORK = 3.0e12  # operations of a rival's call that is worth waiting for on a CPU: about 25 seconds on two cores
 
 
 def bench_attention(
@@ -47,12 +50,12 @@ def bench_attention(
     rivals: Sequence[Rival] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> AttentionBench:
-    """Measures the named parts: long, shares (the goals), small (N = 512), rivals, curves (time and memory of every pattern and
-    map against N), linear (goals, rivals, crossover and decoding of linear attention).
-    Curves have at most 3 repeats, and calls longer than a second one.
+    """Measures the named parts: shares (the goals), small (N = 512), rivals, curves (time and memory of every pattern and map
+    against N), long, linear (goals, rivals, crossover and decoding of linear attention).
+    Curves have at most 3 repeats, calls longer than a second one; a point that would take much longer is left out.
 
     ``rivals`` join those of ``rivals.RIVALS``; ``say`` hears what is being measured. Threads: torch's own count.
-    Cost: about 8 minutes with everything on two cores, 1 minute for "shares" alone. ``InputError`` for unknown parts.
+    Cost: about 12 minutes with everything on two cores, 1 minute for "shares" alone. ``InputError`` for unknown parts.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or repeats < 1:
@@ -65,11 +68,12 @@ def bench_attention(
         device,
         torch.get_num_threads(),
         repeats,
+        date.today().isoformat(),
         long=run.long() if "long" in parts else None,
         shares=tuple(run.shares()) if "shares" in parts else (),
         small=tuple(run.small()) if "small" in parts else (),
         rivals=tuple(run.rivals()) if "rivals" in parts else (),
-        curves=(*run.curves(lengths), *linear_curves(lengths, repeats, device, say)) if "curves" in parts else (),
+        curves=tuple(run.curves(lengths)) if "curves" in parts else (),
         linear=bench_linear(repeats=repeats, device=device, say=say) if "linear" in parts else None,
     )
 
@@ -83,14 +87,7 @@ class _Contest:
     def seconds(self, repeats: int, backward: bool) -> dict[str, list[float]]:
         """Seconds of each, in order of the repeats; slow ones are measured once."""
         calls = {name: _call(function, tensors, backward) for name, (function, tensors) in self.functions.items()}
-        first = {name: _seconds(call) for name, call in calls.items()}
-        slow = {name for name, seconds in first.items() if seconds > _MOST_SECONDS}
-        found: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in calls}
-        for _ in range(repeats):
-            for name, call in calls.items():
-                if name not in slow:
-                    found[name].append(_seconds(call))
-        return found
+        return take_turns(calls, repeats)
 
 
 @dataclass(frozen=True)
@@ -142,22 +139,35 @@ class _Run:
         return rows
 
     def curves(self, lengths: Sequence[int]) -> list[RivalRow]:
-        """Each pattern of ours and torch's dense kernels, against N."""
-        rows = []
+        """Each pattern and map of ours and torch's dense kernels, all keys, in one contest for each N."""
+        ours = {text: _ours(text) for text in CURVES} | LINEAR_CURVES
         dense = [rival for rival in self.others if rival.name.startswith("SDPA")]
-        for n in lengths:
-            for text in CURVES:
-                rows += self._beside(text, n, dense if text == "local(128)" else [], f"jieyue {text}")
+        taken: dict[str, dict[int, float]] = {name: {} for name in (*(rival.name for rival in dense), *ours)}
+        rows = []
+        for n in sorted(lengths):
+            made = {rival.name: rival.make(parse("local(128)"), n, self.device) for rival in dense} | ours
+            notes = {name: f"not measured: {found}" for name, found in made.items() if isinstance(found, str)}
+            for name, before in taken.items():
+                if _forecast(before, n) > _MOST_FORECAST:
+                    notes[name] = f"left out: about {_forecast(before, n):.0f} seconds by the shorter ones"
+            rows += [RivalRow(name, n, name, note=note) for name, note in notes.items()]
+            self.say(f"N = {n}, {len(made) - len(notes)} contestants")
+            tensors = _tensors(n, self.device)
+            contest = _Contest({name: (made[name], tensors) for name in made if name not in notes})  # type: ignore[misc]
+            seconds = [contest.seconds(min(self.repeats, 3), backward) for backward in (False, True)]
+            for name, (function, _) in contest.functions.items():
+                row = RivalRow(name, n, name, **_medians(seconds, name), peak_bytes=self._peak(function, tensors))
+                taken[name][n] = row.both_seconds or 0.0
+                rows.append(row)
         return rows
 
     def _beside(self, text: str, n: int, others: Sequence[Rival], name: str = "jieyue") -> list[RivalRow]:
         """Ours and the others at one pattern and length. What another's code raises is told in its row."""
-        if self._takes_minutes(parse(text).pairs(n, n)):
-            return [RivalRow(text, n, name, note="left out: it would take minutes")]
         self.say(f"{text} at N = {n}, {1 + len(others)} contestants")
         tensors, ours = _tensors(n, self.device), _ours(text)
         rows = [self._contestant(text, n, name, ours, True, tensors, ours)]
         for rival in others:
+            self.say(f"  {rival.name}")
             made = self._made(rival, text, n)
             if isinstance(made, str):
                 rows.append(RivalRow(text, n, rival.name, note=f"not measured: {made}"))
@@ -188,7 +198,7 @@ class _Run:
         )
         key = name + " " if made is not ours else "ours"
         seconds = [contest.seconds(self.repeats, backward) for backward in ((False, True) if trains else (False,))]
-        peak = peak_bytes(_call(made, tensors, trains)) if self.device == "cpu" else _cuda_peak(made, tensors, trains)
+        peak = self._peak(made, tensors, trains)
         note = "" if trains else "it has no backward pass on this device"
         return RivalRow(text, n, name, **_medians(seconds, key, "ours"), peak_bytes=peak, note=note)
 
@@ -198,9 +208,30 @@ class _Run:
         tensors = _tensors(n, self.device)
         call = _call(_ours(text), tensors, True)
         call()
-        peak = peak_bytes(call) if self.device == "cpu" else _cuda_peak(_ours(text), tensors, True)
+        peak = self._peak(_ours(text), tensors)
         held = sum(x.numel() * x.element_size() for x in tensors)
-        return LongRow(text, n, _seconds(call), held + peak, allowed)
+        return LongRow(text, n, timed(call), held + peak, allowed)
+
+    def _peak(self, function: Attention, tensors: list[Tensor], backward: bool = True) -> int:
+        call = _call(function, tensors, backward)
+        if self.device == "cpu":
+            return peak_bytes(call)
+        call()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def _forecast(before: dict[int, float], n: int) -> float:
+    """Seconds at ``n`` by a power law through the last two shorter lengths, at most quadratic; 0 where there are none."""
+    if not before:
+        return 0.0
+    *others, last = sorted(before)
+    power = math.log(before[last] / before[others[-1]], last / others[-1]) if others else 2.0
+    return before[last] * (n / last) ** min(max(power, 1.0), 2.0)
 
 
 def _dtype(device: str) -> torch.dtype:
@@ -232,32 +263,13 @@ def _call(function: Attention, tensors: list[Tensor], backward: bool) -> Callabl
     return lambda: function(*plain)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _cuda_peak(function: Attention, tensors: list[Tensor], backward: bool) -> int:
-    call = _call(function, tensors, backward)
-    call()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _medians(seconds: list[dict[str, list[float]]], name: str, base: str) -> dict[str, Any]:
+def _medians(seconds: list[dict[str, list[float]]], name: str, base: str | None = None) -> dict[str, Any]:
     """Median seconds forward and both, and as multiples of ``base``'s: medians of the ratios within repeats."""
     found = {}
     for which, passes in zip(("forward", "both"), seconds, strict=False):
         found[f"{which}_seconds"] = statistics.median(passes[name])
+        if base is None:
+            continue
         ratios = [one / other for one, other in zip(passes[name], passes[base], strict=False)]
         found[f"{which}_times"] = statistics.median(ratios)
     return found

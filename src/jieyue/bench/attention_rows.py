@@ -1,21 +1,44 @@
-"""What the benchmark of attention found: rows, and their report with tables and log-log pictures."""
+"""What the benchmark of attention found: rows, and their report with tables and log-log pictures.
+
+A part is a section, and says when, where and by which command it was measured: ``joined`` keeps an earlier run's other parts.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from jieyue.errors import InputError
 from jieyue.machine import describe
-from jieyue.report import Picture, Report
+from jieyue.report import Picture, Report, Section
 
 if TYPE_CHECKING:
     from .linear_attention import LinearBench
 
-__all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "LongRow", "RivalRow", "ShareRow", "crossing"]
+__all__ = [
+    "CELLS",
+    "CUDA_CELLS",
+    "TITLES",
+    "AttentionBench",
+    "Cell",
+    "LongRow",
+    "RivalRow",
+    "ShareRow",
+    "crossing",
+    "joined",
+]
 
 DENSE = "SDPA, full"
+TITLES = {
+    "shares": "Against dense attention",
+    "small": "Short sequences",
+    "rivals": "Beside others",
+    "curves": "Growth",
+    "long": "A long sequence",
+    "linear": "Linear attention",
+}
 
 
 class Cell(NamedTuple):
@@ -99,6 +122,7 @@ class AttentionBench:
     device: str
     threads: int
     repeats: int
+    day: str = ""
     shares: tuple[ShareRow, ...] = ()
     small: tuple[RivalRow, ...] = ()
     rivals: tuple[RivalRow, ...] = ()
@@ -107,41 +131,46 @@ class AttentionBench:
     linear: LinearBench | None = None
 
     def report(self) -> Report:
-        """Tables of all rows, and log-log pictures of time and memory against N."""
-        about = f"{self.sizes}, {self.device}, {self.threads} threads"
-        report = Report("Attention on this machine", about=about)
-        machine = report.section("Machine")
-        for what, value in describe().items():
-            machine.fact(what, value, "bytes" if what.endswith("_bytes") else "")
-        machine.fact("repeats", self.repeats, how="alternating between all contestants; medians are shown")
-        if self.shares:
-            self._add_shares(report)
-        for title, rows in (("Short sequences", self.small), ("Beside others", self.rivals), ("Growth", self.curves)):
-            if rows:
-                _add_rivals(report, title, rows)
-        if self.long is not None:
-            section = report.section("A long sequence")
-            what = f"{self.long.pattern}, {self.long.n} tokens, forward + backward"
-            section.fact(f"{what}: seconds", self.long.seconds, "seconds")
-            section.fact(
-                f"{what}: tensors", self.long.tensor_bytes, "bytes", how="inputs, outputs, gradients, workspace"
-            )
-            section.fact("allowed", self.long.allowed_bytes, "bytes")
-        if self.linear is not None:
-            self.linear.add_to(report)
-        if self.curves:
-            self._add_payoff(report)
-            self._add_pictures(report)
+        """A section for each part: tables of its rows, and log-log pictures of time and memory against N."""
+        report = Report("Attention on this machine", about=f"{self.sizes}, {self.device}")
+        add: dict[str, Callable[[Section], None]] = {
+            "shares": self._add_shares,
+            "small": lambda section: _add_rivals(section, self.small, DENSE),
+            "rivals": lambda section: _add_rivals(section, self.rivals, "ours"),
+            "curves": self._add_curves,
+            "long": self._add_long,
+            "linear": lambda section: self.linear.add_to(section) if self.linear else None,
+        }
+        for part, title in TITLES.items():
+            if getattr(self, part):
+                section = report.section(title)
+                section.fact("measured", self._run(), how=self._command(part))
+                add[part](section)
         return report
 
-    def _add_shares(self, report: Report) -> None:
+    def _run(self) -> str:
+        found = describe()
+        names = ("processor", "system", "python", "torch", "jieyue", "device")
+        told = [
+            str(found[name]) if name in ("processor", "system") else f"{name} {found[name]}"
+            for name in names
+            if name in found
+        ]
+        return ", ".join(
+            [*([self.day] if self.day else []), *told, f"{self.threads} threads", f"{self.repeats} repeats"]
+        )
+
+    def _command(self, part: str) -> str:
+        device = "" if self.device == "cpu" else f" --device {self.device}"
+        return f"jieyue bench attention --parts {part} --repeats {self.repeats}{device}; contestants take turns, medians are shown"
+
+    def _add_shares(self, section: Section) -> None:
         unit = "x" if self.device.startswith("cuda") else ""
         rows = [
             [r.cell.pattern, r.cell.n, r.engine, r.forward_seconds, r.forward_share, r.cell.forward_goal,
              r.both_seconds, r.both_share, r.cell.both_goal, r.reached]
             for r in self.shares
         ]  # fmt: skip
-        section = report.section("Against dense attention")
         section.table(
             ["pattern", "N", "engine", ("forward", "seconds"), ("forward share", unit), ("goal", unit),
              ("forward + backward", "seconds"), ("share", unit), ("goal ", unit), "reached"],
@@ -157,7 +186,37 @@ class AttentionBench:
                 note=f"{_TIMES_FASTER} Not measured: this run was on the CPU (jieyue bench attention --device cuda).",
             )
 
-    def _add_payoff(self, report: Report) -> None:
+    def _add_long(self, section: Section) -> None:
+        assert self.long is not None
+        what = f"{self.long.pattern}, {self.long.n} tokens, forward + backward"
+        section.fact(f"{what}: seconds", self.long.seconds, "seconds")
+        section.fact(f"{what}: tensors", self.long.tensor_bytes, "bytes", how="inputs, outputs, gradients, workspace")
+        section.fact("allowed", self.long.allowed_bytes, "bytes")
+
+    def _add_curves(self, section: Section) -> None:
+        """A table of each measure, N across; when each pays; pictures of time and memory."""
+        names, lengths = list(dict.fromkeys(row.name for row in self.curves)), sorted({row.n for row in self.curves})
+        place = {(row.name, row.n): row for row in self.curves}
+        left_out = "not measured: a call predicted from the shorter ones to take more than 12 seconds, or a mask of more than 1 GiB"
+        for title, unit, read in _MEASURES:
+            rows = [[name, *(read(place[name, n]) for n in lengths)] for name in names]
+            missing = any(cell is None for row in rows for cell in row)
+            columns = ["attention", *((f"N = {n}", unit) for n in lengths)]
+            section.table(columns, rows, title=title, note=left_out if missing else "")
+        self._add_payoff(section)
+        for title, unit, read in _MEASURES[1:]:
+            curves = {name: {n: read(place[name, n]) for n in lengths if read(place[name, n])} for name in names}
+            section.picture(
+                Picture.lines(
+                    f"{title} against N",
+                    {name: curve for name, curve in curves.items() if curve},
+                    x=("N", "tokens"),
+                    y=("time" if unit == "seconds" else "peak memory", unit),
+                    log="xy",
+                )
+            )
+
+    def _add_payoff(self, section: Section) -> None:
         """From which N each entry beats full attention, and by how much at the longest N that both were measured at."""
         curves = {
             name: {row.n: row for row in self.curves if row.name == name and row.both_seconds}
@@ -177,30 +236,32 @@ class AttentionBench:
             last = max(shared)
             text = "nowhere measured" if start is None else f"≤ {shortest}" if start <= shortest else str(round(start))
             times = (dense[last].both_seconds or 0.0) / (found[last].both_seconds or 1.0)
-            rows.append([name.removeprefix("jieyue "), text, last, times])
-        report.section("When each pays").table(
+            rows.append([name, text, last, times])
+        section.table(
             ["attention", "faster than full attention from N", "at N", ("times faster", "x")],
             rows,
+            title="When each pays",
             note="Forward and backward, all keys, against torch's dense kernel; between measured N by straight lines on "
             "logarithmic axes.",
         )
 
-    def _add_pictures(self, report: Report) -> None:
-        names = list(dict.fromkeys(row.name for row in self.curves))
-        section = report.section("Pictures")
-        for what, unit, read in (
-            ("time", "seconds", lambda row: row.both_seconds),
-            ("peak memory", "bytes", lambda row: row.peak_bytes),
-        ):
-            curves = {
-                name: {row.n: read(row) for row in self.curves if row.name == name and read(row)} for name in names
-            }
-            title = f"Forward + backward: {what} against N"
-            section.picture(
-                Picture.lines(
-                    title, {k: c for k, c in curves.items() if c}, x=("N", "tokens"), y=(what, unit), log="xy"
-                )
-            )
+
+_MEASURES: tuple[tuple[str, str, Callable[[RivalRow], float | None]], ...] = (
+    ("Forward: time", "seconds", lambda row: row.forward_seconds),
+    ("Forward + backward: time", "seconds", lambda row: row.both_seconds),
+    ("Forward + backward: peak memory", "bytes", lambda row: row.peak_bytes),
+)
+
+
+def joined(earlier: Report, later: Report) -> Report:
+    """``later`` with the parts that it lacks from ``earlier``, in the parts' order; ``InputError`` for another's report."""
+    if (earlier.title, earlier.about) != (later.title, later.about):
+        raise InputError(
+            f"the report that is there is {earlier.title!r}, {earlier.about}; this run is {later.title!r}, {later.about}: "
+            "name another folder"
+        )
+    found = {section.title: section for report in (earlier, later) for section in report.sections}
+    return replace(later, sections=[found[title] for title in TITLES.values() if title in found])
 
 
 def crossing(dense: dict[int, float], ours: dict[int, float]) -> float | None:
@@ -216,9 +277,8 @@ def crossing(dense: dict[int, float], ours: dict[int, float]) -> float | None:
     return float(shared[0])
 
 
-def _add_rivals(report: Report, title: str, rows: Sequence[RivalRow]) -> None:
-    against = "SDPA, full" if title == "Short sequences" else "ours"
-    report.section(title).table(
+def _add_rivals(section: Section, rows: Sequence[RivalRow], against: str) -> None:
+    section.table(
         ["pattern", "N", "by", ("forward", "seconds"), (f"of {against}", "x"), ("forward + backward", "seconds"),
          (f"of {against} ", "x"), ("peak", "bytes"), "note"],
         [[r.pattern, r.n, r.name, r.forward_seconds, r.forward_times, r.both_seconds, r.both_times, r.peak_bytes, r.note]

@@ -9,6 +9,7 @@ the same run. Operations are counted at chunks of C = 64 whatever chunk is used,
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,15 @@ import torch
 from torch import Tensor
 
 from jieyue.linear import LinearState
-from jieyue.report import Picture, Report
+from jieyue.report import Picture, Section
 from jieyue.timer import median_seconds, peak_bytes
 
 from .attention_rows import RivalRow, crossing
-from .linear_rivals import LINEAR_CURVES, LINEAR_RIVALS, linear
+from .linear_rivals import LINEAR_RIVALS, linear
 from .rivals import Attention
+from .turns import take_turns
 
-__all__ = ["DecodingRow", "GoalRow", "LinearBench", "bench_linear", "linear_curves"]
+__all__ = ["DecodingRow", "GoalRow", "LinearBench", "bench_linear"]
 
 HEADS, DEPTH, CHUNK, LONG = 12, 64, 64, 65536
 ALLOWED_BYTES = 4 * 2**30
@@ -70,9 +72,8 @@ class LinearBench:
     crossover: dict[str, float | None] | None = None
     decoding: tuple[DecodingRow, ...] = ()
 
-    def add_to(self, report: Report) -> None:
+    def add_to(self, section: Section) -> None:
         """Tables, the crossover, and a picture of decoding."""
-        section = report.section("Linear attention")
         section.fact("matrix product, 1024³ float32", self.rate, "FLOP/s", how="best of the repeats")
         if self.goals:
             section.table(
@@ -149,18 +150,6 @@ def bench_linear(
     return LinearBench(rate, tuple(goals), tuple(rivals), crossover, tuple(decoding))
 
 
-def linear_curves(
-    lengths: Sequence[int], repeats: int, device: str, say: Callable[[str], None] = lambda text: None
-) -> list[RivalRow]:
-    """Every map, window and hybrid against N, all keys: rows like those of the patterns."""
-    rows = []
-    for n in lengths:
-        for name, function in LINEAR_CURVES.items():
-            say(f"{name} at N = {n}")
-            rows.append(_row(name, n, f"jieyue {name}", function, _tensors(n, device), repeats, device))
-    return rows
-
-
 def _tensors(n: int, device: str) -> list[Tensor]:
     """q, k, v that want gradients, and the gradient of out, [1, H, n, D] in [1, n, H, D] memory."""
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -220,7 +209,7 @@ def _rivals(causal: bool, n: int, repeats: int, device: str) -> list[RivalRow]:
                 reason = made if isinstance(made, str) else "it would take minutes"
                 rows.append(RivalRow(what, n, rival.name, note=f"not measured: {reason}"))
                 continue
-            row = _row(what, n, rival.name, made, tensors, 1 if n >= _MOST_DENSE else repeats, device)
+            row = _row(what, n, rival.name, made, tensors, repeats, device)
         except Exception as error:  # another project's code: its failure is a finding, not ours to judge
             row = RivalRow(what, n, rival.name, note=f"not measured: {type(error).__name__}: {str(error)[:80]}")
         if row.both_seconds and ours.both_seconds:
@@ -233,8 +222,7 @@ def _row(
     what: str, n: int, name: str, function: Attention, tensors: list[Tensor], repeats: int, device: str
 ) -> RivalRow:
     calls = _calls(function, tensors)
-    seconds = median_seconds(calls, repeats)
-    middle = {key: values[len(values) // 2] for key, values in seconds.items()}
+    middle = {key: statistics.median(values) for key, values in take_turns(calls, repeats).items()}
     peak = _peak(calls["both"], device)
     return RivalRow(what, n, name, forward_seconds=middle["forward"], both_seconds=middle["both"], peak_bytes=peak)
 

@@ -30,8 +30,9 @@ def add_to(app: typer.Typer) -> None:
 @_bench.command("attention")
 def bench_attention(
     parts: Annotated[
-        str, typer.Option(help="Some of long, shares, small, rivals, curves, linear.")
-    ] = "long,shares,small,rivals,curves,linear",
+        str,
+        typer.Option(help="Some of shares, small, rivals, curves, long, linear; --out keeps an earlier run's others."),
+    ] = "shares,small,rivals,curves,long,linear",
     repeats: Repeats = 5,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Out = None,
@@ -39,10 +40,15 @@ def bench_attention(
 ) -> None:
     """Patterns and linear maps beside the dense flash kernel and the rivals: rates, seconds and peak memory against length."""
     from jieyue.bench.attention import bench_attention as measure
+    from jieyue.bench.attention_rows import joined
+    from jieyue.report import Report
 
-    door = Door(as_json)
-    found = measure(parts=parts.split(","), repeats=repeats, device=device, say=door.say)
-    show(door, found.report(), out=out, name="attention")
+    door, name = Door(as_json), "attention" if device == "cpu" else "attention-cuda"
+    report = measure(parts=parts.split(","), repeats=repeats, device=device, say=door.say).report()
+    titles = tuple(section.title for section in report.sections)
+    if out is not None and (out / f"{name}.json").exists():
+        report = joined(Report.load(out / f"{name}.json"), report)
+    show(door, report, titles, out=out, name=name)
 
 
 @_bench.command("activation")
