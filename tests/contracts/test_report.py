@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from jieyue.errors import InputError
 from jieyue.report import Column, Estimate, Example, Fact, Picture, Report, format_value, model_card, write_whole
+from jieyue.report.canvas import Canvas
 from jieyue.report.colours import DARK, LIGHT, SERIES, contrast
 from jieyue.report.drawing import svg
 from jieyue.report.plaintext import escape
@@ -521,3 +522,8 @@ def test_a_section_is_found_again():
 def test_import_is_light():
     code = "import sys, jieyue.report; assert not {'torch', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_two_of_many_curves_look_alike():
+    canvas = Canvas(Picture.lines("many", {"a": {1: 1.0}}), width=720, colours=LIGHT, titled=False, stand_in=False)
+    assert len({canvas._style(number) for number in range(36)}) == 36

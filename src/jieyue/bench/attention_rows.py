@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jieyue.errors import InputError
 from jieyue.machine import describe
-from jieyue.report import Picture, Report, Section
+from jieyue.report import Column, Picture, Report, Section
 
 if TYPE_CHECKING:
     from .linear_attention import LinearBench
@@ -201,7 +201,7 @@ class AttentionBench:
         for title, unit, read in _MEASURES:
             rows = [[name, *(read(place[name, n]) for n in lengths)] for name in names]
             missing = any(cell is None for row in rows for cell in row)
-            columns = ["attention", *((f"N = {n}", unit) for n in lengths)]
+            columns: list[str | tuple[str, str] | Column] = ["attention", *((f"N = {n}", unit) for n in lengths)]
             section.table(columns, rows, title=title, note=left_out if missing else "")
         self._add_payoff(section)
         for title, unit, read in _MEASURES[1:]:

@@ -11,7 +11,7 @@ import torch
 __all__ = ["take_turns", "timed"]
 
 SLOW_SECONDS = 1.0  # a call that takes longer is measured once
-_NO_WARMUP = 4.0  # and one that takes this long is measured cold
+_NO_WARMUP = 30.0  # and one that takes this long is measured cold
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

@@ -154,10 +154,12 @@ class Canvas:
             self._label(label, f"{axis.label} {unit}".strip(), "muted")
 
     def _style(self, number: int) -> tuple[str, Any, str]:
+        """Colour, dash and marker; where the colours begin again, the others are shifted: no style returns before 36."""
+        again = number // len(SERIES)
         return (
             self.colours[SERIES[number % len(SERIES)]],
-            _DASHES[number % len(_DASHES)],
-            _MARKERS[number % len(_MARKERS)],
+            _DASHES[(number + again) % len(_DASHES)],
+            _MARKERS[(number + 2 * again) % len(_MARKERS)],
         )
 
     def _curves(self, axes: Axes) -> None:
