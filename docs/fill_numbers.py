@@ -6,6 +6,8 @@ A page says what it wants in a mark, and everything down to the end mark is writ
 
     <!-- numbers · growth.json · When each pays · full() · local(128) -->
     <!-- end of numbers -->
+
+``<!-- reproduced · 4 -->`` becomes the way to docs/reproduction.md, once ``jieyue reproduce`` has written it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ COMMANDS = {  # what makes each result
 MARK = re.compile(r"<!-- numbers · (.+?) -->\n.*?<!-- end of numbers -->", re.S)
 FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`{where}.",
         ".zh": "取自 [{name}](../../benchmarks/results/{name})，由 `{command}` 生成{where}。"}  # fmt: skip
-WHERE = {"": " on {threads} threads of {processor}", ".zh": "（{processor}，{threads} 线程）"}
+REPRODUCED = re.compile(r"<!-- reproduced · (\d) -->\n.*?<!-- end of reproduced -->", re.S)
+AGAIN = {"": "`jieyue reproduce {0}` makes an experiment of each claim, with seeds and intervals: [its results](../reproduction.md).",
+         ".zh": "`jieyue reproduce {0}` 把每一条主张做成实验，有种子，有区间：[结果](../reproduction.md)。"}  # fmt: skip
+WHERE = {"": " ({processor}, threads: {threads})", ".zh": "（{processor}，线程数 {threads}）"}
 CHINESE = {
     "accuracy, last 5 epochs": "准确率，最后 5 轮",
     "answer slots": "答案槽",
@@ -94,7 +99,11 @@ def filled(text: str, language: str = "") -> str:
         body = table(name, section, wanted, language)
         return f"<!-- numbers · {match[1]} -->\n{body}\n\n{source(name, language)}\n<!-- end of numbers -->"
 
-    return MARK.sub(one, text)
+    def again(match: re.Match[str]) -> str:
+        body = AGAIN[language].format(match[1]) + "\n" if (ROOT / "docs" / "reproduction.md").is_file() else ""
+        return f"<!-- reproduced · {match[1]} -->\n{body}<!-- end of reproduced -->"
+
+    return REPRODUCED.sub(again, MARK.sub(one, text))
 
 
 def pages() -> list[tuple[Path, str]]:
