@@ -4,7 +4,7 @@
 
 A page says what it wants in a mark, and everything down to the end mark is written anew; no rows named: all of them.
 
-    <!-- numbers · growth.json · When each pays · full() · local(128) -->
+    <!-- numbers · attention.json · When each pays · full() · local(128) -->
     <!-- end of numbers -->
 
 ``<!-- reproduced · 4 -->`` becomes the way to docs/reproduction.md, once ``jieyue reproduce`` has written it.
@@ -22,7 +22,6 @@ RESULTS, ARTICLES = ROOT / "benchmarks" / "results", ROOT / "docs" / "articles"
 COMMANDS = {  # what makes each result
     "attention.json": "jieyue bench attention --out benchmarks/results",
     "digits.json": "python benchmarks/digits.py",
-    "growth.json": "python benchmarks/growth.py",
     "memory-prediction.json": "python benchmarks/memory_prediction.py",
     "reading.json": "python benchmarks/reading.py",
 }
@@ -57,13 +56,13 @@ CHINESE = {
 
 
 def table(name: str, section: str, wanted: list[str], language: str) -> str:
-    """The tables and facts of one section of a result, or the wanted rows of them, as Markdown."""
+    """The tables and facts of one section (or the table of that title), or the wanted rows of them, as Markdown."""
     report = Report.load(RESULTS / name)
     inside, parts = False, []
     for block in report.blocks():
         if block.kind == "heading":
             inside = block.title == section
-        elif inside and block.kind in ("table", "facts"):
+        elif (inside or block.title == section) and block.kind in ("table", "facts"):
             rows = [row for row in block.rows if not wanted or row[0] in wanted]
             columns = block.columns or ("", "", "")[: len(block.rows[0])]
             if rows:

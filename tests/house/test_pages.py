@@ -1,0 +1,95 @@
+"""Pages that hold together: links resolve, Chinese twins say the same, tables name the file that their numbers are from."""
+
+import importlib.util
+import re
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TWINS = [(path, path.with_name(path.name.replace(".zh.md", ".md"))) for path in PAGES if path.name.endswith(".zh.md")]
+ARTICLES = sorted(path for path in (ROOT / "docs" / "articles").glob("*.md") if ".zh." not in path.name)
+FENCE = re.compile(r"^```.*?^```|^<!-- before:.*?-->", re.S | re.M)
+
+SPEC = importlib.util.spec_from_file_location("fill_numbers", ROOT / "docs" / "fill_numbers.py")
+fill_numbers = importlib.util.module_from_spec(SPEC)
+sys.modules["fill_numbers"] = fill_numbers
+SPEC.loader.exec_module(fill_numbers)
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def headings(text):
+    return [line for line in FENCE.sub("", text).splitlines() if re.match(r"#+ ", line)]
+
+
+def anchor(heading):
+    """A heading's anchor, as GitHub makes it."""
+    text = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", lambda m: m[1] or "", heading.lstrip("#").strip().lower())
+    kept = (letter for letter in text if letter in " -_" or unicodedata.category(letter)[0] in "LN")
+    return "".join(kept).replace(" ", "-")
+
+
+def broken_links(path, text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, place = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        if not found.exists() or (place and place not in {anchor(line) for line in headings(read(found))}):
+            yield target
+
+
+def numbers(text):
+    """The numbers of a page outside its code, in no order: languages put them elsewhere in a sentence."""
+    text = re.sub(r"\]\([^)]*\)|<!--.*?-->", "", FENCE.sub("", text), flags=re.S)
+    return sorted(re.findall(r"(?<![A-Za-z\d])\d+(?:,\d{3})*(?:\.\d+)?", text))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_links_resolve(path):
+    assert list(broken_links(path, read(path))) == []
+
+
+def test_every_article_has_its_page_and_twin():
+    assert [path.name[:2] for path in ARTICLES] == [f"{number}-" for number in range(1, 9)]
+    for path in [*ARTICLES, ROOT / "README.md", ROOT / "docs" / "from-bert4keras.md"]:
+        assert path.with_name(path.name.replace(".md", ".zh.md")).is_file(), named(path)
+
+
+@pytest.mark.parametrize(("chinese", "english"), TWINS, ids=[named(twin[0]) for twin in TWINS])
+def test_twins_say_the_same(chinese, english):
+    ours, theirs = read(chinese), read(english)
+    assert [line.split(" ")[0] for line in headings(ours)] == [line.split(" ")[0] for line in headings(theirs)]
+    if english.parent != ROOT:  # the README's blocks have their comments translated
+        assert FENCE.findall(ours) == FENCE.findall(theirs)
+        assert numbers(ours) == numbers(theirs)
+    else:
+        python = re.compile(r"^```python\n.*?^```", re.S | re.M)
+        assert python.findall(ours) == python.findall(theirs)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in fill_numbers.pages()], ids=named)
+def test_tables_are_those_of_the_results(path):
+    """Every table of ours on an article's page is made from a file in benchmarks/results, and names file and command."""
+    text, language = read(path), ".zh" if path.name.endswith(".zh.md") else ""
+    assert text == fill_numbers.filled(text, language), f"{named(path)} is stale: python docs/fill_numbers.py"
+    ours = re.search(r"^## (?:Our numbers|我们的数字)\n(.*?)^## ", text, re.S | re.M)[1]
+    assert "|" not in fill_numbers.MARK.sub("", ours), f"{named(path)} has a table that no result file made"
+
+
+def test_the_alarm_rings(tmp_path):
+    """The broken twins: a dead link, a dead anchor, a number that only one language has."""
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n[a](gone.md) [b](#gone) [c](#title)\n", encoding="utf-8")
+    assert list(broken_links(page, read(page))) == ["gone.md", "#gone"]
+    assert numbers("In 3 of 4.5 cases") == numbers("4.5 个中有 3 个") != numbers("4.5 个中有 2 个")
