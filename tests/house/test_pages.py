@@ -76,6 +76,7 @@ def test_twins_say_the_same(chinese, english):
     else:
         python = re.compile(r"^```python\n.*?^```", re.S | re.M)
         assert python.findall(ours) == python.findall(theirs)
+        assert [text.count("\n| ") for text in (ours, theirs)] == [ours.count("\n| ")] * 2  # a row for each row
 
 
 @pytest.mark.parametrize("path", [path for path, _ in fill_numbers.pages()], ids=named)
