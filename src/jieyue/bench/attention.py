@@ -270,6 +270,9 @@ def _medians(seconds: list[dict[str, list[float]]], name: str, base: str | None 
         found[f"{which}_seconds"] = statistics.median(passes[name])
         if base is None:
             continue
-        ratios = [one / other for one, other in zip(passes[name], passes[base], strict=False)]
+        others = (
+            passes[base] if len(passes[name]) > 1 else [statistics.median(passes[base])]
+        )  # a slow call has one turn
+        ratios = [one / other for one, other in zip(passes[name], others, strict=False)]
         found[f"{which}_times"] = statistics.median(ratios)
     return found
