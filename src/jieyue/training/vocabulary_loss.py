@@ -63,8 +63,19 @@ def vocabulary_loss(
     flat = labels.flatten()
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
     with torch.autocast(device, enabled=False):
-        total = _ChunkedLoss.apply(hidden.flatten(0, -2), weight, bias, flat, (smoothing, ignored, chunk_bytes, wanted))
+        rows, asked = _asked(hidden.flatten(0, -2), flat, ignored)
+        total = _ChunkedLoss.apply(rows, weight, bias, asked, (smoothing, ignored, chunk_bytes, wanted))
     return Tally(total, (flat != ignored).sum())
+
+
+def _asked(hidden: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Only the positions that something is asked at; all of them where values cannot be looked at (planning, compiling)."""
+    if isinstance(hidden, FakeTensor) or hidden.is_meta or torch.compiler.is_compiling():
+        return hidden, labels
+    places = (labels != ignored).nonzero()[:, 0]
+    if len(places) == len(labels):
+        return hidden, labels
+    return hidden.index_select(0, places), labels[places]
 
 
 def model_vocabulary_loss(
@@ -167,7 +178,7 @@ class _ChunkedLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             del logits, gradient  # before the next chunk's are made
-        ctx.smoothing, ctx.ignored = smoothing, ignored
+        ctx.smoothing, ctx.ignored, ctx.chunk_bytes = smoothing, ignored, chunk_bytes
         ctx.save_for_backward(
             hidden,
             weight,
@@ -182,21 +193,100 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, *found = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: derivatives of this derivative are asked for, so it is made plainly
-            inputs = [t if t is not None and t.requires_grad else None for t in (hidden, weight, bias)]
-            total = nn.functional.cross_entropy(
-                nn.functional.linear(hidden, weight, bias).to(grad.dtype),
-                labels,
-                ignore_index=ctx.ignored,
-                reduction="sum",
-                label_smoothing=ctx.smoothing,
-            )
-            made = iter(torch.autograd.grad(total, [t for t in inputs if t is not None], grad, create_graph=True))
-            return (*(None if t is None else next(made) for t in inputs), None, None)
+        if torch.is_grad_enabled():  # create_graph: what was found, as something that can be differentiated again
+            options = (ctx.smoothing, ctx.ignored, ctx.chunk_bytes)
+            return (*_Derivative.apply(hidden, weight, bias, grad, labels, options, *found), None, None)
         unit = grad.device.type == "cpu" and (isinstance(grad, FakeTensor) or float(grad) == 1)
         if not unit:  # accumulate asks for 1, and nothing is copied; on a GPU looking would cost a wait
             found = [None if one is None else one * grad.to(one.dtype) for one in found]
         return (*found, None, None)
+
+
+class _Derivative(torch.autograd.Function):
+    """The gradients that the first pass found, times ``grad``; its own gradient in the direction a of the hidden's, by chunks:
+
+        z' = a·weightᵀ,  D = p∘(z' − Σ_v p z'):   ∂hidden = D·weight,  ∂weight = Dᵀ·hidden + (p − y)ᵀ·a
+
+    Directions of the weights' gradients, and any further order, go through plain cross entropy."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grad: Tensor,
+        labels: Tensor,
+        options: Any,
+        *found: Any,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        ctx.save_for_backward(hidden, weight, bias, grad, labels, found[0])
+        return tuple(None if one is None else one * grad.to(one.dtype) for one in found)
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, grad, labels, found = ctx.saved_tensors
+        rest = (None,) * 5
+        if all(one is None for one in directions):
+            return (*(None,) * 4, *rest)
+        if torch.is_grad_enabled() or directions[0] is None or any(one is not None for one in directions[1:]):
+            return (*_plain_second(hidden, weight, bias, grad, labels, ctx.options, directions), *rest)
+        smoothing, ignored, chunk_bytes = ctx.options
+        direction, sums = directions[0], torch.promote_types(hidden.dtype, torch.float32)
+        factor = grad.to(sums)
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=sums)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=sums)
+        rows = max(1, chunk_bytes // (weight.shape[0] * sums.itemsize))
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
+            own, turned, asked = hidden[chunk], direction[chunk], labels[chunk]
+            logits = own @ weight.T if bias is None else torch.addmm(bias, own, weight.T)
+            powers = logits.to(sums).softmax(-1)
+            counted = (asked != ignored)[:, None].to(sums)
+            second = (turned @ weight.T).to(sums)
+            second.sub_(torch.linalg.vecdot(powers, second)[:, None]).mul_(powers).mul_(counted * factor)
+            powers.scatter_add_(1, torch.where(asked != ignored, asked, 0)[:, None], counted * (smoothing - 1))
+            if smoothing:
+                powers.sub_(smoothing / powers.shape[1])
+            powers.mul_(counted * factor)
+            of_hidden[chunk] = second.to(weight.dtype) @ weight
+            of_weight.addmm_(second.T, own.to(sums)).addmm_(powers.T, turned.to(sums))
+            if of_bias is not None:
+                of_bias += second.sum(0)
+        of_grad = (direction.to(sums) * found.to(sums)).sum().to(grad.dtype)
+        return (
+            of_hidden,
+            of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+            of_grad,
+            *rest,
+        )
+
+
+def _plain_second(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, labels: Tensor, options: Any, directions: Any
+) -> list[Tensor | None]:
+    """Gradients of Σ ⟨direction, gradient⟩ in (hidden, weight, bias, grad), by autograd; differentiable again where asked."""
+    again, (smoothing, ignored, _) = torch.is_grad_enabled(), options
+    with torch.enable_grad():
+        leaves = [
+            None if one is None else one if again and one.requires_grad else one.detach().requires_grad_()
+            for one in (hidden, weight, bias, grad)
+        ]
+        total = nn.functional.cross_entropy(
+            nn.functional.linear(*leaves[:3]).to(grad.dtype),  # type: ignore[arg-type]
+            labels, ignore_index=ignored, reduction="sum", label_smoothing=smoothing,
+        )  # fmt: skip
+        inputs = [one for one in leaves[:3] if one is not None]
+        made = torch.autograd.grad(total, inputs, leaves[3], create_graph=True)
+        asked = [way for way, one in zip(directions, leaves, strict=False) if one is not None]
+        inner = sum((way * one).sum() for way, one in zip(asked, made, strict=True) if way is not None)
+        assert isinstance(inner, Tensor)
+        wanted = [one for one in leaves if one is not None]
+        found = iter(torch.autograd.grad(inner, wanted, create_graph=again, allow_unused=True))
+    return [None if one is None else next(found) for one in leaves]
 
 
 def _loss_and_gradient(
