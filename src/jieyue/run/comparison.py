@@ -26,11 +26,11 @@ from jieyue.training.remedies.remedy import Remedy
 from .planned import plan_for
 from .story import tell_settings
 from .tasks import Task, task
-from .training import RESOLVED, fit, prepare
-from .values import Course, Materials
+from .training import RESOLVED, Trained, fit, prepare
+from .values import Course, Materials, Prepared
 from .watch import SILENT, Watch
 
-__all__ = ["Variant", "compare"]
+__all__ = ["Variant", "compare", "train_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,9 @@ def _cell(
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     work = folder / "work" / digest
-    work.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(job, materials, course)
-    planned = plan_for(prepared, budget, course.effective_batch, course.checkpointing)
-    begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
     started = time.perf_counter()
-    trained = fit(prepared, planned, course, work, resume=begun, device=budget.device, watch=watch)
-    seconds = time.perf_counter() - started
+    prepared, trained, begun = train_on(job, materials, course, work, budget, watch)
+    seconds = trained.facts["seconds"] if not begun else time.perf_counter() - started
     model = trained.trainer.model
     settings, _ = job.fitted(prepared, model)
     judged = job.judge(model, prepared.model.tokenizer, prepared.sources, settings, watch=watch)
@@ -114,6 +110,17 @@ def _cell(
     write_whole(path, json.dumps(cell, ensure_ascii=False, indent=1) + "\n")
     shutil.rmtree(work)
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def train_on(
+    job: Task, materials: Materials, course: Course, work: Path, budget: Budget, watch: Watch = SILENT
+) -> tuple[Prepared, Trained, bool]:
+    """Trains in the folder ``work``, from the last checkpoint there if there is one; whether there was."""
+    work.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(job, materials, course)
+    planned = plan_for(prepared, budget, course.effective_batch, course.checkpointing)
+    begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
+    return prepared, fit(prepared, planned, course, work, resume=begun, device=budget.device, watch=watch), begun
 
 
 def _key(job: Task, materials: Materials, course: Course) -> dict[str, Any]:
