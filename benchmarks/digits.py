@@ -11,74 +11,26 @@ core.
 """
 
 import argparse
-import copy
 import statistics
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
 from write_docs import RESULTS, fill_page
 
 from jieyue import machine
+from jieyue.evidence.accumulation import (
+    ACCUMULATED,
+    ARMS,
+    LAST,
+    ONE,
+    SMALL,
+    TRUE,
+    perceptron,
+    same_weights,
+    train_digits,
+)
 from jieyue.metrics.intervals import student
 from jieyue.report import Picture, Report
-from jieyue.training.optimizer import AccumulatedOptimizer
-
-TRUE, ACCUMULATED, ONE, SMALL = "true batch 100", "batch 1 accumulated ×100", "batch 1", "batch 1, learning rate ÷ 10"
-LAST = 5  # epochs whose mean is "the end", and among which accuracy should not jump
-
-
-def data(seed):
-    digits = load_digits()
-    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
-    x, y = torch.tensor(digits.data, dtype=torch.float32)[order] / 16, torch.tensor(digits.target)[order]
-    return (x[360:], y[360:]), (x[:360], y[:360])
-
-
-def perceptron(seed, dropout):
-    torch.manual_seed(seed)
-    parts = [nn.Linear(64, 256), nn.ReLU(), nn.Dropout(dropout), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*parts, nn.Linear(256, 10))
-
-
-def optimizer_of(arm, model, rate):
-    adam = torch.optim.Adam(model.parameters(), lr=rate / 10 if arm == SMALL else rate, fused=True)
-    return AccumulatedOptimizer(adam, steps=100) if arm == ACCUMULATED else adam
-
-
-def train(arm, model, given, seed, epochs):
-    """Held-out accuracy and training loss after each epoch."""
-    (x, y), (held_x, held_y) = data(seed)
-    x, held_x = (t.to(next(model.parameters()).dtype) for t in (x, held_x))
-    optimizer = optimizer_of(arm, model, given.learning_rate)
-    orders = torch.Generator().manual_seed(seed)
-    accuracies, losses = [], []
-    for _ in range(epochs):
-        model.train()
-        total = 0.0
-        for rows in torch.randperm(len(x), generator=orders).split(100 if arm == TRUE else 1):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(rows)
-        if arm == ACCUMULATED:
-            optimizer.flush()
-        model.eval()
-        with torch.no_grad():
-            accuracies.append((model(held_x).argmax(1) == held_y).double().mean().item())
-        losses.append(float(total) / len(x))
-    return accuracies, losses
-
-
-def same_weights(given, epochs=2):
-    """Largest difference of any weight, dropout off, float64: what "the same" means when nothing is drawn at random."""
-    one = perceptron(0, dropout=0.0).double()
-    other = copy.deepcopy(one)
-    train(ACCUMULATED, one, given, 0, epochs)
-    train(TRUE, other, given, 0, epochs)
-    return max(float((a - b).detach().abs().max()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def report_of(found, given):
@@ -103,7 +55,7 @@ def report_of(found, given):
         section.fact(f"{arm} − {TRUE}", gaps, how=f"accuracy, last {LAST} epochs, paired by seed, 95% Student t")
     section.fact(
         "largest difference of a weight, accumulated and true",
-        same_weights(given),
+        same_weights(0),
         how="2 epochs, dropout off, float64",
     )
     curves = {}
@@ -123,8 +75,9 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
-    for arm in (TRUE, ACCUMULATED, ONE, SMALL):
-        found[arm] = [train(arm, perceptron(s, 0.2), given, s, given.epochs) for s in range(given.seeds)]
+    for arm in ARMS:
+        runs = [train_digits(arm, perceptron(s, 0.2), s, given.epochs, given.learning_rate) for s in range(given.seeds)]
+        found[arm] = [(run["accuracy"], run["loss"]) for run in runs]
     report = report_of(found, given)
     print(report.text())
     report.save(given.out, "digits")

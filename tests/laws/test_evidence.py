@@ -160,7 +160,7 @@ def test_two_processes_share_the_cells(tmp_path):
     assert len(lines) == 8 and len(set(lines)) == 8
 
 
-@pytest.mark.parametrize("reason", [Untestable("needs a GPU"), MissingExtra("bert4torch", "bench")])
+@pytest.mark.parametrize("reason", [Untestable("needs a GPU"), MissingExtra("local_attention", "bench")])
 def test_what_cannot_be_measured_is_said_and_not_kept(tmp_path, reason):
     def measured(cell, place):
         if cell.seed == 1:
@@ -192,7 +192,7 @@ def test_every_claim_is_whole():
             assert one.article == article.number and one.sentence and one.articles_number
             for scale in ("minutes", "hour", "full"):
                 cells = list(one.cells(scale, (0, 1, 2)))
-                assert all(cell.claim == one.key for cell in cells)
+                assert {cell.claim for cell in cells} <= {each.key for each in claims_of(article)}
                 assert json.loads(json.dumps([dict(cell.settings) for cell in cells])) == [
                     dict(cell.settings) for cell in cells
                 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from jieyue.report import Picture, Report, Section, write_whole
 
 from .articles import ARTICLES, choose, claims_of
-from .claims import HOLDS, SCALES, UNTESTED, Claim, Verdict
+from .claims import HOLDS, SCALES, UNTESTED, Claim, Result, Verdict
 from .running import Outcome, encode, parse
 
 __all__ = ["build", "publish", "published", "write"]
@@ -76,7 +76,8 @@ def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) ->
     section.fact("cannot be tested here", untested, key=True)
     results = [result for outcome, _ in judged for result in outcome.results]
     for scale in SCALES:
-        seconds = [result.seconds for outcome, _ in judged for result in outcome.results if outcome.scale == scale]
+        own = [result for outcome, _ in judged for result in outcome.results if outcome.scale == scale]
+        seconds = [result.seconds for result in _once(own)]
         if seconds:
             section.fact(f"total time, {scale}", sum(seconds), "seconds", how=f"{len(seconds)} cells", key=True)
     seeds = sorted({result.cell.seed for result in results})
@@ -113,7 +114,7 @@ def _tell_claim(section: Section, judged: Iterable[tuple[Outcome, Verdict]]) -> 
 
 def _tell_machines(report: Report, outcomes: Sequence[Outcome]) -> None:
     section = report.section("Machines and commands")
-    results = [result for outcome in outcomes for result in outcome.results]
+    results = _once([result for outcome in outcomes for result in outcome.results])
     for name in _MACHINE:
         values = dict.fromkeys(str(result.machine[name]) for result in results if name in result.machine)
         if values:
@@ -131,6 +132,11 @@ def _tell_full(report: Report) -> None:
             rows,
             note="Not run here: for a machine with a GPU, the hub's checkpoints and the full data.",
         )
+
+
+def _once(results: Sequence[Result]) -> list[Result]:
+    """Each measured cell once, though several claims may be judged by it."""
+    return list({repr(result): result for result in results}.values())
 
 
 def _write_markdown(report: Report, folder: Path) -> Path:
