@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from jieyue.errors import InputError, message
-from jieyue.hf.loading import read_record
+from jieyue.hf.loading import RECORD, read_record
 from jieyue.run.tasks import task
 from jieyue.run.training import prepare
 from jieyue.run.values import Course, Materials
@@ -44,9 +44,13 @@ def verify(
         raise InputError(message(f"rows={rows}", "nothing to divide", "at least 2"))
     if dtype not in ("float32", "float64"):
         raise InputError(message("dtype", repr(dtype), "float32 or float64"))
+    settings_of = None
     if recipe is None:
-        recipe = read_record(model)["recipe"] if (Path(model) / "jieyue.json").is_file() else "read"
-    materials = Materials(model=str(model), data=data, limit=max(200, rows), new_head=True)
+        record = read_record(model) if (Path(model) / RECORD).is_file() else {}
+        recipe = str(record.get("recipe", "read"))
+        if record:  # a reader's kind, a writer's
+            settings_of = task(recipe).recipe.settings.from_dict(record["settings"])
+    materials = Materials(model=str(model), data=data, settings=settings_of, limit=max(200, rows), new_head=True)
     prepared = prepare(task(recipe), materials, Course(curriculum="none"))
     chosen = _spread(prepared.lengths, rows)
     return verify_update(

@@ -30,6 +30,7 @@ __all__ = [
     "PlainText",
     "PseudoRows",
     "Questions",
+    "ReaderKind",
     "Resume",
     "SaveSteps",
     "Search",
@@ -73,7 +74,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on 
 BatchSize = Annotated[int, typer.Option(help="Windows read at once.")]
 Slots = Annotated[int | None, typer.Option("--answer-slots", help="Longest answer in tokens, its [SEP] included.")]
 Search = Annotated[
-    str | None, typer.Option(help="How answers are found: best (all n-grams compared, the default) or greedy.")
+    str | None,
+    typer.Option(help="How a masked reader finds answers: best (all n-grams compared, the default) or greedy."),
+]
+ReaderKind = Annotated[
+    str | None,
+    typer.Option(
+        "--reader",
+        help="How it reads: masked (the [MASK]s spell the answer, the default), span (start and end) or prefix (writes it).",
+    ),
 ]
 WindowTokens = Annotated[int | None, typer.Option(help="Passage tokens in one window, its [SEP] included.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="A vocab.txt for a preset. Default: learned from the data.")]

@@ -17,11 +17,12 @@ def read_settings(
     window_tokens: int | None,
     seed: int,
     search: str | None = None,
+    reader: str | None = None,
 ) -> Any:
-    """``ReadSettings`` with these lengths and this search."""
+    """``ReadSettings`` with these lengths, this search and this kind of reader."""
     from jieyue import run
 
-    if answer_slots is None and window_tokens is None and search is None:
+    if answer_slots is None and window_tokens is None and search is None and reader is None:
         return None
     settings = run.task("read").settings(run.Materials(model=model, data=("own",) if own_data else ()), seed)
     overlap = settings.overlap_tokens if window_tokens is None else min(settings.overlap_tokens, window_tokens // 4)
@@ -30,7 +31,8 @@ def read_settings(
         answer_slots=answer_slots or settings.answer_slots,
         window_tokens=window_tokens or settings.window_tokens,
         overlap_tokens=overlap,
-        search=search or settings.search,
+        search=search,
+        reader=reader or settings.reader,
     )
 
 

@@ -16,12 +16,13 @@ __all__ = ["Candidate", "candidates"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Tokens ``first:stop`` of a passage; ``answer``: the tokens to give, none = abstain."""
+    """Tokens ``first:stop`` of a passage; ``answer``: the tokens to give, which begin at ``start``; none = abstain."""
 
     passage: int
     first: int
     stop: int
     answer: numpy.ndarray
+    start: int = -1
 
 
 _NOTHING = numpy.empty(0, dtype=numpy.int32)
@@ -79,7 +80,7 @@ def candidates(
         counts["answers_cut_by_windows"] += not any(whole)
         for (first, stop), inside in zip(ranges, whole, strict=True):
             if inside:
-                answered.append(Candidate(place, first, stop, answer))
+                answered.append(Candidate(place, first, stop, answer, target[0]))
             elif _holds(own.ids[first:stop], answer):
                 counts["windows_unclear"] += 1
             else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy
 
-__all__ = ["SEARCHES", "Interval", "Reading", "SuffixOrder", "best_slots", "read_slots"]
+__all__ = ["RIVALS", "SEARCHES", "Interval", "Reading", "SuffixOrder", "alike", "best_slots", "read_slots"]
 
 RIVALS = 255  # n-grams beside the chosen one that a confidence is told against
 
@@ -140,16 +140,25 @@ def best_slots(allowed: Interval, at: numpy.ndarray, closing: numpy.ndarray, fir
     start = int(worths[length].argmax())
     worth = worths[length][start]
     tokens = allowed.ids[first : first + width]
-    alike = numpy.ones(len(worths[length]), dtype=bool)  # other places of the chosen n-gram are no rivals
-    for t in range(length):
-        alike &= tokens[t : t + len(alike)] == tokens[start + t]
-    worths[length] = worths[length][~alike]
+    worths[length] = worths[length][~alike(tokens, start, length, len(worths[length]))]
     others = numpy.concatenate(worths)
     if len(others) > RIVALS:
         others = numpy.partition(others, len(others) - RIVALS)[-RIVALS:]
     chosen = [float(at[t, start + t]) for t in range(length)] + [float(closing[length])]
     weights = numpy.exp(numpy.concatenate([[worth], others]))
     return Reading(first + start, length, sum(chosen) / len(chosen), (weights.astype(numpy.float32),))
+
+
+def alike(tokens: numpy.ndarray, start: int, length: int, places: int) -> numpy.ndarray:
+    """Which of the first ``places`` hold the same ``length`` tokens as ``start`` does: no rivals of that n-gram.
+
+    >>> alike(numpy.array([5, 3, 5, 3, 7]), 0, 2, 4).tolist()
+    [True, False, True, False]
+    """
+    found = numpy.ones(places, dtype=bool)
+    for t in range(length):
+        found &= tokens[t : t + places] == tokens[start + t]
+    return found
 
 
 SEARCHES = {"best": best_slots, "greedy": read_slots}

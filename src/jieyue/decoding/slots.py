@@ -7,7 +7,8 @@ A / N of the head's time and memory (V is often larger than everything else).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 
-__all__ = ["logits_at", "positions_of", "slot_logits", "slot_probabilities"]
+__all__ = ["logits_at", "narrowed", "positions_of", "slot_logits", "slot_probabilities"]
 
 
 def _body(model: Any) -> nn.Module | None:
@@ -46,9 +47,13 @@ def logits_at(model: Any, inputs: Mapping[str, Tensor], places: Tensor) -> Tenso
     return _narrowed_logits(model, inputs, pick, places.shape[1])
 
 
-def _narrowed_logits(model: Any, inputs: Mapping[str, Tensor], pick: Callable[[Tensor], Tensor], count: int) -> Tensor:
+@contextmanager
+def narrowed(model: Any, length: int, pick: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
+    """While open, what the body of ``model`` gives for ``length`` positions is ``pick``ed on its way to the head.
+
+    Gives a list that is empty as long as that did not happen (a model without a body that can be seen).
+    """
     body, own_thread = _body(model), threading.get_ident()
-    length = inputs["input_ids"].shape[1]
     picked: list[bool] = []
 
     def narrow(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -65,10 +70,16 @@ def _narrowed_logits(model: Any, inputs: Mapping[str, Tensor], pick: Callable[[T
 
     handle = body.register_forward_hook(narrow) if body is not None else None
     try:
-        logits: Tensor = model(**inputs).logits
+        yield picked
     finally:
         if handle is not None:
             handle.remove()
+
+
+def _narrowed_logits(model: Any, inputs: Mapping[str, Tensor], pick: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    length = inputs["input_ids"].shape[1]
+    with narrowed(model, length, pick) as picked:
+        logits: Tensor = model(**inputs).logits
     if not picked and logits.ndim == 3 and logits.shape[1] == length:
         return pick(logits)
     if logits.shape[1] != count:

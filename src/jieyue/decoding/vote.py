@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 
-__all__ = ["merge_windows", "vote"]
+import numpy
+
+__all__ = ["merge_windows", "vote", "vote_probabilities"]
 
 
 def merge_windows(scored: Iterable[tuple[Hashable, float]]) -> dict[Hashable, float]:
@@ -36,3 +38,13 @@ def vote(passages: Iterable[dict[Hashable, float]]) -> list[tuple[Hashable, floa
             sums[answer] = total + score, squares + score * score
     votes = [(answer, squares / (total + 1)) for answer, (total, squares) in sums.items()]
     return sorted(votes, key=lambda pair: -pair[1])
+
+
+def vote_probabilities(passages: numpy.ndarray) -> numpy.ndarray:
+    """The same vote on the next token: ``passages`` [P, S], the probability that each passage gives each token -> [S].
+
+    >>> vote_probabilities(numpy.array([[0.5, 0.0], [0.5, 1.0]])).tolist()
+    [0.25, 0.5]
+    """
+    voted: numpy.ndarray = (passages**2).sum(0) / (passages.sum(0) + 1)
+    return voted

@@ -21,6 +21,7 @@ from jieyue.report import write_whole
 
 from .activations import register_config
 from .attention import FIELD, register_attention, restore_attention
+from .span import is_span_config, span_class, span_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ HEADS = {
     "causal-lm": "AutoModelForCausalLM",
     "sequence-to-sequence": "AutoModelForSeq2SeqLM",
     "classification": "AutoModelForSequenceClassification",
-    "span": "AutoModelForQuestionAnswering",
+    "span": "AutoModelForQuestionAnswering",  # or what stands for it, see hf.span
     "prefix": "AutoModelForMaskedLM",  # a masked LM that writes, see hf.prefix
 }
 
@@ -86,9 +87,11 @@ def load_model(
     _check_name(name)
     try:
         with _silenced():
-            register_names(transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False))
+            own = register_names(transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False))
+            if head == "span":
+                config = span_config(own if config is None else config)
             options: dict[str, Any] = {} if config is None else {"config": config}
-            model, found = getattr(transformers, HEADS[head]).from_pretrained(
+            model, found = getattr(transformers, _class_of(head, own)).from_pretrained(
                 str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
     except (OSError, ValueError, RuntimeError) as error:
@@ -149,10 +152,17 @@ def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrained
     import transformers
 
     try:
-        model: PreTrainedModel = getattr(transformers, HEADS[head]).from_config(register_names(copy.deepcopy(config)))
+        own = register_names(copy.deepcopy(config))
+        own = span_config(own) if head == "span" else own
+        model: PreTrainedModel = getattr(transformers, _class_of(head, own)).from_config(own)
     except ValueError as error:
         raise InputError(f"{type(config).__name__}: there is no {HEADS[head]} of it: {_first_line(error)}") from error
     return _restored(model, head)
+
+
+def _class_of(head: str | None, config: Any) -> str:
+    """transformers' Auto class for this head of a model of this configuration."""
+    return span_class(config) if head == "span" else HEADS[head]
 
 
 def _know_separator(model: Any, name: str | Path) -> None:
@@ -198,6 +208,8 @@ def head_of(name: str | Path) -> str | None:
     if getattr(config, "jieyue_prefix", False):
         return "prefix"
     kind = (getattr(config, "architectures", None) or [""])[0]
+    if kind.endswith("TokenClassification") and is_span_config(config):
+        return "span"
     return next((head for end, head in ends.items() if kind.endswith(end)), None)
 
 

@@ -12,6 +12,7 @@ Letters: B rows, N tokens of the longest prompt, M tokens seen, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from torch import Tensor
 from transformers import EncoderDecoderCache
 
 from jieyue.decoding.search import Step
+from jieyue.decoding.slots import narrowed
 from jieyue.errors import InputError
 
-__all__ = ["Remembered", "steps"]
+from .prefix import is_prefix_lm
+
+__all__ = ["Remembered", "Reread", "rereading", "steps"]
 
 
 class Remembered:
@@ -76,8 +80,42 @@ def _causal(model: Any) -> Step:
             given["position_ids"] = (state.kept.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
         if "logits_to_keep" in takes:
             given["logits_to_keep"] = 1
-        out = model(**given)
+        whole = "logits_to_keep" not in takes and tokens.shape[1] > 1  # then the source's logits are left out here
+        with narrowed(model, tokens.shape[1], lambda states: states[:, -1:]) if whole else nullcontext():
+            out = model(**given)
         state.cache = out.past_key_values
+        return out.logits[:, -1], state
+
+    return step
+
+
+class Reread:
+    """All tokens so far: ``tokens`` [B, M], ``kept`` [B, M], and how many of them are the prompts' (``num_source``)."""
+
+    def __init__(self, tokens: Tensor, kept: Tensor) -> None:
+        self.tokens, self.kept, self.num_source = tokens, kept, tokens.shape[1]
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was; more or fewer rows than before are allowed."""
+        self.tokens, self.kept = self.tokens[index], self.kept[index]
+
+
+def rereading(model: Any) -> Step:
+    """``steps`` of a prefix LM without a cache: every step reads all tokens anew. The oracle, and what published code pays."""
+    if not is_prefix_lm(model):
+        raise InputError(f"rereading(model): found {type(model).__name__}, expected a prefix LM (hf.prefix)")
+
+    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Reread]:
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
+        if isinstance(state, Reread):
+            state.tokens = torch.cat([state.tokens, tokens], 1)
+            state.kept = torch.cat([state.kept, torch.ones_like(tokens)], 1)
+        else:
+            state = Reread(tokens, torch.ones_like(tokens) if state is None else state.to(tokens))
+        segments = torch.zeros_like(state.tokens)
+        segments[:, state.num_source :] = 1
+        with narrowed(model, state.tokens.shape[1], lambda states: states[:, -1:]):
+            out = model(state.tokens, attention_mask=state.kept, token_type_ids=segments, use_cache=False)
         return out.logits[:, -1], state
 
     return step

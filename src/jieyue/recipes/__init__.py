@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from jieyue.errors import InputError, message
@@ -46,6 +46,7 @@ class Recipe:
     ``answer(model, tokenizer, examples, settings, ...) -> answers``; ``score(answers, examples, ...) -> facts``.
     ``example(settings, rows, positions)``: a batch of the widest shape, its values without meaning, for the planner.
     ``collate(rows, tokenizer, settings)``: rows as tensors; None = padded by ``data.batch.collate``.
+    ``objective_of(settings)``: the objective, where settings choose among several; ``under`` puts it in its place.
     """
 
     name: str
@@ -58,3 +59,8 @@ class Recipe:
     score: Callable[..., Any]
     example: Callable[[Any, int, int], dict[str, Any]]
     collate: Callable[..., dict[str, Any]] | None = None
+    objective_of: Callable[[Any], Callable[..., Any]] | None = None
+
+    def under(self, settings: Any) -> Self:
+        """The recipe as it is under these settings."""
+        return self if self.objective_of is None else replace(self, objective=self.objective_of(settings))

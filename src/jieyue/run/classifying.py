@@ -255,5 +255,5 @@ TASK = Task(
     numbers=lambda judged: {"accuracy": judged.scores["accuracy"], "macro-F1": judged.scores["macro_f1"]},
     resolved=_resolved,
     config=_config,
-    new_head=True,
+    new_heads=("classification",),
 )

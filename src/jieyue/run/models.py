@@ -65,7 +65,7 @@ def open_model(
     name, entries = materials.model, dict(config or {})
     if name in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
         own = make_tokenizer(learn_vocabulary(texts()) if materials.vocabulary is None else materials.vocabulary)
-        if head not in ("masked-lm", "prefix", "classification"):
+        if head not in ("masked-lm", "prefix", "classification", "span"):
             raise InputError(
                 message(f"model={name!r}", f"the head {head!r}", "a masked LM or a prefix LM", "name a checkpoint")
             )

@@ -84,7 +84,7 @@ class Task:
     ``compare`` lays side by side; ``curves(judged)``: more facts (JSON values) that ``tell_curves(report, {variant: [one a
     seed]})`` draws. ``read_judged(files, skip_bad, settings)``: examples to judge by, as ``Sources``.
     ``resolved(settings, examples)``: settings that the training examples decide (a label set); ``config(settings)``: what
-    they say in the model's configuration. ``new_head``: a checkpoint with another head is what is expected.
+    they say in the model's configuration. ``new_heads``: heads that a checkpoint is not expected to have before training.
     """
 
     recipe: Recipe
@@ -108,7 +108,7 @@ class Task:
     tell_curves: Callable[[Report, Mapping[str, Sequence[Mapping[str, Any]]]], None] | None = None
     resolved: Callable[[Any, Sequence[Any]], Any] = _settled
     config: Callable[[Any], dict[str, Any]] = _nothing_more
-    new_head: bool = False
+    new_heads: tuple[str, ...] = ()
 
 
 def task(name: str) -> Task:

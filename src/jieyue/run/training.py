@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,20 @@ class Trained:
 
 def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
     """Reads, checks and encodes; no weight is allocated."""
-    recipe, seed = task.recipe, course.seed
+    seed = course.seed
     sources = task.open_sources(materials, seed)
     wanted = task.resolved(materials.settings or task.settings(materials, seed), sources.train)
+    recipe = task.recipe.under(wanted)
+    task = replace(task, recipe=recipe)
+    head = wanted.head(recipe.head)
     source = task.open_model(
         materials,
-        wanted.head(recipe.head),
+        head,
         lambda: task.texts(sources.train),
         config=task.config(wanted),
         start=course.start,
         seed=seed,
-        new_head=task.new_head,
+        new_head=head in task.new_heads,
     )
     settings = wanted.fitted(source.positions)
     rows: list[dict[str, Any]] = []

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jieyue.data.readers import Passage, Question
 from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.loading import RECORD, head_of, load, read_record
-from jieyue.recipes import read as reading
 from jieyue.recipes import title as titles
+from jieyue.run.reading import open_reader
 
 from .app import Served, build_app
 from .guard import allowed_hosts
@@ -96,23 +95,8 @@ def serve(
 
 
 def _reader(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    settings = reading.ReadSettings.from_dict(read_record(folder)["settings"])
-    model, tokenizer = load(folder)
-
-    def ask(body: Mapping[str, Any]) -> Mapping[str, Any]:
-        asked = Question("1", body["question"], tuple(Passage(text) for text in body["passages"]))
-        (found,) = reading.answer(model, tokenizer, [asked], settings)
-        return {
-            "answer": found.text,
-            "passage": found.passage if found.text else -1,
-            "start": found.start,
-            "end": found.end,
-            "confidence": round(found.confidence, 4),
-            "vote": round(found.vote, 4),
-            "rivals": [{"answer": text, "vote": round(vote, 4)} for text, vote in found.rivals],
-        }
-
-    return ask
+    ask = open_reader(folder)
+    return lambda body: ask(body["question"], body["passages"])
 
 
 def _titler(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:

@@ -9,50 +9,23 @@ from typing import Any
 
 from jieyue.data.corpora import heldout_path
 from jieyue.data.findings import overlap
-from jieyue.data.readers import Passage, Question, read_questions
-from jieyue.errors import InputError
+from jieyue.data.readers import Question, read_questions
 from jieyue.hf.classic_presets import CLASSIC_PRESETS
-from jieyue.hf.loading import load, read_record
 from jieyue.hf.presets import PRESETS
 from jieyue.recipes import read as reading
 from jieyue.report import Report
 from jieyue.run.tasks import Card, Curve, Task
 from jieyue.run.values import Course, Materials, Prepared, Sources
 
+from .asking import open_reader, read
 from .judging import Judged, dozen, judge
 from .sources import open_sources, read_training, texts_of
 from .stages import curriculum_of, stages_of
 from .story import tell_examples, tell_quality
 
-__all__ = ["TASK", "default_settings", "read"]
+__all__ = ["TASK", "default_settings", "open_reader", "read"]
 
 CURVE_QUESTIONS = 200
-
-
-def read(folder: str | Path, question: str, passages: Sequence[str]) -> dict[str, Any]:
-    """One question about some passages, answered by a trained reader.
-
-    ``answer`` is a slice of ``passages[passage]``, letter for letter, ``start:end`` in characters; empty when the reader
-    finds no answer. ``confidence`` is calibrated; ``rivals`` are other answers with their votes.
-    """
-    if not question.strip():
-        raise InputError("question: found nothing, expected a question")
-    if not any(text.strip() for text in passages):
-        raise InputError("passage: found nothing, expected a text to look for the answer in")
-    settings = reading.ReadSettings.from_dict(read_record(folder, "read")["settings"])
-    model, tokenizer = load(folder)
-    kept = [number for number, text in enumerate(passages) if text.strip()]
-    asked = Question("1", question, tuple(Passage(passages[number]) for number in kept))
-    (found,) = reading.answer(model, tokenizer, [asked], settings)
-    return {
-        "answer": found.text,
-        "passage": kept[found.passage] if found.text else -1,
-        "start": found.start,
-        "end": found.end,
-        "confidence": round(found.confidence, 4),
-        "vote": round(found.vote, 4),
-        "rivals": [{"answer": text, "vote": round(vote, 4)} for text, vote in found.rivals],
-    }
 
 
 def default_settings(materials: Materials, seed: int = 0) -> reading.ReadSettings:
@@ -116,7 +89,7 @@ def _tell(report: Report, judged: Judged, fitted: Mapping[str, Any]) -> None:
         [judged.right[number] for number in shown],
     )
     rate = len(judged.questions) / max(judged.seconds, 1e-9)
-    how = f"one-shot masked decoding, {judged.batch_size} windows at once, tokenization included"
+    how = f"{judged.way}, {judged.batch_size} windows at once, tokenization included"
     report.section("Quality on held-out questions").fact("reading speed", rate, "per second", how)
 
 
@@ -126,10 +99,9 @@ def _numbers(judged: Judged) -> dict[str, float]:
 
 def _usage(folder: str) -> str:
     return (
-        "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
-        f'model = AutoModelForMaskedLM.from_pretrained("{folder}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n\n'
-        "# with jieyue: place, confidence, long passages, several passages\n"
+        "from jieyue.run.reading import read\n\n"
+        f'print(read("{folder}", "a question", ["a passage ..."]))\n\n'
+        "# from the command line: place, confidence, long passages, several passages\n"
         "# jieyue read FOLDER --question '…' --file passage.txt"
     )
 
@@ -159,5 +131,6 @@ TASK = Task(
     stages=_stages,
     fitted=_calibrated,
     shown=("Quality on held-out questions",),
+    new_heads=("span",),
     numbers=_numbers,
 )

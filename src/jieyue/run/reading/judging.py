@@ -20,17 +20,19 @@ __all__ = ["Judged", "dozen", "judge"]
 class Judged:
     """Answers in the order of the questions, whether each is right (exact match), facts, and seconds of reading.
 
-    ``greedy``: the facts of the article's greedy search on the same probabilities.
+    ``greedy``: the facts of the article's greedy search on the same probabilities, where the reader has another beside it.
+    ``way``: how the reader answers, in words.
     """
 
     questions: Sequence[Question]
     answers: list[reading.Answer]
     right: list[bool]
     scores: dict[str, Any]
-    greedy: dict[str, Any]
+    greedy: dict[str, Any] | None
     baselines: dict[str, Any]
     seconds: float
     batch_size: int
+    way: str
 
 
 def judge(
@@ -55,17 +57,21 @@ def judge(
             progress=lambda done, total: update(done, total, {}),
         )
     seconds = time.perf_counter() - started
-    path = reading.answer(model, tokenizer, questions, replace(settings, search="greedy"), batch_size=batch_size)
+    greedy = None
+    if settings.reader == "masked":
+        path = reading.answer(model, tokenizer, questions, replace(settings, search="greedy"), batch_size=batch_size)
+        greedy = reading.score(path, questions, training)
     exact = exact_matches([one.text for one in answers], [(question.text, question.golds) for question in questions])
     return Judged(
         questions,
         answers,
         [bool(value) for value in exact],
         reading.score(answers, questions, training),
-        reading.score(path, questions, training),
+        greedy,
         reading.against_baselines(answers, questions, training),
         seconds,
         batch_size,
+        reading.READERS[settings.reader].way,
     )
 
 

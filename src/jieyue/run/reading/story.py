@@ -15,11 +15,11 @@ __all__ = ["tell_examples", "tell_quality"]
 def tell_quality(
     report: Report,
     scores: Mapping[str, Any],
-    greedy: Mapping[str, Any],
+    greedy: Mapping[str, Any] | None,
     baselines: Mapping[str, Any],
     calibration: Mapping[str, Any],
 ) -> None:
-    """Exact match, F1 and Final by kind of question, against greedy search and three baselines; calibration."""
+    """Exact match, F1 and Final by kind of question, against greedy search (if any) and three baselines; calibration."""
     section = report.section("Quality on held-out questions")
     how = f"{scores['questions']} questions; rule: {scores['rule']}; maximum over gold answers"
     section.fact("exact match", scores["exact_match"], "share", how, interval=scores["exact_match_interval"], key=True)
@@ -36,7 +36,8 @@ def tell_quality(
         "unseen": "answerable, answer never in training",
         "unanswerable": "unanswerable",
     }
-    systems = {"this reader": scores, "this reader, greedy search": greedy, **baselines["baselines"]}
+    path = {} if greedy is None else {"this reader, greedy search": greedy}
+    systems = {"this reader": scores, **path, **baselines["baselines"]}
     rows = []
     for part, words in parts.items():
         for name, facts in systems.items():
@@ -51,7 +52,8 @@ def tell_quality(
         ("F1", "share"),
         ("Final", "share"),
     ]
-    section.table(columns, rows, title="By kind of question, with the article's greedy search and three baselines")
+    beside = "three baselines" if greedy is None else "the article's greedy search and three baselines"
+    section.table(columns, rows, title=f"By kind of question, with {beside}")
     bars = {
         name: facts["answerable"].get("exact_match", 0.0) for name, facts in systems.items() if "answerable" in facts
     }
