@@ -50,6 +50,7 @@ def test_the_folders_are_plain(folders):
     assert AutoModelForMaskedLM.from_pretrained(base / "prefix").num_parameters() > 0
 
 
+@pytest.mark.slow
 def test_a_masked_lm_becomes_each_reader(tmp_path):
     """The same checkpoint under three heads; only the span head is new, and that is said."""
     train(tmp_path / "bert", "--model", "bert-tiny")

@@ -71,7 +71,13 @@ def student(values: Sequence[float], level: float = 0.95) -> Estimate:
     if data.ndim != 1 or data.size < 2 or not numpy.isfinite(data).all():
         raise InputError(f"student(values): found {data.tolist()}, expected two or more finite numbers")
     _check_level(level)
-    half = student_quantile((1 + level) / 2, data.size - 1) * float(data.std(ddof=1)) / math.sqrt(data.size)
+    scale = float(abs(data).max()) or 1.0  # else the squares of tiny differences vanish, and an interval with them
+    half = (
+        student_quantile((1 + level) / 2, data.size - 1)
+        * float((data / scale).std(ddof=1))
+        * scale
+        / math.sqrt(data.size)
+    )
     mean = float(data.mean())
     return Estimate(mean, mean - half, mean + half, f"{level:.0%} Student t over {data.size} repeats")
 
