@@ -69,8 +69,8 @@ bench: setup
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/reading.py
-	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/serving.py --out benchmarks/results
+	$(BIN)/python benchmarks/decoding.py --out benchmarks/results
 	$(BIN)/python benchmarks/write_docs.py
 
 dist: setup

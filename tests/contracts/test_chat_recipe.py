@@ -20,6 +20,7 @@ from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_t
 from jieyue.recipes import chat
 from jieyue.run.conversation import Conversation
 from jieyue.run.talking import default_settings, open_dialogues
+from jieyue.run.talking.models import open_talker
 from jieyue.run.values import Materials
 from jieyue.tally import Tally
 from jieyue.training.objective import token_loss
@@ -167,6 +168,14 @@ def test_presets(tokenizer):
         causal_config("huge", tokenizer)
     packed = default_settings(Materials())
     assert packed.row_tokens and default_settings(Materials(attention="local(8)")).row_tokens is None
+
+
+def test_a_pattern_and_shared_rows_are_refused():
+    shared = Materials(attention="local(8)", limit=8, settings=chat.ChatSettings(row_tokens=64))
+    with pytest.raises(InputError, match="row_tokens=None"):
+        open_talker(shared, "causal-lm", lambda: ["hello"])
+    alone = Materials(attention="local(8)", limit=8, settings=chat.ChatSettings())
+    assert open_talker(alone, "causal-lm", lambda: ["hello"]).is_preset
 
 
 def test_a_masked_model_is_turned_causal():

@@ -31,6 +31,11 @@ def open_talker(
     The tokenizer gets a chat template and a padding token where it has none.
     """
     name, vocabulary, attention = materials.model, materials.vocabulary, materials.attention
+    if attention is not None and getattr(materials.settings, "row_tokens", None) is not None:
+        found = f"row_tokens={materials.settings.row_tokens}: dialogues that share rows"
+        raise InputError(
+            message(f"attention={attention!r}", found, "row_tokens=None: a pattern cannot keep them apart")
+        )
     if materials.unshare is not None:
         raise InputError(message("unshare", f"a model for the recipe chat, {name!r}", "an ALBERT"))
     if name in CAUSAL_PRESETS and not Path(name).is_dir():
