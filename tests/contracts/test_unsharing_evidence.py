@@ -35,10 +35,10 @@ def test_what_was_not_learned_is_not_judged():
     assert {claim.judge(results(0.1, constant=0.9)).word for claim in CLAIMS} == {UNTESTED}
 
 
-def test_reading_needs_the_larger_scale():
-    assert not GAIN.cells("minutes", (0, 1)) and len(GAIN.cells("hour", (0, 1))) == 2 == len(
-        TIE.cells("minutes", (0, 1))
-    )
+@pytest.mark.parametrize("scale", ["minutes", "hour"])
+def test_a_cell_a_seed(scale):
+    assert all([cell.seed for cell in claim.cells(scale, (0, 1))] == [0, 1] for claim in CLAIMS)
+    assert not any("data" in cell.settings for claim in CLAIMS for cell in claim.cells("minutes", (0, 1)))
 
 
 def test_a_cell_is_trained(tmp_path):

@@ -35,6 +35,7 @@ SENTIMENT = "classification/sentiment_bert4keras/sentiment.zip"
 FIRST = {"after": 1, "of": 4}  # the curve's point that is "early": a quarter of the updates
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("minutes", "classify"): {"pretraining": 80, "updates": 80, "limit": 2000, "tokens": 64, "rate": 5e-4},
+    ("minutes", "read"): {"pretraining": 24, "updates": 24, "limit": 400, "tokens": 64, "rate": 1e-3},
     ("hour", "classify"): {"pretraining": 400, "updates": 400, "limit": None, "tokens": 64, "rate": 5e-4, "data": SENTIMENT},
     ("hour", "read"): {"pretraining": 400, "updates": 400, "limit": 12000, "tokens": 64, "rate": 1e-3},
 }  # fmt: skip
