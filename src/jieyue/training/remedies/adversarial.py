@@ -73,7 +73,8 @@ def penalize_gradient(epsilon: float = 1.0) -> Remedy:
     runs on its mathematical form (with a warning, N·N memory), and flash, flex and paged attention are refused. So is ``sdpa``
     under activation checkpointing, which would run the fused kernel again in the backward pass.
 
-    Cost: about three plain steps, and the activations of the forward pass and of its derivative at once.
+    Cost: under three plain steps (``benchmarks/remedies.py``), and the activations of the forward pass and of its derivative at
+    once.
     Source: Su 2020, 7234 and 7259.
     """
     if epsilon < 0:
