@@ -13,17 +13,20 @@ import json
 import time
 
 import torch
-from memory_prediction import build, example, objective
+from memory_prediction import subject
 
 from jieyue import machine
 from jieyue.planning.measurement import measure_step
+from jieyue.planning.setting import Setting
 from jieyue.timer import median_seconds
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 
 
 def seconds_row(name, given):
-    model, batch = build(name).train(), example(given.rows, given.length)
+    step = subject(name, given.length).step(Setting(micro_batch=given.micro_batch))
+    objective, model = step.objective, step.build_model().train()
+    batch = step.example_batch(given.rows, given.length)
     pieces = list(MicroBatch(given.micro_batch).pieces(batch))
 
     def bare():
@@ -52,13 +55,14 @@ def seconds_row(name, given):
 
 
 def peak_rows(name, length, micro_batch=4):
-    model = build(name).train()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    accumulate(objective, model, example(micro_batch, length), micro_batch=micro_batch)
+    step = subject(name, length).step(Setting(micro_batch=micro_batch))
+    objective, model = step.objective, step.build_model().train()
+    optimizer = step.make_optimizer(model)
+    accumulate(objective, model, step.example_batch(micro_batch, length), micro_batch=micro_batch)
     optimizer.step()
     optimizer.zero_grad()
     for rows in (8, 16, 32, 64, 128, 256):
-        batch = example(rows, length)
+        batch = step.example_batch(rows, length)
         peak = measure_step(objective, model, batch, optimizer, micro_batch=micro_batch)
         yield {"model": name, "effective_batch": rows, "micro_batch": micro_batch, "length": length, "peak_bytes": peak}
 

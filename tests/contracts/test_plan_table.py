@@ -180,6 +180,7 @@ def test_a_process_of_its_own():
     cost = predict(subject().step(setting), effective_batch=4, micro_batch=2)
     assert cost.peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
     assert found.process_bytes > found.fixed_bytes > 50 * MIB and found.seconds > 0
+    assert measure_alone(subject(), setting, 4, timed=False).seconds is None
 
 
 def test_plan_of_a_folder_with_a_configuration_alone(tmp_path, monkeypatch):

@@ -74,7 +74,9 @@ class Waterfall:
         section.table(columns, self._cells(), title="Each row keeps what those above it do", note=_NOTE)
         peaks = {step.added: step.peak_bytes for step in self.steps}
         section.picture(Picture.bars("Peak of one update", peaks, value=("memory", "bytes")))
-        rates = {step.added: self._rate(step) for step in self.steps if step.measured is not None}
+        rates = {
+            step.added: self._rate(step) for step in self.steps if step.measured is not None and step.measured.seconds
+        }
         if rates:
             section.picture(Picture.bars("Tokens per second", rates, value="tokens/s"))
 
@@ -101,7 +103,8 @@ class Waterfall:
         return cells
 
     def _rate(self, step: Step) -> float | None:
-        return None if step.measured is None else self.tokens / step.measured.seconds
+        seconds = None if step.measured is None else step.measured.seconds
+        return None if seconds is None else self.tokens / seconds
 
 
 _NOTE = (

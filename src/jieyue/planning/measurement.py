@@ -1,16 +1,17 @@
 """Measures what prediction.py predicts, with the same yardstick: live bytes of torch's allocator in one warm step.
 
-``measure_alone`` does it in a process of its own, so that the process's highest resident set can be told as well.
+``measure_alone`` does it in a process of its own, so that the process's highest resident set can be told as well, and
+measures seconds in another one.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -26,61 +27,100 @@ from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 
 from .choice import fixed_cost
-from .prediction import _state_tensors, _storage_bytes
+from .prediction import TrainingStep, _state_tensors, _storage_bytes
 from .setting import Setting
 from .subject import Subject
 
-__all__ = ["Measured", "live_bytes", "measure_alone", "measure_step"]
+__all__ = ["Measured", "live_bytes", "measure_alone", "measure_step", "seconds_alone"]
 
-STEPS = 3  # updates before the profiler looks; the first is slow and makes the optimizer's state
+STEPS = 2  # updates before the profiler looks; the first makes the optimizer's state, the second is like all later ones
+TIMED_STEPS = 4  # the first one is slow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """``fixed_bytes``: resident before the model; ``peak_bytes``: of torch's allocator in one update; ``process_bytes``: the
-    highest resident set (VmHWM) before the profiler; ``seconds``: of an update, the fastest after the first."""
+    highest resident set (VmHWM) before the profiler; ``seconds``: of an update, the fastest after the first (None: not timed)."""
 
     fixed_bytes: int
     peak_bytes: int
     process_bytes: int
-    seconds: float
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def measure_alone(subject: Subject, setting: Setting, effective_batch: int) -> Measured:
-    """Trains a few updates of fresh weights in a new process with glibc's mmap threshold at 64 KiB from its start.
+def measure_alone(subject: Subject, setting: Setting, effective_batch: int, *, timed: bool = True) -> Measured:
+    """Trains a few updates of fresh weights in new processes: one for memory, another for time.
 
-    Raises ``BudgetError`` where the system ends the process, as it does when memory runs out.
+    The one for memory has glibc's mmap threshold at 64 KiB from its start, so that its resident set follows the tensors;
+    every larger tensor is then a system call and its pages are touched anew, which takes up to twice the time of an ordinary
+    process. Raises ``BudgetError`` where the system ends a process, as it does when memory runs out.
     """
+    found: Measured = _alone(_measure_bytes, subject, setting, effective_batch)
+    if not timed:
+        return found
+    return replace(found, seconds=seconds_alone(subject, setting, effective_batch))
+
+
+def seconds_alone(subject: Subject, setting: Setting, effective_batch: int) -> float:
+    """Seconds of one update, the fastest after the first, in a new process as it is."""
+    found: float = _alone(_measure_seconds, subject, setting, effective_batch)
+    return found
+
+
+def _alone(measure: Callable[..., Any], subject: Subject, setting: Setting, effective_batch: int) -> Any:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_measure, subject, setting, effective_batch, torch.get_num_threads()).result()
+            return pool.submit(measure, subject, setting, effective_batch, torch.get_num_threads()).result()
         except BrokenProcessPool as error:
             raise BudgetError(f"measuring {setting}: the system ended the process; is there enough memory?") from error
 
 
-def _measure(subject: Subject, setting: Setting, effective_batch: int, threads: int) -> Measured:
+def _measure_bytes(subject: Subject, setting: Setting, effective_batch: int, threads: int) -> Measured:
     fix_malloc_threshold()
     torch.set_num_threads(threads)
     step = subject.step(setting)
     fixed = fixed_cost(subject.device)
-    model = step.build_model().to(subject.device).train()
-    optimizer = step.make_optimizer(model)
-    batch = step.example_batch(effective_batch, step.length)
-    plan, seconds = setting.plan(effective_batch), []
+    model, optimizer, update = _update_of(step, setting, effective_batch)
     for _ in range(STEPS):
+        update()
+    highest = peak_resident_bytes()
+    batch, plan = step.example_batch(effective_batch, step.length), setting.plan(effective_batch)
+    peak = measure_step(step.objective, model, batch, optimizer, micro_batch=plan, max_grad_norm=step.max_grad_norm)
+    return Measured(fixed_bytes=fixed, peak_bytes=peak, process_bytes=highest)
+
+
+def _measure_seconds(subject: Subject, setting: Setting, effective_batch: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    *_, update = _update_of(subject.step(setting), setting, effective_batch)
+    seconds = []
+    for _ in range(TIMED_STEPS):
         started = time.perf_counter()
+        update()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def _update_of(
+    step: TrainingStep, setting: Setting, effective_batch: int
+) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
+    """A fresh model, its optimizer, and one whole update of them on rows of the step's length."""
+    model = step.build_model().to(step.device).train()
+    optimizer = step.make_optimizer(model)
+    batch, plan = step.example_batch(effective_batch, step.length), setting.plan(effective_batch)
+
+    def update() -> None:
         accumulate(step.objective, model, batch, micro_batch=plan)
         if step.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), step.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - started)
-    highest = peak_resident_bytes()
-    peak = measure_step(step.objective, model, batch, optimizer, micro_batch=plan, max_grad_norm=step.max_grad_norm)
-    return Measured(fixed_bytes=fixed, peak_bytes=peak, process_bytes=highest, seconds=min(seconds[1:]))
+        if step.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    return model, optimizer, update
 
 
 def measure_step(

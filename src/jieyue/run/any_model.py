@@ -84,7 +84,7 @@ class Planned:
                 [number, "process (VmHWM)", format_bytes(process), format_bytes(found.process_bytes),
                  f"{process / found.process_bytes - 1:+.1%}", "5 % or 8 MiB"],
             ]  # fmt: skip
-            if row.cost.seconds is not None:
+            if row.cost.seconds is not None and found.seconds is not None:
                 error = f"{row.cost.seconds / found.seconds - 1:+.0%}"
                 seconds = [format_seconds(row.cost.seconds), format_seconds(found.seconds)]
                 cells.append([number, "an update", *seconds, error, "20 %"])
