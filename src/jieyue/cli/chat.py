@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,29 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from jieyue.budget import Budget, parse_seconds
 from jieyue.errors import InputError
 
-from .console import Door, show
-from .options import (
-    AsJson,
-    Attention,
-    BudgetText,
-    Checkpointing,
-    Device,
-    EffectiveBatch,
-    Epochs,
-    LearningRate,
-    Limit,
-    Out,
-    Resume,
-    SaveSteps,
-    Seed,
-    SkipBad,
-    Steps,
-    Time,
-    Vocabulary,
-)
+from .bundles import Backbone, Planning, Running, Training
+from .console import Door
+from .jobs import examine, plan_recipe, train_recipe
+from .options import AsJson, Attention, Limit, Out, SkipBad, TrainingFiles, Vocabulary
 
 __all__ = ["add_to", "doctor_chat", "plan_chat", "train_chat"]
 
@@ -65,130 +48,82 @@ def add_to(app: typer.Typer) -> None:
     app.command("chat")(chat)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """What of a dialogue is learned."""
+
+    loss_on: LossOn = "all"
+    max_tokens: MaxTokens = None
+
+    def settings(self, model: str, attention: str | None = None) -> Any:
+        """``ChatSettings`` of these flags, for this model and pattern of attention."""
+        from jieyue import run
+
+        own = run.task("chat").settings(run.Materials(model=model, attention=attention), 0)
+        most = self.max_tokens or own.max_tokens
+        packed = None if own.row_tokens is None else most
+        return replace(own, loss_on=self.loss_on, max_tokens=most, row_tokens=packed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkBackbone:
+    """The flags of ``Backbone`` that a talker has."""
+
+    vocabulary: Vocabulary = None
+    skip_bad: SkipBad = False
+    attention: Attention = None
+
+    def materials(self, **more: Any) -> Any:
+        """As ``Backbone.materials``."""
+        return Backbone(**vars(self)).materials(**more)
+
+
 def train_chat(
     model: CausalModel = "tiny",
     out: Out = Path("runs/chat"),
     data: Dialogues = None,
     held_out: HeldOutDialogues = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 8,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    time: Time = None,
-    learning_rate: LearningRate = None,
-    seed: Seed = 0,
-    vocabulary: Vocabulary = None,
-    loss_on: LossOn = "all",
-    max_tokens: MaxTokens = None,
+    training: Training = Training(effective_batch=8),
+    talk: Talk = Talk(),
     limit: Limit = None,
-    checkpointing: Checkpointing = None,
-    save_steps: SaveSteps = 200,
-    skip_bad: SkipBad = False,
-    attention: Attention = None,
-    device: Device = "cpu",
-    resume: Resume = False,
-    as_json: AsJson = False,
+    backbone: TalkBackbone = TalkBackbone(),
+    running: Running = Running(),
 ) -> None:
     """Train a model to talk: plan, train, evaluate, report."""
-    from jieyue import run
-
-    from .train import run_recipe
-
-    course = run.Course(
-        effective_batch=effective_batch,
-        steps=steps,
-        epochs=epochs,
-        seconds=None if time is None else parse_seconds(time, "time"),
-        learning_rate=learning_rate,
-        seed=seed,
-        checkpointing=checkpointing,
-        save_steps=save_steps,
-    )
-    materials = _with_settings(
-        run.Materials(
-            model=model,
-            data=data or (),
-            held_out=held_out or (),
-            vocabulary=vocabulary,
-            limit=limit,
-            skip_bad=skip_bad,
-            attention=attention,
-        ),
-        loss_on,
-        max_tokens,
-    )
-    run_recipe(
-        "chat",
-        materials,
-        course,
-        out,
-        budget=budget,
-        device=device,
-        resume=resume,
-        as_json=as_json,
-        then="jieyue chat {}",
-    )
+    settings = talk.settings(model, backbone.attention)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
+    train_recipe("chat", materials, training.course(), out, running, then="jieyue chat {}")
 
 
 def plan_chat(
     model: CausalModel = "tiny",
     data: Dialogues = None,
     held_out: HeldOutDialogues = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 8,
-    seed: Seed = 0,
-    vocabulary: Vocabulary = None,
-    loss_on: LossOn = "all",
-    max_tokens: MaxTokens = None,
+    talk: Talk = Talk(),
     limit: Limit = None,
-    checkpointing: Checkpointing = None,
-    skip_bad: SkipBad = False,
-    attention: Attention = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    backbone: TalkBackbone = TalkBackbone(),
+    planning: Planning = Planning(effective_batch=8),
 ) -> None:
     """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
-    from jieyue import run
-
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        vocabulary=vocabulary,
-        limit=limit,
-        skip_bad=skip_bad,
-        attention=attention,
-    )
-    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
-    materials = _with_settings(materials, loss_on, max_tokens)
-    show(Door(as_json), run.plan("chat", materials, budget=Budget.parse(budget, device), course=course))
+    settings = talk.settings(model, backbone.attention)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
+    plan_recipe("chat", materials, planning.course(), planning)
 
 
 def doctor_chat(
-    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    files: TrainingFiles = None,
     held_out: HeldOutDialogues = None,
     model: CausalModel = "tiny",
-    loss_on: LossOn = "all",
-    max_tokens: MaxTokens = None,
+    talk: Talk = Talk(),
     limit: Limit = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
     """Count everything that is wrong with the dialogues, or will be cut, before training; contamination too."""
-    from jieyue import run
-
-    materials = run.Materials(model=model, data=files or (), held_out=held_out or (), limit=limit, skip_bad=skip_bad)
-    show(Door(as_json), run.doctor("chat", _with_settings(materials, loss_on, max_tokens)))
-
-
-def _with_settings(materials: Any, loss_on: str, max_tokens: int | None) -> Any:
-    """The materials with dialogue settings of these flags."""
-    from jieyue import run
-
-    settings = run.task("chat").settings(materials, 0)
-    most = max_tokens or settings.max_tokens
-    packed = None if settings.row_tokens is None else most
-    return replace(materials, settings=replace(settings, loss_on=loss_on, max_tokens=most, row_tokens=packed))
+    settings = talk.settings(model)
+    examine(
+        "chat", as_json, model=model, data=files, held_out=held_out, settings=settings, limit=limit, skip_bad=skip_bad
+    )
 
 
 def chat(

@@ -7,39 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jieyue.budget import Budget, parse_seconds
+from jieyue.budget import Budget
 from jieyue.errors import InputError
 
+from .bundles import Lengths, spread
 from .console import Door, show
-from .options import (
-    AsJson,
-    BudgetText,
-    Device,
-    EffectiveBatch,
-    Epochs,
-    LearningRate,
-    Limit,
-    NewHead,
-    SaveSteps,
-    SkipBad,
-    Start,
-    Steps,
-    Time,
-    Vocabulary,
-)
-from .title import (
-    Beams,
-    Kind,
-    OverLong,
-    SourceColumn,
-    SourceTokens,
-    TitleColumn,
-    TitleData,
-    TitleHeldOut,
-    TitleModel,
-    TitleTokens,
-    title_settings,
-)
+from .options import AsJson, BudgetText, Device, Limit, Start
+from .title import Beams, TitleBackbone, TitleData, TitleHeldOut, TitleModel, Titles
 
 __all__ = ["TITLE_VARIANTS", "add_to"]
 
@@ -61,6 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 @_compare.command("title")
+@spread
 def compare_title(
     model: TitleModel = "tiny",
     out: Annotated[Path, typer.Option(help="Folder for the cells and the report.")] = Path("runs/compare-title"),
@@ -73,53 +48,21 @@ def compare_title(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 16,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    time: Time = None,
-    learning_rate: LearningRate = None,
+    lengths: Lengths = Lengths(effective_batch=16),
     start: Start = "orthogonal-copy",
-    vocabulary: Vocabulary = None,
-    kind: Kind = None,
-    source_tokens: SourceTokens = None,
-    title_tokens: TitleTokens = None,
-    over_long: OverLong = None,
+    titles: Titles = Titles(),
     beams: Beams = None,
-    source_column: SourceColumn = None,
-    title_column: TitleColumn = None,
     limit: Limit = None,
-    save_steps: SaveSteps = 200,
-    skip_bad: SkipBad = False,
-    new_head: NewHead = False,
+    backbone: TitleBackbone = TitleBackbone(),
+    budget: BudgetText = "4GiB",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Train a writer of titles in several variants, each with several seeds; the same command goes on after a stop."""
     from jieyue import run
 
-    course = run.Course(
-        effective_batch=effective_batch,
-        steps=steps,
-        epochs=epochs,
-        seconds=None if time is None else parse_seconds(time, "time"),
-        learning_rate=learning_rate,
-        start=start,
-        save_steps=save_steps,
-    )
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        settings=title_settings(
-            model, kind=kind, source_tokens=source_tokens, title_tokens=title_tokens, over_long=over_long, beams=beams,
-            source_column=source_column, title_column=title_column,
-        ),
-        vocabulary=vocabulary,
-        limit=limit,
-        skip_bad=skip_bad,
-        new_head=new_head,
-    )  # fmt: skip
+    settings = titles.settings(model, beams=beams)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
     door = Door(as_json)
     report = run.compare(
         "title",
@@ -127,7 +70,7 @@ def compare_title(
         materials,
         out,
         seeds=range(seeds),
-        course=course,
+        course=lengths.course(start=start),
         budget=Budget.parse(budget, device),
         watch=door,
     )

@@ -42,6 +42,7 @@ __all__ = [
     "Steps",
     "TextColumn",
     "Time",
+    "TrainingFiles",
     "Unshare",
     "UnshareAfter",
     "Vocabulary",
@@ -59,6 +60,7 @@ Model = Annotated[
     ),
 ]
 Data = Annotated[list[Path] | None, typer.Option("--data", help=_DATA)]
+TrainingFiles = Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")]
 HeldOut = Annotated[list[Path] | None, typer.Option("--held-out", help=_HELD_OUT)]
 BudgetText = Annotated[str, typer.Option("--budget", help="Memory for the whole process, such as 1GiB or 800MB.")]
 EffectiveBatch = Annotated[int, typer.Option(help="Rows of one update, whatever fits at once.")]

@@ -7,41 +7,29 @@ from typing import Annotated
 
 import typer
 
-from jieyue.budget import Budget
-
+from .bundles import Backbone, Columns, Hidden, Planning, spread
 from .chat import doctor_chat, plan_chat
 from .console import Door, show
+from .jobs import examine, plan_recipe
 from .options import (
     AsJson,
-    Attention,
     BudgetText,
-    Checkpointing,
     Data,
-    Device,
     EffectiveBatch,
     HeldOut,
-    LabelColumn,
     Labelled,
     Limit,
     MaxTokens,
     Model,
-    NewHead,
-    PairColumn,
     PlainText,
     Questions,
     ReaderKind,
-    Seed,
-    Share,
     SkipBad,
     Slots,
-    TextColumn,
-    Unshare,
-    UnshareAfter,
-    Vocabulary,
-    WholeWords,
+    TrainingFiles,
     WindowTokens,
 )
-from .settings import blocks, read_settings
+from .settings import read_settings
 from .title import doctor_title, plan_title
 
 __all__ = ["add_to"]
@@ -52,143 +40,65 @@ _doctor = typer.Typer(help="Check data before training.", no_args_is_help=True)
 
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
-    _plan.command("title")(plan_title)
-    _plan.command("chat")(plan_chat)
-    _doctor.command("title")(doctor_title)
-    _doctor.command("chat")(doctor_chat)
+    _plan.command("title")(spread(plan_title))
+    _plan.command("chat")(spread(plan_chat))
+    _doctor.command("title")(spread(doctor_title))
+    _doctor.command("chat")(spread(doctor_chat))
     app.add_typer(_plan, name="plan")
     app.add_typer(_doctor, name="doctor")
 
 
 @_plan.command("read")
+@spread
 def plan_read(
     model: Model = "tiny",
     data: Data = None,
     held_out: HeldOut = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 32,
-    seed: Seed = 0,
-    vocabulary: Vocabulary = None,
     reader: ReaderKind = None,
     answer_slots: Slots = None,
     window_tokens: WindowTokens = None,
     questions: Questions = None,
-    checkpointing: Checkpointing = None,
-    skip_bad: SkipBad = False,
-    new_head: NewHead = False,
-    attention: Attention = None,
-    unshare: Unshare = None,
-    unshare_after: UnshareAfter = 0,
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    backbone: Backbone = Backbone(),
+    planning: Planning = Planning(),
 ) -> None:
     """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
-    from jieyue import run
-
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        settings=read_settings(model, bool(data), answer_slots, window_tokens, seed, reader=reader),
-        vocabulary=vocabulary,
-        limit=questions,
-        skip_bad=skip_bad,
-        new_head=new_head,
-        attention=attention,
-        unshare=blocks(unshare),
-        unshare_after=unshare_after,
-    )
-    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
-    show(Door(as_json), run.plan("read", materials, budget=Budget.parse(budget, device), course=course))
+    settings = read_settings(model, bool(data), answer_slots, window_tokens, planning.seed, reader=reader)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=questions)
+    plan_recipe("read", materials, planning.course(), planning)
 
 
 @_plan.command("classify")
+@spread
 def plan_classify(
     model: Model = "tiny",
     data: Labelled = None,
     held_out: HeldOut = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 32,
-    seed: Seed = 0,
-    vocabulary: Vocabulary = None,
-    max_tokens: MaxTokens = 128,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    pair_column: PairColumn = None,
+    columns: Columns = Columns(),
     limit: Limit = None,
-    checkpointing: Checkpointing = None,
-    skip_bad: SkipBad = False,
-    new_head: NewHead = False,
-    attention: Attention = None,
-    unshare: Unshare = None,
-    unshare_after: UnshareAfter = 0,
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    backbone: Backbone = Backbone(),
+    planning: Planning = Planning(),
 ) -> None:
     """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
-    from jieyue import run
-    from jieyue.recipes.classify import ClassifySettings
-
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        settings=ClassifySettings(
-            max_tokens=max_tokens, text_column=text_column, label_column=label_column, pair_column=pair_column
-        ),
-        vocabulary=vocabulary,
-        limit=limit,
-        skip_bad=skip_bad,
-        new_head=new_head,
-        attention=attention,
-        unshare=blocks(unshare),
-        unshare_after=unshare_after,
-    )
-    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
-    show(Door(as_json), run.plan("classify", materials, budget=Budget.parse(budget, device), course=course))
+    settings = columns.settings()
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
+    plan_recipe("classify", materials, planning.course(), planning)
 
 
 @_plan.command("mlm")
+@spread
 def plan_mlm(
     model: Model = "tiny",
     data: PlainText = None,
     held_out: HeldOut = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 32,
-    seed: Seed = 0,
-    vocabulary: Vocabulary = None,
-    max_tokens: MaxTokens = 128,
-    share: Share = 0.15,
-    whole_words: WholeWords = False,
+    hidden: Hidden = Hidden(),
     limit: Limit = None,
-    checkpointing: Checkpointing = None,
-    skip_bad: SkipBad = False,
-    new_head: NewHead = False,
-    attention: Attention = None,
-    unshare: Unshare = None,
-    unshare_after: UnshareAfter = 0,
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    backbone: Backbone = Backbone(),
+    planning: Planning = Planning(),
 ) -> None:
     """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
-    from jieyue import run
-    from jieyue.recipes.mlm import MaskSettings
-
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        settings=MaskSettings(max_tokens=max_tokens, share=share, whole_words=whole_words, seed=seed),
-        vocabulary=vocabulary,
-        limit=limit,
-        skip_bad=skip_bad,
-        new_head=new_head,
-        attention=attention,
-        unshare=blocks(unshare),
-        unshare_after=unshare_after,
-    )
-    course = run.Course(effective_batch=effective_batch, seed=seed, checkpointing=checkpointing)
-    show(Door(as_json), run.plan("mlm", materials, budget=Budget.parse(budget, device), course=course))
+    settings = hidden.settings(seed=planning.seed)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
+    plan_recipe("mlm", materials, planning.course(), planning)
 
 
 @_plan.command("model")
@@ -224,7 +134,7 @@ def plan_model(
 
 @_doctor.command("read")
 def doctor_read(
-    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    files: TrainingFiles = None,
     held_out: HeldOut = None,
     model: Model = "tiny",
     reader: ReaderKind = None,
@@ -235,52 +145,47 @@ def doctor_read(
     as_json: AsJson = False,
 ) -> None:
     """Count everything that is wrong with the data, or will be cut, before training."""
-    from jieyue import run
-
-    materials = run.Materials(
+    settings = read_settings(model, bool(files), answer_slots, window_tokens, 0, reader=reader)
+    examine(
+        "read",
+        as_json,
         model=model,
-        data=files or (),
-        held_out=held_out or (),
-        settings=read_settings(model, bool(files), answer_slots, window_tokens, 0, reader=reader),
+        data=files,
+        held_out=held_out,
+        settings=settings,
         limit=questions,
         skip_bad=skip_bad,
     )
-    show(Door(as_json), run.doctor("read", materials))
 
 
 @_doctor.command("classify")
+@spread
 def doctor_classify(
-    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    files: TrainingFiles = None,
     held_out: HeldOut = None,
     model: Model = "tiny",
-    max_tokens: MaxTokens = 128,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    pair_column: PairColumn = None,
+    columns: Columns = Columns(),
     limit: Limit = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
     """Count everything that is wrong with the data, or will be cut, before training."""
-    from jieyue import run
-    from jieyue.recipes.classify import ClassifySettings
-
-    materials = run.Materials(
+    settings = columns.settings()
+    examine(
+        "classify",
+        as_json,
         model=model,
-        data=files or (),
-        held_out=held_out or (),
-        settings=ClassifySettings(
-            max_tokens=max_tokens, text_column=text_column, label_column=label_column, pair_column=pair_column
-        ),
+        data=files,
+        held_out=held_out,
+        settings=settings,
         limit=limit,
         skip_bad=skip_bad,
     )
-    show(Door(as_json), run.doctor("classify", materials))
 
 
 @_doctor.command("mlm")
 def doctor_mlm(
-    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    files: TrainingFiles = None,
     held_out: HeldOut = None,
     model: Model = "tiny",
     max_tokens: MaxTokens = 128,
@@ -289,15 +194,7 @@ def doctor_mlm(
     as_json: AsJson = False,
 ) -> None:
     """Count everything that is wrong with the data, or will be cut, before training."""
-    from jieyue import run
-    from jieyue.recipes.mlm import MaskSettings
-
-    materials = run.Materials(
-        model=model,
-        data=files or (),
-        held_out=held_out or (),
-        settings=MaskSettings(max_tokens=max_tokens),
-        limit=limit,
-        skip_bad=skip_bad,
+    settings = Hidden(max_tokens=max_tokens).settings()
+    examine(
+        "mlm", as_json, model=model, data=files, held_out=held_out, settings=settings, limit=limit, skip_bad=skip_bad
     )
-    show(Door(as_json), run.doctor("mlm", materials))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from jieyue.errors import InputError, message
-
-__all__ = ["blocks", "read_settings"]
+__all__ = ["read_settings"]
 
 
 def read_settings(
@@ -34,14 +32,3 @@ def read_settings(
         search=search,
         reader=reader or settings.reader,
     )
-
-
-def blocks(text: str | None) -> int | None:
-    """``--unshare``: a number of blocks; 0 for "all", a block for each layer; None = not asked for."""
-    if text is None:
-        return None
-    if text == "all":
-        return 0
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(message("--unshare", repr(text), "a number of blocks, or all"))
-    return int(text)

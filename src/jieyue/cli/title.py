@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jieyue.budget import Budget, parse_seconds
 from jieyue.errors import InputError
 
-from .console import Door, decoded, read_text, show
-from .options import (
-    AsJson,
-    BudgetText,
-    Checkpointing,
-    Device,
-    EffectiveBatch,
-    Epochs,
-    LearningRate,
-    Limit,
-    NewHead,
-    Out,
-    Resume,
-    SaveSteps,
-    Seed,
-    SkipBad,
-    Start,
-    Steps,
-    Time,
-    Vocabulary,
-)
+from .bundles import Backbone, Planning, Running, Training
+from .console import Door, decoded, read_text
+from .jobs import examine, plan_recipe, train_recipe
+from .options import AsJson, Limit, NewHead, Out, SkipBad, Start, TrainingFiles, Vocabulary
 
 __all__ = [
-    "Kind", "OverLong", "Remedies", "SourceColumn", "SourceTokens", "TitleColumn", "TitleData", "TitleHeldOut", "TitleModel",
-    "TitleTokens", "add_to", "title_settings",
+    "Beams", "Remedies", "TitleBackbone", "TitleData", "TitleHeldOut", "TitleModel", "Titles", "add_to", "doctor_title",
+    "plan_title", "train_title",
 ]  # fmt: skip
 
 TitleModel = Annotated[
@@ -73,14 +56,36 @@ def add_to(app: typer.Typer) -> None:
     app.command("title")(title)
 
 
-def title_settings(model: str, **given: Any) -> Any:
-    """``TitleSettings`` with what was given; None where nothing was, so that the recipe decides."""
-    from dataclasses import replace
+@dataclass(frozen=True, kw_only=True)
+class Titles:
+    """What sources and titles are, and by what kind of model they are written."""
 
-    from jieyue import run
+    kind: Kind = None
+    source_tokens: SourceTokens = None
+    title_tokens: TitleTokens = None
+    over_long: OverLong = None
+    source_column: SourceColumn = None
+    title_column: TitleColumn = None
 
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return replace(run.task("title").settings(run.Materials(model=model), 0), **chosen) if chosen else None
+    def settings(self, model: str, **more: Any) -> Any:
+        """``TitleSettings`` with what was given; None where nothing was, so that the recipe decides."""
+        from jieyue import run
+
+        chosen = {name: value for name, value in (vars(self) | more).items() if value is not None}
+        return replace(run.task("title").settings(run.Materials(model=model), 0), **chosen) if chosen else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TitleBackbone:
+    """The flags of ``Backbone`` that a writer of titles has."""
+
+    vocabulary: Vocabulary = None
+    skip_bad: SkipBad = False
+    new_head: NewHead = False
+
+    def materials(self, **more: Any) -> Any:
+        """As ``Backbone.materials``."""
+        return Backbone(**vars(self)).materials(**more)
 
 
 def train_title(
@@ -88,141 +93,58 @@ def train_title(
     out: Out = Path("runs/title"),
     data: TitleData = None,
     held_out: TitleHeldOut = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 16,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    time: Time = None,
-    learning_rate: LearningRate = None,
-    seed: Seed = 0,
+    training: Training = Training(effective_batch=16),
     start: Start = None,
-    vocabulary: Vocabulary = None,
-    kind: Kind = None,
-    source_tokens: SourceTokens = None,
-    title_tokens: TitleTokens = None,
-    over_long: OverLong = None,
+    titles: Titles = Titles(),
     beams: Beams = None,
-    source_column: SourceColumn = None,
-    title_column: TitleColumn = None,
     remedy: Remedies = None,
     limit: Limit = None,
-    checkpointing: Checkpointing = None,
-    save_steps: SaveSteps = 200,
-    skip_bad: SkipBad = False,
-    new_head: NewHead = False,
-    device: Device = "cpu",
-    resume: Resume = False,
-    as_json: AsJson = False,
+    backbone: TitleBackbone = TitleBackbone(),
+    running: Running = Running(),
 ) -> None:
     """Train a writer of titles: plan, train, evaluate, report."""
-    from jieyue import run
-    from jieyue.training.remedies.texts import parse_remedy
-
-    from .train import run_recipe
-
-    course = run.Course(
-        effective_batch=effective_batch,
-        steps=steps,
-        epochs=epochs,
-        seconds=None if time is None else parse_seconds(time, "time"),
-        learning_rate=learning_rate,
-        seed=seed,
-        start=start,
-        checkpointing=checkpointing,
-        save_steps=save_steps,
-        remedies=tuple(parse_remedy(text) for text in remedy or ()),
-    )
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        settings=title_settings(
-            model, kind=kind, source_tokens=source_tokens, title_tokens=title_tokens, over_long=over_long, beams=beams,
-            source_column=source_column, title_column=title_column,
-        ),
-        vocabulary=vocabulary,
-        limit=limit,
-        skip_bad=skip_bad,
-        new_head=new_head,
-    )  # fmt: skip
-    then = "jieyue title {} --file text.txt"
-    where: dict[str, Any] = {"budget": budget, "device": device, "resume": resume, "as_json": as_json, "then": then}
-    run_recipe("title", materials, course, out, **where)
+    settings = titles.settings(model, beams=beams)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
+    course = training.course(start=start, remedies=_parsed(remedy))
+    train_recipe("title", materials, course, out, running, then="jieyue title {} --file text.txt")
 
 
 def plan_title(
     model: TitleModel = "tiny",
     data: TitleData = None,
     held_out: TitleHeldOut = None,
-    budget: BudgetText = "4GiB",
-    effective_batch: EffectiveBatch = 16,
-    seed: Seed = 0,
-    vocabulary: Vocabulary = None,
-    kind: Kind = None,
-    source_tokens: SourceTokens = None,
-    title_tokens: TitleTokens = None,
-    source_column: SourceColumn = None,
-    title_column: TitleColumn = None,
+    titles: Titles = Titles(),
     remedy: Remedies = None,
     limit: Limit = None,
-    checkpointing: Checkpointing = None,
-    skip_bad: SkipBad = False,
-    new_head: NewHead = False,
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    backbone: TitleBackbone = TitleBackbone(),
+    planning: Planning = Planning(effective_batch=16),
 ) -> None:
     """Predict the peak of a training step, remedies included, and choose the micro-batch."""
-    from jieyue import run
-    from jieyue.training.remedies.texts import parse_remedy
-
-    materials = run.Materials(
-        model=model,
-        data=data or (),
-        held_out=held_out or (),
-        settings=title_settings(
-            model, kind=kind, source_tokens=source_tokens, title_tokens=title_tokens, source_column=source_column,
-            title_column=title_column,
-        ),
-        vocabulary=vocabulary,
-        limit=limit,
-        skip_bad=skip_bad,
-        new_head=new_head,
-    )  # fmt: skip
-    course = run.Course(
-        effective_batch=effective_batch,
-        seed=seed,
-        checkpointing=checkpointing,
-        remedies=tuple(parse_remedy(text) for text in remedy or ()),
-    )
-    show(Door(as_json), run.plan("title", materials, budget=Budget.parse(budget, device), course=course))
+    settings = titles.settings(model)
+    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
+    plan_recipe("title", materials, planning.course(remedies=_parsed(remedy)), planning)
 
 
 def doctor_title(
-    files: Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")] = None,
+    files: TrainingFiles = None,
     held_out: TitleHeldOut = None,
     model: TitleModel = "tiny",
-    source_tokens: SourceTokens = None,
-    title_tokens: TitleTokens = None,
-    source_column: SourceColumn = None,
-    title_column: TitleColumn = None,
+    titles: Titles = Titles(),
     limit: Limit = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
     """Count everything that is wrong with the data, or will be cut, before training."""
-    from jieyue import run
+    settings = titles.settings(model)
+    examine(
+        "title", as_json, model=model, data=files, held_out=held_out, settings=settings, limit=limit, skip_bad=skip_bad
+    )
 
-    settings = title_settings(
-        model,
-        source_tokens=source_tokens,
-        title_tokens=title_tokens,
-        source_column=source_column,
-        title_column=title_column,
-    )
-    materials = run.Materials(
-        model=model, data=files or (), held_out=held_out or (), settings=settings, limit=limit, skip_bad=skip_bad
-    )
-    show(Door(as_json), run.doctor("title", materials))
+
+def _parsed(remedies: list[str] | None) -> tuple[Any, ...]:
+    from jieyue.training.remedies.texts import parse_remedy
+
+    return tuple(parse_remedy(text) for text in remedies or ())
 
 
 def title(
@@ -233,7 +155,7 @@ def title(
     as_json: AsJson = False,
 ) -> None:
     """Write a title for each text, file, or standard input."""
-    from jieyue.run import title as titles
+    from jieyue.run import title as writing
 
     texts = [*(text or ()), *(read_text(path) for path in file or ())]
     if not texts:
@@ -241,7 +163,7 @@ def title(
             raise InputError("title: found no text, expected --text, --file or a text on standard input")
         texts = [decoded(sys.stdin.buffer.read(), "standard input")]
     door = Door()
-    for found in titles.write(folder, texts, **({} if beams is None else {"beams": beams})):
+    for found in writing.write(folder, texts, **({} if beams is None else {"beams": beams})):
         if as_json:
             sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
         else:
