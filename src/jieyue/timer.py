@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Repeats", "median_seconds", "peak_bytes"]
+__all__ = ["Repeats", "median_seconds", "peak_bytes", "take_turns", "timed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +43,51 @@ class Repeats:
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else math.nan
 
 
-def median_seconds(calls: dict[str, Callable[[], Any]], repeats: int = 5, warmup: int = 1) -> dict[str, list[float]]:
-    """Wall seconds of each call, ``repeats`` times, alternating between the calls so that drift hits all alike.
-
-    Returns name -> sorted list of seconds (the median is the middle). CUDA is synchronised around each call.
-    """
+def timed(call: Callable[[], Any]) -> float:
+    """Wall seconds of one call, CUDA waited for."""
     import torch
 
     def wait() -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    for call in calls.values():
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], Any]],
+    repeats: int = 5,
+    warmup: int = 1,
+    *,
+    slow_seconds: float = math.inf,
+    cold_seconds: float = math.inf,
+) -> dict[str, list[float]]:
+    """Seconds of each call after its warm-up; entry i of all was measured in turn i, so drift hits all alike.
+
+    A call that takes longer than ``slow_seconds`` is measured once, warm; beyond ``cold_seconds`` its first run counts.
+    """
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in calls.items():
         for _ in range(warmup):
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+            seconds = timed(call)
+            if seconds > slow_seconds:
+                once = seconds if seconds > cold_seconds else timed(call)
+                found[name] = [once] if once > slow_seconds else []
+                break
+    quick = [name for name in calls if not found[name]]
     for _ in range(repeats):
-        for name, call in calls.items():
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: sorted(values) for name, values in seconds.items()}
+        for name in quick:
+            found[name].append(timed(calls[name]))
+    return found
+
+
+def median_seconds(calls: Mapping[str, Callable[[], Any]], repeats: int = 5, warmup: int = 1) -> dict[str, list[float]]:
+    """``take_turns``, each list sorted: the median is the middle."""
+    return {name: sorted(values) for name, values in take_turns(calls, repeats, warmup).items()}
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:

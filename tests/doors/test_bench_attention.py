@@ -5,12 +5,12 @@ import time
 import pytest
 
 from jieyue.bench import attention as bench
-from jieyue.bench import turns
 from jieyue.bench.attention import Cell, bench_attention
 from jieyue.bench.attention_rows import joined
 from jieyue.bench.linear_rivals import LINEAR_CURVES
 from jieyue.bench.rivals import RIVALS
 from jieyue.report import Report
+from jieyue.timer import take_turns
 
 
 @pytest.fixture
@@ -72,10 +72,14 @@ def test_a_run_of_some_parts_keeps_the_others(small):
         joined(Report("Attention on this machine", about="cuda"), again)
 
 
-def test_a_cold_first_call_is_no_slow_call(monkeypatch):
-    monkeypatch.setattr(turns, "SLOW_SECONDS", 0.05)
+def test_a_cold_first_call_is_no_slow_call():
     waits = iter([0.06, 0.0, 0.0, 0.0])
-    found = turns.take_turns({"warm": lambda: time.sleep(next(waits)), "slow": lambda: time.sleep(0.06)}, 2)
+    found = take_turns(
+        {"warm": lambda: time.sleep(next(waits)), "slow": lambda: time.sleep(0.06)},
+        2,
+        slow_seconds=0.05,
+        cold_seconds=1.0,
+    )
     assert len(found["warm"]) == 2 and max(found["warm"]) < 0.05 and len(found["slow"]) == 1
 
 

@@ -20,13 +20,23 @@ from torch import Tensor
 
 from jieyue.attention import Call, attend, parse, pick
 from jieyue.errors import InputError
-from jieyue.timer import peak_bytes
+from jieyue.timer import peak_bytes, take_turns, timed
 
-from .attention_rows import CELLS, CUDA_CELLS, TITLES, AttentionBench, Cell, LongRow, RivalRow, ShareRow
+from .attention_rows import (
+    CELLS,
+    COLD_SECONDS,
+    CUDA_CELLS,
+    SLOW_SECONDS,
+    TITLES,
+    AttentionBench,
+    Cell,
+    LongRow,
+    RivalRow,
+    ShareRow,
+)
 from .linear_attention import bench_linear
 from .linear_rivals import LINEAR_CURVES
 from .rivals import RIVALS, Attention, Rival, sdpa
-from .turns import take_turns, timed
 
 __all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "bench_attention"]
 
@@ -87,7 +97,7 @@ class _Contest:
     def seconds(self, repeats: int, backward: bool) -> dict[str, list[float]]:
         """Seconds of each, in order of the repeats; slow ones are measured once."""
         calls = {name: _call(function, tensors, backward) for name, (function, tensors) in self.functions.items()}
-        return take_turns(calls, repeats)
+        return take_turns(calls, repeats, slow_seconds=SLOW_SECONDS, cold_seconds=COLD_SECONDS)
 
 
 @dataclass(frozen=True)

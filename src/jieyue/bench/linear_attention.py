@@ -20,12 +20,11 @@ from torch import Tensor
 
 from jieyue.linear import LinearState
 from jieyue.report import Picture, Section
-from jieyue.timer import median_seconds, peak_bytes
+from jieyue.timer import median_seconds, peak_bytes, take_turns
 
-from .attention_rows import RivalRow, crossing
+from .attention_rows import COLD_SECONDS, SLOW_SECONDS, RivalRow, crossing
 from .linear_rivals import LINEAR_RIVALS, linear
 from .rivals import Attention
-from .turns import take_turns
 
 __all__ = ["DecodingRow", "GoalRow", "LinearBench", "bench_linear"]
 
@@ -222,7 +221,8 @@ def _row(
     what: str, n: int, name: str, function: Attention, tensors: list[Tensor], repeats: int, device: str
 ) -> RivalRow:
     calls = _calls(function, tensors)
-    middle = {key: statistics.median(values) for key, values in take_turns(calls, repeats).items()}
+    taken = take_turns(calls, repeats, slow_seconds=SLOW_SECONDS, cold_seconds=COLD_SECONDS)
+    middle = {key: statistics.median(values) for key, values in taken.items()}
     peak = _peak(calls["both"], device)
     return RivalRow(what, n, name, forward_seconds=middle["forward"], both_seconds=middle["both"], peak_bytes=peak)
 

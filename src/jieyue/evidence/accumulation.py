@@ -115,7 +115,8 @@ def _learning_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
 
 
 def _measure_learning(cell: Cell, place: Place) -> Mapping[str, Any]:
-    found = train_digits(str(cell.settings["arm"]), perceptron(cell.seed, 0.2), cell.seed, EPOCHS)
+    asked: Mapping[str, Any] = cell.settings
+    found = train_digits(asked["arm"], perceptron(cell.seed, 0.2), cell.seed, asked["epochs"], asked["rate"])
     end = found["accuracy"][-LAST:]
     return {"accuracy": statistics.mean(end), "worst": min(end), "loss": found["loss"][-1], "curve": found["accuracy"]}
 
@@ -153,6 +154,11 @@ def _moved(gap: Estimate, sign: float) -> Estimate:
     return Estimate(MARGIN + sign * gap.value, low, high, gap.how)
 
 
+def _measure_weights(cell: Cell, place: Place) -> Mapping[str, Any]:
+    asked: Mapping[str, Any] = cell.settings
+    return {"largest": same_weights(cell.seed, asked["epochs"])}
+
+
 def _judge_weights(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
     largest = max(numbers["largest"] for _, numbers in results)
     rows = [[cell.seed, f"{numbers['largest']:.2e}"] for cell, numbers in results]
@@ -161,14 +167,22 @@ def _judge_weights(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict
 
 
 def _measure_update(cell: Cell, place: Place) -> Mapping[str, Any]:
-    """One update of 16 ragged rows in pieces of 4, ours and transformers' Trainer's, beside the undivided one, in float64."""
+    """One update of ragged rows in pieces, ours and transformers' Trainer's, beside the undivided one, in float64."""
+    asked: Mapping[str, Any] = cell.settings
     course = Course(seed=cell.seed, curriculum="none")
     prepared = prepare(task("read"), Materials(model="tiny", limit=200, new_head=True), course)
-    chosen = torch.randperm(len(prepared.rows), generator=torch.Generator().manual_seed(cell.seed))[:16].tolist()
+    chosen = torch.randperm(len(prepared.rows), generator=torch.Generator().manual_seed(cell.seed))[
+        : asked["rows"]
+    ].tolist()
     batch = prepared.batch(sorted(chosen, key=lambda row: prepared.lengths[row]))
     model, objective = prepared.model.build(), prepared.task.recipe.objective
     found = verify_update(
-        model, objective, batch, micro_batch=4, settings=("accumulation", "transformers"), dtype=torch.float64
+        model,
+        objective,
+        batch,
+        micro_batch=asked["micro_batch"],
+        settings=("accumulation", "transformers"),
+        dtype=torch.float64,
     )
     return {each.setting: _told(each) for each in found.settings}
 
@@ -213,7 +227,7 @@ CLAIMS = (
         sentence="Accumulated gradients lead to the same weights as the big batch",
         articles_number="equal by derivation; its code errs for SGD, clipping and the last window",
         cells=lambda scale, seeds: [Cell("accumulation-same-weights", {"epochs": 2}, seed) for seed in seeds],
-        measure=lambda cell, place: {"largest": same_weights(cell.seed)},
+        measure=_measure_weights,
         judge=_judge_weights,
     ),
     Claim(

@@ -8,25 +8,22 @@ weights whose attention copies; ``hour`` takes Chinese abstracts (CSL), without 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from jieyue.budget import Budget
 from jieyue.data.titles import Pair, read_titles
 from jieyue.decoding.search import beam
-from jieyue.hf.loading import head_of
 from jieyue.metrics.intervals import student
 from jieyue.recipes import title as titles
-from jieyue.recipes.mlm import MaskSettings
 from jieyue.recipes.title import TitleSettings
 from jieyue.report import Picture, write_whole
 from jieyue.run.comparison import train_on
-from jieyue.run.jobs import train
 from jieyue.run.tasks import task
 from jieyue.run.title.exposure import measure_exposure
 from jieyue.run.values import Course, Materials
@@ -35,6 +32,7 @@ from jieyue.training.remedies.texts import parse_remedy
 
 from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
 from .judging import Pairs, by_seed, decide, difference, mean
+from .pretraining import masked_lm
 
 __all__ = ["CLAIMS"]
 
@@ -83,7 +81,7 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
         steps=asked["updates"], effective_batch=asked["batch"], learning_rate=asked["learning_rate"], seed=cell.seed,
         remedies=remedies,
     )  # fmt: skip
-    prepared, trained, _ = train_on(job, materials, course, place.folder / "training", Budget.parse("4GiB"))
+    prepared, _, trained, _ = train_on(job, materials, course, place.folder / "training", Budget.parse("4GiB"))
     model, tokenizer, settings = trained.trainer.model, prepared.model.tokenizer, prepared.settings
     pairs = prepared.sources.held_out[: asked["judged"]]
     numbers: dict[str, Any] = {
@@ -122,26 +120,12 @@ def _materials(asked: Mapping[str, Any], place: Place) -> Materials:
     paths = [place.folder / "training.tsv", place.folder / "judged.tsv"]
     for path, own in zip(paths, (training, judged), strict=True):
         write_whole(path, "".join(f"{pair.title}\t{pair.source}\n" for pair in own))
-    model = _pretrained([pair.source for pair in training], asked["pretraining"], place)
+    sources = "".join(f"{pair.source}\n" for pair in training)
+    name = hashlib.sha256(f"{asked['pretraining']}\n{sources}".encode()).hexdigest()[:16]
+    model = masked_lm(  # beside the cells: every arm and seed begins from it
+        place.folder.parent / f"pretrained-{name}", sources, updates=asked["pretraining"], learning_rate=2e-3
+    )
     return Materials(model=str(model), data=paths[:1], held_out=paths[1:], settings=settings)
-
-
-def _pretrained(sources: Sequence[str], updates: int, place: Place) -> Path:
-    """A folder beside the cells with the masked LM of these sources, trained by the first cell that needs it."""
-    text = "".join(f"{source}\n" for source in sources)
-    name = hashlib.sha256(f"{updates}\n{text}".encode()).hexdigest()[:16]
-    folder = place.folder.parent / f"pretrained-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait for the one that trains
-        if not (folder / "done.json").is_file():
-            write_whole(folder / "sources.txt", text)
-            course = Course(steps=updates, learning_rate=2e-3)
-            materials = Materials(data=[folder / "sources.txt"], settings=MaskSettings(max_tokens=128, pseudo_rows=0))
-            begun = any((folder / "model" / "checkpoints").glob("checkpoint-*"))
-            train("mlm", materials, folder / "model", course=course, resume=begun)
-            write_whole(folder / "done.json", json.dumps({"head": head_of(str(folder / "model"))}) + "\n")
-    return folder / "model"
 
 
 def _folded(text: str) -> str:
@@ -196,8 +180,6 @@ def _arms(results: Pairs) -> list[str]:
 
 def _measure_steps(cell: Cell, place: Place) -> dict[str, Any]:
     """The article's two steps, a or c, then b or d, searched with one hypothesis and with two; 4 ends."""
-    import torch
-
     after = {0: {1: 0.6, 3: 0.4}, 1: {2: 0.55, 4: 0.45}, 3: {2: 0.1, 4: 0.9}}  # a=1 b=2 c=3 d=4
 
     def step(tokens: Any, state: Any) -> tuple[Any, Any]:
@@ -209,7 +191,10 @@ def _measure_steps(cell: Cell, place: Place) -> dict[str, Any]:
     found = {}
     for width in (1, 2):
         best = beam(step, prompt, width=width, stop=[5], max_tokens=3)[0][0]
-        found[str(width)] = {"text": "".join("-abcd"[token] for token in best.tokens), "p": _exp(best.log_probability)}
+        found[str(width)] = {
+            "text": "".join("-abcd"[token] for token in best.tokens),
+            "p": math.exp(best.log_probability),
+        }
     return found
 
 
@@ -218,12 +203,6 @@ class _NoState:
 
     def reorder(self, index: Any) -> None:
         """Rows change places; there is nothing to change."""
-
-
-def _exp(log_probability: float) -> float:
-    import math
-
-    return math.exp(log_probability)
 
 
 def _judge_steps(results: Pairs) -> Verdict:

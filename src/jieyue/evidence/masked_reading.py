@@ -7,21 +7,20 @@ values, and without one, as in the article's code. Speeds are ratios: the machin
 
 from __future__ import annotations
 
-import time
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from jieyue.budget import Budget
 from jieyue.hf.steps import rereading
 from jieyue.recipes.read import READERS, ReadSettings, answer, score
 from jieyue.recipes.read import prefix as writing
-from jieyue.run.planned import plan_for
+from jieyue.run.comparison import train_on
 from jieyue.run.tasks import task
-from jieyue.run.training import fit, prepare
 from jieyue.run.values import Course, Materials, Prepared
+from jieyue.timer import take_turns
 
 from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
 from .judging import by_seed, difference, factor, mean
@@ -71,8 +70,8 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
         if name == "prefix":
             plain = partial(writing.answer, make_step=rereading)
             ways["prefix, no cache"] = partial(_answers, plain, model, tokenizer, settings)
-    seconds = _in_turns({name: partial(way, asked) for name, way in ways.items()})
-    return numbers | {f"{name} per_second": len(asked) / own for name, own in seconds.items()}
+    seconds = take_turns({name: partial(way, asked) for name, way in ways.items()}, REPEATS)
+    return numbers | {f"{name} per_second": len(asked) / statistics.median(own) for name, own in seconds.items()}
 
 
 def _answers(way: Callable[..., Any], model: Any, tokenizer: Any, settings: ReadSettings, asked: Sequence[Any]) -> Any:
@@ -93,25 +92,8 @@ def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, Any, ReadSe
     )
     course = Course(steps=wanted["updates"], effective_batch=32, seed=cell.seed)
     job = replace(task("read"), curve=None)
-    prepared = prepare(job, materials, course)
-    folder: Path = place.folder / name
-    begun = (folder / "training.json").is_file() and any((folder / "checkpoints").glob("checkpoint-*"))
-    folder.mkdir(parents=True, exist_ok=True)
-    planned = plan_for(prepared, Budget.parse("3GiB"), course.effective_batch, None)
-    trained = fit(prepared, planned, course, folder, resume=begun)
+    prepared, _, trained, _ = train_on(job, materials, course, place.folder / name, Budget.parse("3GiB"))
     return prepared, trained.trainer.model, prepared.settings
-
-
-def _in_turns(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """The median seconds of each, called in turns after one warm call."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(REPEATS + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if turn:
-                taken[name].append(time.perf_counter() - started)
-    return {name: sorted(own)[len(own) // 2] for name, own in taken.items()}
 
 
 def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:

@@ -17,15 +17,14 @@ from typing import Any
 
 from jieyue.budget import Budget
 from jieyue.recipes.classify import ClassifySettings
-from jieyue.recipes.mlm import MaskSettings
 from jieyue.report import Estimate, Picture, write_whole
-from jieyue.run.planned import plan_for
+from jieyue.run.comparison import train_on
 from jieyue.run.tasks import task
-from jieyue.run.training import fit, prepare, store
 from jieyue.run.values import Course, Materials, Sources
 
 from .claims import UNTESTED, Cell, Claim, Place, Scale, Verdict
 from .judging import Pairs, decide, difference, mean
+from .pretraining import masked_lm
 
 __all__ = ["CLAIMS"]
 
@@ -57,7 +56,10 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     for way, (preset, unshare) in WAYS.items():
         kept = place.folder / f"{way}.json"
         if not kept.is_file():
-            start = _pretrained(preset, texts, sizes, cell.seed, place.folder / preset)
+            start = masked_lm(
+                place.folder / preset, texts, updates=sizes["pretraining"], model=preset, max_tokens=sizes["tokens"],
+                seed=cell.seed, limit=sizes["limit"],
+            )  # fmt: skip
             materials = Materials(
                 model=str(start), data=train, held_out=held_out, limit=sizes["limit"], unshare=unshare,
                 settings=_settings(sizes, cell.seed),
@@ -67,19 +69,18 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     return found
 
 
-def _files(sizes: Mapping[str, Any], place: Place) -> tuple[tuple[Path, ...], tuple[Path, ...], tuple[Path, ...]]:
-    """Training files, held-out files, plain texts; all () for what ships."""
+def _files(sizes: Mapping[str, Any], place: Place) -> tuple[tuple[Path, ...], tuple[Path, ...], str]:
+    """Training files, held-out files, plain text; all empty for what ships."""
     if "data" not in sizes:
-        return (), (), ()
+        return (), (), ""
     assert place.data is not None
-    train, held_out, texts = (place.folder / name for name in ("train.tsv", "held-out.tsv", "texts.txt"))
+    train, held_out = place.folder / "train.tsv", place.folder / "held-out.tsv"
     with zipfile.ZipFile(place.data / sizes["data"]) as archive:
         for path, name in ((train, "sentiment.train.data"), (held_out, "sentiment.test.data")):
             (member,) = (one for one in archive.namelist() if Path(one).name == name)
             path.write_bytes(archive.read(member))
     lines = train.read_text(encoding="utf-8").splitlines()
-    texts.write_text("\n".join(line.split("\t")[0] for line in lines) + "\n", encoding="utf-8")
-    return (train,), (held_out,), (texts,)
+    return (train,), (held_out,), "".join(line.split("\t")[0] + "\n" for line in lines)
 
 
 def _settings(sizes: Mapping[str, Any], seed: int) -> Any:
@@ -88,30 +89,13 @@ def _settings(sizes: Mapping[str, Any], seed: int) -> Any:
     return task("read").settings(Materials(model="albert-tiny"), seed)
 
 
-def _pretrained(preset: str, texts: tuple[Path, ...], sizes: Mapping[str, Any], seed: int, folder: Path) -> Path:
-    """The folder of the preset's masked LM after so many updates; trained once."""
-    done = folder / "model"
-    if not (done / "jieyue.json").is_file():
-        settings = MaskSettings(max_tokens=sizes["tokens"], pseudo_rows=0, seed=seed)
-        materials = Materials(model=preset, data=texts, limit=sizes["limit"], settings=settings)
-        course = Course(steps=sizes["pretraining"], learning_rate=1e-3, seed=seed, save_steps=10_000)
-        folder.mkdir(parents=True, exist_ok=True)
-        prepared = prepare(task("mlm"), materials, course)
-        planned = plan_for(prepared, Budget.parse("4GiB"), course.effective_batch, None)
-        store(fit(prepared, planned, course, folder), prepared, done, {})
-    return done
-
-
 def _trained(materials: Materials, sizes: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     job = task(sizes["task"])
     curriculum = "1:0.22,2:0.42" if job.recipe.name == "read" else None
     course = Course(
         steps=sizes["updates"], learning_rate=sizes["rate"], seed=seed, save_steps=10_000, curriculum=curriculum
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(job, materials, course)
-    planned = plan_for(prepared, Budget.parse("4GiB"), course.effective_batch, None)
-    trained = fit(prepared, planned, course, folder)
+    prepared, planned, trained, _ = train_on(job, materials, course, folder, Budget.parse("4GiB"))
     model: Any = trained.trainer.model
     settings, _ = job.fitted(prepared, model)
     prepared = replace(prepared, settings=settings)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jieyue import __version__
 from jieyue.budget import Budget
@@ -23,14 +23,14 @@ from jieyue.metrics.intervals import student
 from jieyue.report import Picture, Report, write_whole
 from jieyue.training.remedies.remedy import Remedy
 
-from .planned import plan_for
+from .planned import Planned, plan_for
 from .story import tell_settings
 from .tasks import Task, task
 from .training import RESOLVED, Trained, fit, prepare
 from .values import Course, Materials, Prepared
 from .watch import SILENT, Watch
 
-__all__ = ["Variant", "compare", "train_on"]
+__all__ = ["Arm", "Variant", "compare", "train_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,15 @@ class Variant:
 
     remedies: tuple[Remedy, ...] = ()
     materials: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Arm(NamedTuple):
+    """One training of a comparison; ``resumed``: it went on from a checkpoint, so its seconds are not the whole's."""
+
+    prepared: Prepared
+    planned: Planned
+    trained: Trained
+    resumed: bool
 
 
 def compare(
@@ -91,8 +100,8 @@ def _cell(
         return dict(json.loads(path.read_text(encoding="utf-8")))
     work = folder / "work" / digest
     started = time.perf_counter()
-    prepared, trained, begun = train_on(job, materials, course, work, budget, watch)
-    seconds = trained.facts["seconds"] if not begun else time.perf_counter() - started
+    prepared, _, trained, resumed = train_on(job, materials, course, work, budget, watch)
+    seconds = trained.facts["seconds"] if not resumed else time.perf_counter() - started
     model = trained.trainer.model
     settings, _ = job.fitted(prepared, model)
     judged = job.judge(model, prepared.model.tokenizer, prepared.sources, settings, watch=watch)
@@ -103,7 +112,7 @@ def _cell(
         "curves": job.curves(judged),
         "losses": trained.losses,
         "seconds": seconds,
-        "resumed": begun,
+        "resumed": resumed,
         "steps": trained.facts["steps"],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,15 +121,14 @@ def _cell(
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def train_on(
-    job: Task, materials: Materials, course: Course, work: Path, budget: Budget, watch: Watch = SILENT
-) -> tuple[Prepared, Trained, bool]:
-    """Trains in the folder ``work``, from the last checkpoint there if there is one; whether there was."""
+def train_on(job: Task, materials: Materials, course: Course, work: Path, budget: Budget, watch: Watch = SILENT) -> Arm:
+    """Plans and trains in the folder ``work``, from the last checkpoint there if there is one."""
     work.mkdir(parents=True, exist_ok=True)
     prepared = prepare(job, materials, course)
     planned = plan_for(prepared, budget, course.effective_batch, course.checkpointing)
     begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
-    return prepared, fit(prepared, planned, course, work, resume=begun, device=budget.device, watch=watch), begun
+    trained = fit(prepared, planned, course, work, resume=begun, device=budget.device, watch=watch)
+    return Arm(prepared, planned, trained, begun)
 
 
 def _key(job: Task, materials: Materials, course: Course) -> dict[str, Any]:

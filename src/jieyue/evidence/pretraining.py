@@ -1,0 +1,46 @@
+"""The masked language model that several cells or arms begin from: trained once, by the first process that needs it."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+from jieyue.budget import Budget
+from jieyue.hf.loading import RECORD
+from jieyue.recipes.mlm import MaskSettings
+from jieyue.report import write_whole
+from jieyue.run.comparison import train_on
+from jieyue.run.tasks import task
+from jieyue.run.training import store
+from jieyue.run.values import Course, Materials
+
+__all__ = ["masked_lm"]
+
+
+def masked_lm(
+    folder: Path,
+    text: str = "",
+    *,
+    updates: int,
+    model: str = "tiny",
+    max_tokens: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Path:
+    """``folder/model``, a masked LM of these lines (none: the corpus that ships), found again where it is finished.
+
+    Other processes wait for the one that trains; an interrupted training goes on from its checkpoint.
+    """
+    done = folder / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (done / RECORD).is_file():
+            data = [write_whole(folder / "texts.txt", text)] if text else []
+            settings = MaskSettings(max_tokens=max_tokens, pseudo_rows=0, seed=seed)
+            materials = Materials(model=model, data=data, limit=limit, settings=settings)
+            course = Course(steps=updates, learning_rate=learning_rate, seed=seed)
+            arm = train_on(task("mlm"), materials, course, folder / "training", Budget.parse("4GiB"))
+            store(arm.trained, arm.prepared, done, {})
+    return done
