@@ -132,6 +132,20 @@ def test_replies_of_a_batch_are_those_of_each_alone(model, tokenizer):
     assert found == [greedy_alone(model, tokenizer, talk, 12) for talk in contexts]
 
 
+def test_drawn_replies_are_those_of_each_alone(model, tokenizer):
+    settings = chat.ChatSettings(reply_tokens=12)
+    contexts = [talk[:1] for talk in TALKS[:5]]
+    drawn = chat.answer(model, tokenizer, contexts, settings, batch_size=2, sampling=Sampling(top_k=0, seed=7))
+    assert drawn == chat.answer(model, tokenizer, contexts, settings, sampling=Sampling(top_k=0, seed=7))
+    for number, context in enumerate(contexts):
+        assert drawn[number : number + 1] == chat.answer(
+            model, tokenizer, [context], settings, sampling=Sampling(top_k=0, seed=7 + number)
+        )
+    assert drawn != chat.answer(model, tokenizer, contexts, settings, sampling=Sampling(top_k=0, seed=8))
+    likeliest = chat.answer(model, tokenizer, contexts, settings)
+    assert likeliest == chat.answer(model, tokenizer, contexts, settings, sampling=Sampling(temperature=0))
+
+
 def test_perplexities_and_scores(model, tokenizer):
     loss, characters = chat.log_probability(model, tokenizer, TALKS, chat.ChatSettings(), batch_size=7)
     rows, _ = chat.encode(TALKS, tokenizer, chat.ChatSettings())

@@ -33,7 +33,8 @@ from jieyue.data.findings import Findings
 from jieyue.data.history import ENDED, TURNS, Message, encode_talks, fit_history, template_for
 from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, write_tokens
 from jieyue.data.packing import LOSS_ON, DialogueRows, next_labels
-from jieyue.decoding.search import greedy
+from jieyue.decoding.sampling import Sampler, Sampling
+from jieyue.decoding.search import greedy, sample
 from jieyue.errors import InputError
 from jieyue.hf.steps import steps
 from jieyue.metrics.generation import corpus_bleu, distinct, entropy, nist, repetition, words
@@ -181,9 +182,18 @@ def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
 
 @torch.inference_mode()
 def answer(
-    model: Any, tokenizer: Any, talks: Sequence[Sequence[Message]], settings: ChatSettings, *, batch_size: int = 32
+    model: Any,
+    tokenizer: Any,
+    talks: Sequence[Sequence[Message]],
+    settings: ChatSettings,
+    *,
+    batch_size: int = 32,
+    sampling: Sampling | None = None,
 ) -> list[str]:
-    """The likeliest reply to each talk, token by token, many talks at once; talks of like length together."""
+    """A reply to each talk, token by token, many talks at once; talks of like length together.
+
+    ``sampling`` None: the likeliest reply. Else drawn, talk r by its own generator of seed + r: no reply depends on the others.
+    """
     ends, room = ends_of(model, tokenizer), settings.max_tokens
     prompts = [fit_history(tokenizer, talk, room).ids for talk in talks]
     replies = [""] * len(talks)
@@ -198,10 +208,20 @@ def answer(
             row[width - len(prompts[number]) :] = torch.from_numpy(prompts[number])
         lengths = torch.tensor([len(prompts[number]) for number in numbers])
         kept = (torch.arange(width)[None] >= width - lengths[:, None]).long()
-        found = greedy(step, tokens.to(device), kept.to(device), stop=ends, max_tokens=settings.reply_tokens)
+        inputs, most = (step, tokens.to(device), kept.to(device)), settings.reply_tokens
+        if sampling is None:
+            found = greedy(*inputs, stop=ends, max_tokens=most)
+        else:
+            samplers = [_sampler(sampling, number, prompts[number], ends) for number in numbers]
+            found = sample(*inputs, samplers=samplers, stop=ends, max_tokens=most)
         for number, one in zip(numbers, found, strict=True):
             replies[number] = tokenizer.decode(one.tokens, skip_special_tokens=True).strip()
     return replies
+
+
+def _sampler(sampling: Sampling, number: int, prompt: numpy.ndarray, ends: frozenset[int]) -> Sampler:
+    seed = None if sampling.seed is None else sampling.seed + number
+    return Sampler(replace(sampling, seed=seed), prompt.tolist(), ends)
 
 
 @torch.inference_mode()

@@ -1,0 +1,149 @@
+"""Article 8: three linear maps against softmax on the same task and budget, the effect of a band, and the entropies.
+
+The task: reading (recipe ``read``), where an answer must be found and copied, by a model from scratch with each attention in
+place of softmax; same weights at the start, same rows, same updates. Score: exact match on held-out answerable questions.
+Entropies: of the weights that each attention makes of the queries and keys of the softmax-trained model.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jieyue.budget import Budget
+from jieyue.hf.attention_check import verify_attention
+from jieyue.hf.row_losses import text_batches
+from jieyue.recipes.read import answer, score
+from jieyue.report import Estimate, Picture
+from jieyue.run.comparison import train_on
+from jieyue.run.tasks import task
+from jieyue.run.values import Course, Materials
+
+from .claims import Cell, Claim, Place, Scale, Verdict
+from .judging import by_seed, decide, difference, mean
+
+__all__ = ["CLAIMS"]
+
+KEY = "linear-against-softmax"
+SOFTMAX = "full()"
+MAPS = ("linear(elu)", "linear(softmax)", "linear(cosine)")
+BANDED = ("linear(elu, window=8)", "local(8)+linear(elu)")
+CASES = (SOFTMAX, *MAPS, *BANDED)
+SIZES: dict[Scale, dict[str, Any]] = {
+    "minutes": {"updates": 400, "batch": 32, "questions": 20_000, "judged": 400},
+    "hour": {"updates": 3000, "batch": 32, "questions": None, "judged": 1500},
+}
+
+
+def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
+    sizes = SIZES.get(scale)
+    return [Cell(KEY, {"attention": case, **sizes}, seed) for seed in seeds for case in CASES] if sizes else []
+
+
+def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+    asked: Mapping[str, Any] = cell.settings
+    pattern = None if asked["attention"] == SOFTMAX else asked["attention"]
+    materials = Materials(attention=pattern, limit=asked["questions"])
+    course = Course(steps=asked["updates"], effective_batch=asked["batch"], seed=cell.seed)
+    prepared, _, trained, _ = train_on(task("read"), materials, course, place.folder / "training", Budget.parse("4GiB"))
+    model, tokenizer = trained.trainer.model, prepared.model.tokenizer
+    questions = prepared.sources.held_out[: asked["judged"]]
+    found = score(answer(model, tokenizer, questions, prepared.settings), questions)
+    loss = statistics.mean(loss for _, loss in trained.losses[-20:])
+    numbers = {"score": found["answerable"]["exact_match"], "loss": loss, "seconds": trained.facts["seconds"]}
+    if pattern is not None:
+        return numbers
+    texts = [passage.text for question in questions for passage in question.passages][:32]
+    batches = text_batches(model, tokenizer, texts, rows=8, max_tokens=128)
+    checked = verify_attention(model, batches, [each for each in CASES if each != SOFTMAX])
+    entropies = {row.name: statistics.mean(row.entropies) for row in checked.rows}
+    return numbers | {"entropies": entropies | {"uniform": statistics.mean(checked.uniform)}}
+
+
+def _judge_maps(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+    """Softmax is better than each map: its score over every map's lies above 0."""
+    scores = {case: by_seed(results, "score", attention=case) for case in CASES}
+    gains = {f"softmax over {case}": difference(scores[SOFTMAX], scores[case]) for case in MAPS}
+    return decide(gains, unit="share", columns=COLUMNS, rows=_rows(results), lines=_picture(results))
+
+
+def _judge_band(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+    """A band helps: the score of the elu map within a band, or with softmax in it, over that of the bare map."""
+    scores = {case: by_seed(results, "score", attention=case) for case in CASES}
+    gains = {f"{case} over linear(elu)": difference(scores[case], scores["linear(elu)"]) for case in BANDED}
+    return decide(gains, unit="share", columns=COLUMNS, rows=_rows(results), lines=_picture(results))
+
+
+def _judge_entropies(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+    """Each map's weights are nearer to uniform than softmax's, on the queries and keys that softmax was trained with."""
+    found = {cell.seed: numbers["entropies"] for cell, numbers in results if "entropies" in numbers}
+    names = list(next(iter(found.values())))
+    own = {name: {seed: values[name] for seed, values in found.items()} for name in names}
+    gains = {f"entropy of {case} over softmax": difference(own[case], own["softmax"]) for case in MAPS}
+    rows = [[name, mean(values)] for name, values in own.items()]
+    columns: list[str | tuple[str, str]] = ["weights", ("entropy on the trained model's q and k", "nats")]
+    return decide(gains, columns=columns, rows=rows)
+
+
+COLUMNS: tuple[str | tuple[str, str], ...] = ("attention", ("exact match, answerable", "share"),
+           ("over softmax", "share"), ("loss, last 20 updates", "nats"), ("training", "seconds"))  # fmt: skip
+
+
+def _rows(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[list[Any]]:
+    def of(case: str, number: str) -> dict[int, float]:
+        return by_seed(results, number, attention=case)
+
+    return [
+        [
+            "softmax" if case == SOFTMAX else case,
+            mean(of(case, "score")),
+            None if case == SOFTMAX else difference(of(case, "score"), of(SOFTMAX, "score")),
+            mean(of(case, "loss")),
+            mean(of(case, "seconds")),
+        ]
+        for case in CASES
+    ]
+
+
+def _picture(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Picture:
+    bars: dict[str, Estimate] = {
+        "softmax" if case == SOFTMAX else case: mean(by_seed(results, "score", attention=case)) for case in CASES
+    }
+    return Picture.bars("Exact match on answerable held-out questions", bars, value=("exact match", "share"))
+
+
+def _claim(key: str, sentence: str, number: str, judge: Any, cases: tuple[str, ...] = CASES) -> Claim:
+    """The claims share their cells: ``KEY`` names what was trained, whichever claim asks."""
+    return Claim(
+        key=key,
+        article=8,
+        sentence=sentence,
+        articles_number=number,
+        cells=lambda scale, seeds: [cell for cell in _cells(scale, seeds) if cell.settings["attention"] in cases],
+        measure=_measure,
+        judge=judge,
+    )
+
+
+CLAIMS = (
+    _claim(
+        KEY,
+        "Trained alike on the same task, linear maps are worse than softmax",
+        "not tested; later remarks: 1 + cos does not work well",
+        _judge_maps,
+    ),
+    _claim(
+        "linear-band",
+        "A band makes a linear map better: its own cut to a window, or softmax near and the map for the rest",
+        "a later remark, without numbers: clearly better",
+        _judge_band,
+    ),
+    _claim(
+        "linear-entropies",
+        "On a softmax-trained model's queries and keys linear maps give nearly uniform weights",
+        "none given",
+        _judge_entropies,
+        (SOFTMAX,),
+    ),
+)
