@@ -49,7 +49,7 @@ def test_epochs_and_drawing_are_judged():
 def test_a_cell_of_linear_attention_is_trained(tmp_path):
     claim = linear_attention.CLAIMS[0]
     cells = {cell.settings["attention"]: cell for cell in claim.cells("minutes", (0, 1))}
-    sizes = {"updates": 2, "batch": 4, "questions": 40, "judged": 8}
+    sizes = {"updates": 2, "talks": 40}
     numbers = claim.measure(*small(cells["full()"], tmp_path / "softmax", **sizes))
     entropies = numbers["entropies"]
     assert entropies["linear(elu)"] > entropies["softmax"] - 0.5 and entropies["uniform"] > 0

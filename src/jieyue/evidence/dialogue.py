@@ -29,7 +29,7 @@ LOSSES = ("all", "last")
 WAYS = {"top-k 5": Sampling(top_k=5), "top-p 0.9": Sampling(top_k=0, top_p=0.9)}
 ARTICLE_LOSS = 2.83  # nats a token at the end, on what was trained on
 SIZES: dict[str, dict[str, Any]] = {
-    "minutes": {"updates": 160, "batch": 8, "tokens": 128, "limit": 1000, "judged": 120},
+    "minutes": {"updates": 240, "batch": 8, "tokens": 128, "limit": 1000, "judged": 120},
     "hour": {
         "updates": 2400, "batch": 16, "tokens": 256, "limit": None, "judged": 400,
         "data": "dialogue/lccc_base/LCCC-base_valid.json.xz",

@@ -31,7 +31,14 @@ KEY = "masked-reading"
 MARGIN = 0.02  # of Final: what "loses nothing" may hide
 REPEATS = 3
 SIZES: dict[str, dict[str, Any]] = {
-    "minutes": {"model": "tiny", "questions": 20_000, "updates": 400, "judged": 600, "timed": 96},
+    "minutes": {
+        "model": "tiny",
+        "questions": 20_000,
+        "updates": 600,
+        "judged": 600,
+        "timed": 96,
+        "curriculum": "1:0.5",
+    },
     "hour": {
         "model": "tiny",
         "updates": 3000,
@@ -41,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 LENGTHS: dict[str, dict[str, Any]] = {
-    "minutes": {"answer_slots": 8, "question_tokens": 32, "window_tokens": 192, "overlap_tokens": 48},
+    "minutes": {"answer_slots": 8, "question_tokens": 24, "window_tokens": 96, "overlap_tokens": 16},
     "hour": {"answer_slots": 24, "question_tokens": 48, "window_tokens": 192, "overlap_tokens": 48},
 }
 
@@ -90,7 +97,7 @@ def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, Any, ReadSe
         settings=settings,
         limit=wanted.get("questions"),
     )
-    course = Course(steps=wanted["updates"], effective_batch=32, seed=cell.seed)
+    course = Course(steps=wanted["updates"], effective_batch=32, seed=cell.seed, curriculum=wanted.get("curriculum"))
     job = replace(task("read"), curve=None)
     prepared, _, trained, _ = train_on(job, materials, course, place.folder / name, Budget.parse("3GiB"))
     return prepared, trained.trainer.model, prepared.settings
