@@ -69,27 +69,30 @@ def build(outcomes: Sequence[Outcome]) -> Report:
 
 def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) -> None:
     section = report.section("Verdicts")
-    section.fact(
-        "claims that hold", sum(verdict.word == HOLDS for _, verdict in judged), how=f"of {len(judged)}", key=True
-    )
-    untested = sum(verdict.word == UNTESTED for _, verdict in judged)
-    section.fact("cannot be tested here", untested, key=True)
-    results = [result for outcome, _ in judged for result in outcome.results]
-    for scale in SCALES:
-        own = [result for outcome, _ in judged for result in outcome.results if outcome.scale == scale]
-        seconds = [result.seconds for result in _once(own)]
-        if seconds:
-            section.fact(f"total time, {scale}", sum(seconds), "seconds", how=f"{len(seconds)} cells", key=True)
-    seeds = sorted({result.cell.seed for result in results})
+    scales = [scale for scale in SCALES if any(outcome.scale == scale for outcome, _ in judged)]
+    for scale in scales:
+        words = [verdict.word for outcome, verdict in judged if outcome.scale == scale]
+        results = [result for outcome, _ in judged for result in outcome.results if outcome.scale == scale]
+        section.fact(
+            f"claims that hold, {scale}", words.count(HOLDS),
+            how=f"of {len(words)}; {words.count(UNTESTED)} cannot be tested here", key=True,
+        )  # fmt: skip
+        if results:
+            cells = _once(results)
+            seconds = sum(result.seconds for result in cells)
+            section.fact(f"total time, {scale}", seconds, "seconds", how=f"{len(cells)} cells", key=True)
+    seeds = sorted({result.cell.seed for outcome, _ in judged for result in outcome.results})
     section.note(
         "A claim holds where the 95 % interval over the seeds lies wholly on the claimed side; a mean on the right side whose "
         f"interval reaches the border shows nothing. Seeds: {', '.join(map(str, seeds)) or 'none'}."
     )
+    words_of = {(outcome.claim.key, outcome.scale): verdict.word for outcome, verdict in judged}
+    claims = dict.fromkeys(outcome.claim for outcome, _ in judged)
     rows = [
-        [str(outcome.claim.article), outcome.claim.sentence, outcome.claim.articles_number, outcome.scale, verdict.word, verdict.why]
-        for outcome, verdict in judged
-    ]  # fmt: skip
-    section.table(["article", "claim", "the article", "scale", "verdict", "why"], rows)
+        [str(claim.article), claim.sentence, *(words_of.get((claim.key, scale), "not run") for scale in scales)]
+        for claim in claims
+    ]
+    section.table(["article", "claim", *scales], rows)
 
 
 def _tell_claim(section: Section, judged: Iterable[tuple[Outcome, Verdict]]) -> None:

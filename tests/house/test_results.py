@@ -1,0 +1,36 @@
+"""Numbers that a page shows of a run of its own are those of the run's report, which lies in docs/results."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jieyue.report import Report
+
+ROOT = Path(__file__).parents[2]
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?%?")
+SHOWN = {"README.md": "demo.json", "README.zh.md": "demo.json", "docs/chat.md": "chat.json"}
+
+
+def shown(page):
+    """The numbers of the README's block of output, or of the section "Measured"."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page.startswith("README"):
+        block = next(one for one in re.findall(r"```\n(.*?)```", text, re.S) if "demo/reader/report.html" in one)
+        return NUMBER.findall(block.partition("Model ")[0])
+    return re.findall(r"[\d.]+ %", text.partition("## Measured\n")[2])
+
+
+def measured(name):
+    return set(NUMBER.findall(Report.load(ROOT / "docs" / "results" / name).markdown().replace("\\", "")))
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_every_number_is_the_reports(page):
+    numbers = [number.replace(" ", "") for number in shown(page)]
+    assert numbers
+    assert not set(numbers) - measured(SHOWN[page])
+
+
+def test_another_number_is_noticed():
+    assert "61.7%" not in measured("demo.json") and "1500" in measured("demo.json")
