@@ -30,6 +30,7 @@ from jieyue.run.values import Course, Materials
 from jieyue.text import normalize
 from jieyue.training.remedies.texts import parse_remedy
 
+from . import penalties
 from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
 from .judging import Pairs, by_seed, decide, difference, mean
 from .pretraining import masked_lm
@@ -238,4 +239,5 @@ CLAIMS = (
             "--epochs 20 --learning-rate 1e-5 --seeds 3 --device cuda",
         ),
     ),
+    *penalties.CLAIMS,
 )
