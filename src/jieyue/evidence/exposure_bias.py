@@ -59,8 +59,8 @@ JUDGED = "title/csl_clge/test.tsv.xz"
 AT_SCALE: dict[str, dict[str, Any]] = {
     "minutes": {"updates": 250, "batch": 16, "learning_rate": 1e-3, "source_tokens": 96, "limit": 3000, "judged": 100},
     "hour": {
-        "data": [*TRAINING, JUDGED], "pretraining": 2000, "updates": 1500, "batch": 16, "learning_rate": 1e-3,
-        "source_tokens": 128, "judged": 350,
+        "data": [*TRAINING, JUDGED], "pretraining": 2000, "updates": 750, "batch": 16, "learning_rate": 1e-3,
+        "source_tokens": 128, "judged": 250,
     },
 }  # fmt: skip
 

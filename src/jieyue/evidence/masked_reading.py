@@ -46,17 +46,17 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "hour": {
         "model": "tiny",
-        "updates": 2000,
-        "judged": 1000,
-        "timed": 128,
+        "updates": 1000,
+        "judged": 600,
+        "timed": 96,
         "curriculum": "1:0.3,3:0.6",
-        "composed": 30_000,
+        "composed": 20_000,
         "data": ["qa/cmrc2018/train.json.xz", "qa/cmrc2018/dev.json.xz"],
     },
 }
 LENGTHS: dict[str, dict[str, Any]] = {
     "minutes": {"answer_slots": 8, "question_tokens": 24, "window_tokens": 96, "overlap_tokens": 16},
-    "hour": {"answer_slots": 24, "question_tokens": 48, "window_tokens": 192, "overlap_tokens": 48},
+    "hour": {"answer_slots": 24, "question_tokens": 48, "window_tokens": 160, "overlap_tokens": 40},
 }
 
 
