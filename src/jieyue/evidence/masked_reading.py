@@ -77,7 +77,7 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
         facts = score(answer(model, tokenizer, questions, settings), questions)
         numbers |= {f"{name} {what}": facts[what] for what in ("final", "exact_match", "f1")}
         for part in ("answerable", "unanswerable"):
-            if part in facts:
+            if "exact_match" in facts.get(part, {}):  # a file may have no such question
                 numbers[f"{name} {part}"] = facts[part]["exact_match"]
         asked = questions[: wanted["timed"]]
         ways[name] = partial(_answers, READERS[name].answer, model, tokenizer, settings)
