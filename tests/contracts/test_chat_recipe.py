@@ -1,5 +1,6 @@
 """The dialogue recipe: rows and counts, one loss for packed and single rows, replies, scores, causal from masked, a talk."""
 
+import copy
 import json
 import math
 from collections import Counter
@@ -9,7 +10,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
 from jieyue.data.corpora.everyday import compose_talks
-from jieyue.data.dialogues import DialogueFiles
+from jieyue.data.dialogues import DialogueFiles, digest_of
 from jieyue.data.history import Message, alternate, encode_talks
 from jieyue.decoding.rerank import rerank
 from jieyue.decoding.sampling import Sampling
@@ -101,6 +102,84 @@ def test_the_files_of_the_rows_go_with_them(tokenizer):
     assert folder.is_dir()
     del rows
     assert not folder.exists()
+
+
+@pytest.fixture
+def tokenised(monkeypatch):
+    """How many dialogues were tokenised."""
+    seen, own = [], chat.encode_talks
+    monkeypatch.setattr(chat, "encode_talks", lambda maker, talks: seen.extend(talks) or own(maker, talks))
+    return seen
+
+
+def test_kept_tokens_are_found_again(tokenizer, tokenised, tmp_path):
+    """The same rows and counts, and nothing is tokenised twice; padding that a call asked for changes nothing."""
+    settings = chat.ChatSettings(max_tokens=40, row_tokens=64)
+    (first, told), (plain, same) = (chat.encode(TALKS, tokenizer, settings, at) for at in (tmp_path / "t", None))
+    assert len(tokenised) >= 2 * len(TALKS) and told == same | {"rows_found_again": 0} and first.digest
+    tokenised.clear()
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=9)
+    again, known = chat.encode(TALKS, tokenizer, settings, tmp_path / "t")
+    assert tokenised == [] and again.digest == first.digest and plain.digest is None
+    assert known == told | {"rows_found_again": len(again)} and told["turns_dropped"] > 0
+    for one, other in zip(first, again, strict=True):
+        assert all((one[name] == other[name]).all() for name in one)
+    shorter, _ = chat.encode(TALKS, tokenizer, chat.ChatSettings(max_tokens=40), tmp_path / "t")
+    assert len(shorter) == len(TALKS) and tokenised == []  # how dialogues share rows is no matter of tokens
+
+
+@pytest.mark.parametrize("change", ["dialogues", "max_tokens", "loss_on", "tokenizer", "template", "version", "damage"])
+def test_stale_tokens_are_made_anew(tokenizer, tokenised, tmp_path, change, monkeypatch):
+    talks, settings = TALKS[:9], chat.ChatSettings(max_tokens=40)
+    before, _ = chat.encode(talks, tokenizer, settings, tmp_path / "t")
+    held = before[0]["input_ids"].tolist()
+    match change:
+        case "dialogues":
+            talks = [*talks[:-1], (*talks[-1][:-1], Message("assistant", "no"))]
+        case "max_tokens":
+            settings = chat.ChatSettings(max_tokens=30)
+        case "loss_on":
+            settings = chat.ChatSettings(max_tokens=40, loss_on="last")
+        case "tokenizer":
+            tokenizer = make_lossless_tokenizer(learn_lossless_vocabulary([TALKS[0][0].text], 90))
+        case "template":
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = tokenizer.chat_template.replace("{{- cls_token }}", "")
+        case "version":
+            monkeypatch.setattr(chat, "__version__", "0")
+        case "damage":
+            with (tmp_path / "t" / "ids.i32").open("ab") as file:
+                file.write(b"\0\0\0\0")
+    tokenised.clear()
+    after, counts = chat.encode(talks, tokenizer, settings, tmp_path / "t")
+    plain, _ = chat.encode(talks, tokenizer, settings)
+    assert len(tokenised) >= len(talks) and counts["rows_found_again"] == 0
+    assert (after.digest == before.digest) == (change == "damage")
+    assert [row["input_ids"].tolist() for row in after] == [row["input_ids"].tolist() for row in plain]
+    assert before[0]["input_ids"].tolist() == held  # another process may still read the old files
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_unfinished_tokens_do_not_count(tokenizer, tokenised, tmp_path):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "encode_talks", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            chat.encode(TALKS[:9], tokenizer, chat.ChatSettings(), tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+    chat.encode(TALKS[:9], tokenizer, chat.ChatSettings(), tmp_path / "t")
+    assert len(tokenised) == 9
+
+
+def test_a_digest_is_of_what_is_said(tmp_path):
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps([f"q{n}", f"a{n}"]) for n in range(50)), encoding="utf-8")
+    files = DialogueFiles(path, held_out=0.1, limit=30)
+    assert files.digest == digest_of(list(files)) == DialogueFiles(path, held_out=0.1, limit=30).digest
+    others = [DialogueFiles(path, held_out=0.1), DialogueFiles(path, limit=30), list(files)[::-1], files[:1]]
+    assert len({files.digest, *map(digest_of, others)}) == 5
 
 
 def test_files_are_read_anew_and_split(tmp_path):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from jieyue.cli import build
 from jieyue.cli.bundles import Backbone, Lengths, Training, spread
+from jieyue.cli.optional import with_values
 from jieyue.errors import InputError
 
 
@@ -70,3 +71,16 @@ def test_flags_become_values():
     assert Backbone(unshare="3").materials(data=None, held_out=None).unshare == 3
     with pytest.raises(InputError, match="a number of blocks, or all"):
         Backbone(unshare="0").materials(data=None, held_out=None)
+
+
+def test_a_flag_without_its_value():
+    every = [
+        ["--unshare"],
+        ["--unshare", "--steps", "3"],
+        ["--unshare", "3"],
+        ["--unshare=3"],
+        ["--unshare-after", "3"],
+    ]
+    filled = [["--unshare", "all"], ["--unshare", "all", "--steps", "3"], *every[2:]]
+    assert [with_values(one) for one in every] == filled
+    assert with_values(["--", "--unshare"]) == ["--", "--unshare"]

@@ -112,6 +112,7 @@ def test_serving_is_told_what_to_serve(trained, tmp_path, monkeypatch):
         (["train", "chat", "--loss-on", "everything"], "loss_on"),
         (["train", "chat", "--model", "gigantic"], "gigantic"),
         (["train", "chat", "--max-tokens", "2"], "max_tokens=2"),
+        (["train", "chat", "--vocabulary", "missing.txt"], "missing.txt"),
         (["chat", "nowhere"], "nowhere"),
         (["chat", "nowhere", "--top-p", "0"], "top_p"),
         (["serve", "nowhere"], "nowhere"),

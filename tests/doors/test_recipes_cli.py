@@ -67,8 +67,13 @@ def test_classify_from_that_checkpoint_unsharing_in_the_middle(pretrained, tmp_p
 
 
 def test_plan_and_doctor(pretrained, tmp_path):
-    plan = jieyue("plan", "classify", "--model", pretrained, "--unshare", "all", *SMALL)
-    assert plan.returncode == 0 and "4 layers in 4 blocks" in plan.stdout, plan.stderr
+    shown = []
+    for flags in (["--unshare", "all"], ["--unshare"], ["--unshare", "2"]):
+        plan = jieyue("plan", "classify", "--model", pretrained, *SMALL, *flags)
+        assert plan.returncode == 0, plan.stderr
+        shown.append(plan.stdout[plan.stdout.index("What unsharing adds") :])
+    assert "4 layers in 4 blocks" in shown[0] and "training memory" in shown[0] and "parameters" in shown[0]
+    assert shown[0] == shown[1] and "4 layers in 2 blocks" in shown[2]
     file = tmp_path / "few.tsv"
     file.write_text("text\tlabel\nSame\ta\nSame\tb\n", encoding="utf-8")
     doctor = jieyue("doctor", "classify", file, "--max-tokens", "16")
@@ -76,6 +81,15 @@ def test_plan_and_doctor(pretrained, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("A line of text.\n" * 9, encoding="utf-8")
     assert jieyue("doctor", "mlm", text).returncode == 0
+
+
+def test_training_tells_what_unsharing_adds(pretrained, tmp_path):
+    flags = ["--model", pretrained, "--steps", "1", "--out", tmp_path, *SMALL]
+    done = jieyue("train", "classify", "--unshare", *flags)
+    assert done.returncode == 0, done.stderr
+    before, after = (line for line in done.stdout.splitlines() if "4 layers in " in line)
+    assert "in 1 block" in before and "MiB" in before and "4 layers in 4 blocks" in after and "MiB" in after
+    assert "What unsharing adds" not in jieyue("train", "classify", *flags).stdout
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,11 @@ class Talk:
     loss_on: LossOn = "all"
     max_tokens: MaxTokens = None
 
-    def settings(self, model: str, attention: str | None = None) -> Any:
-        """``ChatSettings`` of these flags, for this model and pattern of attention."""
+    def settings(self, model: str, data: Sequence[Path] | None, attention: str | None = None) -> Any:
+        """``ChatSettings`` of these flags, for this model, these files and this pattern of attention."""
         from jieyue import run
 
-        own = run.task("chat").settings(run.Materials(model=model, attention=attention), 0)
+        own = run.task("chat").settings(run.Materials(model=model, data=data or (), attention=attention), 0)
         most = self.max_tokens or own.max_tokens
         packed = None if own.row_tokens is None else most
         return replace(own, loss_on=self.loss_on, max_tokens=most, row_tokens=packed)
@@ -90,7 +90,7 @@ def train_chat(
     running: Running = Running(),
 ) -> None:
     """Train a model to talk: plan, train, evaluate, report."""
-    settings = talk.settings(model, backbone.attention)
+    settings = talk.settings(model, data, backbone.attention)
     materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
     train_recipe("chat", materials, training.course(), out, running, then="jieyue chat {}")
 
@@ -105,7 +105,7 @@ def plan_chat(
     planning: Planning = Planning(effective_batch=8),
 ) -> None:
     """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
-    settings = talk.settings(model, backbone.attention)
+    settings = talk.settings(model, data, backbone.attention)
     materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
     plan_recipe("chat", materials, planning.course(), planning)
 
@@ -120,7 +120,7 @@ def doctor_chat(
     as_json: AsJson = False,
 ) -> None:
     """Count everything that is wrong with the dialogues, or will be cut, before training; contamination too."""
-    settings = talk.settings(model)
+    settings = talk.settings(model, files)
     examine(
         "chat", as_json, model=model, data=files, held_out=held_out, settings=settings, limit=limit, skip_bad=skip_bad
     )

@@ -38,7 +38,7 @@ def train_recipe(recipe: str, materials: Any, course: Any, out: Path, running: R
         raise typer.Exit(130) from None
     if not door.speaks:  # another process of the same torchrun reports
         return
-    show(door, report, (*run.task(recipe).shown, "Memory"))
+    show(door, report, (*run.task(recipe).shown, "Memory", "Sharing"))
     door.fact("saved", model=str(out), report=str(out / "report.html"))
     if not running.as_json:
         place = shlex.quote(str(out))

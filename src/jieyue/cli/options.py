@@ -110,7 +110,10 @@ Start = Annotated[
 ]
 Unshare = Annotated[
     str | None,
-    typer.Option(metavar="GROUPS", help="Give an ALBERT's layers blocks of their own: a number of blocks, or all."),
+    typer.Option(
+        metavar="[GROUPS]",
+        help="Give an ALBERT's layers blocks of their own: so many, or each its own without a number.",
+    ),
 ]
 UnshareAfter = Annotated[int, typer.Option(metavar="STEPS", help="Unshare only after so many updates.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of a row, special ones included.")]

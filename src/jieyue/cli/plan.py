@@ -11,6 +11,7 @@ from .bundles import Backbone, Columns, Hidden, Planning, spread
 from .chat import doctor_chat, plan_chat
 from .console import Door, show
 from .jobs import examine, plan_recipe
+from .optional import VerbGroup
 from .options import (
     AsJson,
     BudgetText,
@@ -34,7 +35,9 @@ from .title import doctor_title, plan_title
 
 __all__ = ["add_to"]
 
-_plan = typer.Typer(help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True)
+_plan = typer.Typer(
+    cls=VerbGroup, help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True
+)
 _doctor = typer.Typer(help="Check data before training.", no_args_is_help=True)
 
 

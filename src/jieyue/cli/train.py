@@ -10,6 +10,7 @@ import typer
 from .bundles import Backbone, Columns, Hidden, Running, Training, spread
 from .chat import train_chat
 from .jobs import train_recipe
+from .optional import VerbGroup
 from .options import (
     Data,
     HeldOut,
@@ -31,7 +32,7 @@ from .title import train_title
 
 __all__ = ["add_to"]
 
-_train = typer.Typer(help="Train a model by recipe, under a budget.", no_args_is_help=True)
+_train = typer.Typer(cls=VerbGroup, help="Train a model by recipe, under a budget.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -11,6 +11,7 @@ Texts lose the spaces that pre-segmented Chinese has between its characters; the
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -24,7 +25,7 @@ from .findings import Findings
 from .history import ROLES, Message, alternate
 from .streams import Unreadable, records
 
-__all__ = ["Dialogue", "DialogueFiles", "contamination", "read_dialogues"]
+__all__ = ["Dialogue", "DialogueFiles", "contamination", "digest_of", "read_dialogues"]
 
 Dialogue = tuple[Message, ...]
 ROWS = ("messages", "turns", "dialog", "dialogue", "conversation", "conversations")
@@ -79,7 +80,7 @@ class DialogueFiles(Sequence[Dialogue]):
     """The dialogues of files, read anew each time they are gone through, so that none stays in memory.
 
     ``held_out``: the share (by a checksum of the dialogue's first two turns) that goes to ``held``, and is left out here.
-    ``limit``: at most so many. Made by one pass that counts; ``findings`` are that pass's.
+    ``limit``: at most so many. Made by one pass that counts; ``findings`` and ``digest`` (``digest_of``) are that pass's.
     """
 
     def __init__(
@@ -94,13 +95,14 @@ class DialogueFiles(Sequence[Dialogue]):
         self.paths, self.part, self.skip_bad, self.share, self.limit = paths, part, skip_bad, held_out, limit
         self.findings = Findings()
         self.held: list[Dialogue] = []
-        self._count = 0
+        self._count, found = 0, hashlib.sha256()
         for dialogue in read_dialogues(paths, self.findings, part=part, skip_bad=skip_bad):
             if self._is_held(dialogue):
                 self.held.append(dialogue)
-            else:
+            elif limit is None or self._count < limit:
                 self._count += 1
-        self._count = self._count if limit is None else min(self._count, limit)
+                found.update(_said(dialogue))
+        self.digest = found.hexdigest()
 
     def __len__(self) -> int:
         return self._count
@@ -121,6 +123,20 @@ class DialogueFiles(Sequence[Dialogue]):
             zlib.crc32("\n".join(_key(one.text) for one in dialogue[:2]).encode("utf-8", "replace"))
             < self.share * 2**32
         )
+
+
+def digest_of(dialogues: Iterable[Dialogue]) -> str:
+    """Identifies dialogues by what is said in them, by whom, in their order; files that were counted know theirs."""
+    if isinstance(dialogues, DialogueFiles):
+        return dialogues.digest
+    found = hashlib.sha256()
+    for dialogue in dialogues:
+        found.update(_said(dialogue))
+    return found.hexdigest()
+
+
+def _said(dialogue: Dialogue) -> bytes:
+    return json.dumps([(one.role, one.text) for one in dialogue]).encode()
 
 
 def _dialogue(record: Any) -> Dialogue:

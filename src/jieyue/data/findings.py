@@ -59,6 +59,7 @@ MEANING = {
     "lines_repeated": "lines of 20 characters or more that stood before",
     "lines_cut": "lines longer than a row, cut into several",
     "longest_row_tokens": "tokens of the longest row",
+    "rows_found_again": "rows whose tokens an earlier run left in the folder",
     "rows": "training rows",
     "rows_answered": "rows that give the answer",
     "rows_abstaining": "rows that abstain",

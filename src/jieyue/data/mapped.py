@@ -2,13 +2,16 @@
 
 A folder holds ``ids.i32`` (all tokens, one after another), ``marks.u8`` (what each token belongs to), ``starts.i64`` (where
 each dialogue begins, and the end) and ``counts.json``, which is written last: without it the folder counts as unfinished.
+``keep_tokens`` finds the tokens of an earlier run again, by a digest of what they were made from.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy
 
 from jieyue.errors import InputError, message
 
-__all__ = ["ANY_TURN", "LAST_TURN", "REPLY", "MappedTokens", "open_tokens", "write_tokens"]
+__all__ = ["ANY_TURN", "LAST_TURN", "REPLY", "MappedTokens", "keep_tokens", "open_tokens", "write_tokens"]
 
 ANY_TURN, REPLY, LAST_TURN = 1, 2, 4  # bits of a mark
 _FILES = {"ids": ("ids.i32", numpy.int32), "marks": ("marks.u8", numpy.uint8), "starts": ("starts.i64", numpy.int64)}
@@ -103,3 +106,32 @@ def open_tokens(folder: str | Path) -> MappedTokens | None:
     """The tokens of a folder, or None where there are none or writing them was interrupted."""
     folder = Path(folder)
     return MappedTokens(folder) if (folder / _RECORD).is_file() else None
+
+
+def keep_tokens(
+    folder: str | Path,
+    digest: str,
+    dialogues: Iterable[tuple[numpy.ndarray, numpy.ndarray]],
+    counts: Mapping[str, int],
+) -> tuple[MappedTokens, bool]:
+    """The folder's tokens where they were made from what ``digest`` identifies (True); else they are written anew (False).
+
+    ``dialogues`` is not touched where the tokens are there. The tokens' ``counts`` are {"digest", "counts"}. Tokens made from
+    anything else, unfinished or damaged are replaced as a whole, so that another process keeps what it has open.
+    """
+    folder = Path(folder)
+    try:
+        found = open_tokens(folder)
+    except (InputError, OSError, ValueError):
+        found = None
+    if found is not None and found.counts.get("digest") == digest:
+        return found, True
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+        tokens = write_tokens(Path(aside) / "new", dialogues, {"digest": digest, "counts": counts})
+        with suppress(OSError):  # another process of the same run was first; what is open here stays readable
+            if folder.exists():
+                folder.rename(Path(aside) / "old")
+            tokens.folder.rename(folder)
+        tokens.folder = folder
+    return tokens, False

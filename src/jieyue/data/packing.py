@@ -81,6 +81,11 @@ class DialogueRows(Sequence[dict[str, numpy.ndarray]]):
         own = tokens.lengths[self.order]
         self.lengths = numpy.add.reduceat(own, self.starts[:-1]) if len(own) else own
 
+    @property
+    def digest(self) -> str | None:
+        """Identifies what the tokens were made from, where they are kept (``keep_tokens``)."""
+        return self.tokens.counts.get("digest")
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 

@@ -126,14 +126,17 @@ def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """The tokens of a ``vocab.txt``, one a line; ``InputError`` for repeated tokens or missing special ones."""
-    text = Path(path).read_text(encoding="utf-8")
+    """The tokens of a ``vocab.txt``, one a line; ``InputError`` for no such file, repeated tokens or missing special ones."""
+    expected = "one token a line, the special ones among them"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        found = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else f"{error.strerror}"
+        raise InputError(message(f"{path}", found, f"a vocab.txt: {expected}")) from error
     vocabulary = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
     missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
     if missing:
-        raise InputError(
-            message(f"{path}", f"no {', '.join(missing)}", "one token a line, the special ones among them")
-        )
+        raise InputError(message(f"{path}", f"no {', '.join(missing)}", expected))
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(token for index, token in enumerate(vocabulary) if token in vocabulary[:index])
         raise InputError(message(f"{path}", f"{repeated!r} twice", "each token once"))

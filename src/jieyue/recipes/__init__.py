@@ -46,6 +46,7 @@ class Recipe:
     ``answer(model, tokenizer, examples, settings, ...) -> answers``; ``score(answers, examples, ...) -> facts``.
     ``example(settings, rows, positions)``: a batch of the widest shape, its values without meaning, for the planner.
     ``collate(rows, tokenizer, settings)``: rows as tensors; None = padded by ``data.batch.collate``.
+    ``keeps_tokens``: ``encode`` takes a ``folder`` too, in which it leaves the tokens and finds them again.
     ``objective_of(settings)``: the objective, where settings choose among several; ``under`` puts it in its place.
     """
 
@@ -60,6 +61,7 @@ class Recipe:
     example: Callable[[Any, int, int], dict[str, Any]]
     collate: Callable[..., dict[str, Any]] | None = None
     objective_of: Callable[[Any], Callable[..., Any]] | None = None
+    keeps_tokens: bool = False
 
     def under(self, settings: Any) -> Self:
         """The recipe as it is under these settings."""

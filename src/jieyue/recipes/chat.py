@@ -12,6 +12,8 @@ oldest turns, by the same code that serves (data/history.py).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -27,11 +29,12 @@ import numpy
 import torch
 from torch import Tensor
 
+from jieyue import __version__
 from jieyue.data.batch import IGNORED, collate
-from jieyue.data.dialogues import Dialogue, DialogueFiles
+from jieyue.data.dialogues import Dialogue, DialogueFiles, digest_of
 from jieyue.data.findings import Findings
 from jieyue.data.history import ENDED, TURNS, Message, encode_talks, fit_history, template_for
-from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, write_tokens
+from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, keep_tokens, write_tokens
 from jieyue.data.packing import LOSS_ON, DialogueRows, next_labels
 from jieyue.decoding.sampling import Sampler, Sampling
 from jieyue.decoding.search import greedy, sample
@@ -82,21 +85,41 @@ def read(paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False) ->
     return files, files.findings
 
 
-def encode(dialogues: Sequence[Dialogue], tokenizer: Any, settings: ChatSettings) -> tuple[DialogueRows, Counter[str]]:
-    """Training rows over tokens in files of the system's temporary folder, which go when the rows go.
+def encode(
+    dialogues: Sequence[Dialogue], tokenizer: Any, settings: ChatSettings, folder: Path | None = None
+) -> tuple[DialogueRows, Counter[str]]:
+    """Training rows over tokens in files: in ``folder``, where they are found again, or in a temporary one that goes with the rows.
 
     A row: ``input_ids``, ``labels`` (the next token where it is asked for, else -100) and, packed, ``position_ids``.
-    Memory: a few hundred dialogues, whatever their number. The counts say what was dropped and cut.
+    Memory: a few hundred dialogues, whatever their number. The counts say what was dropped and cut. Tokens in ``folder`` that
+    were made from other dialogues, by another tokenizer or for other settings are made anew.
     """
-    counts = Counter[str]()
-    folder = tempfile.mkdtemp(prefix="jieyue-tokens-")
-    tokens = write_tokens(folder, _tokenised(dialogues, tokenizer, settings, counts), {})
+    counts, is_known = Counter[str](), False
+    made = _tokenised(dialogues, tokenizer, settings, counts)
+    if folder is None:
+        place = tempfile.mkdtemp(prefix="jieyue-tokens-")
+        tokens = write_tokens(place, made, {})
+    else:
+        tokens, is_known = keep_tokens(folder, _digest(dialogues, tokenizer, settings), made, counts)
+        counts = Counter(tokens.counts["counts"])
     rows = DialogueRows(tokens, settings.loss_on, settings.row_tokens)
-    weakref.finalize(rows, shutil.rmtree, folder, ignore_errors=True)
+    if folder is None:
+        weakref.finalize(rows, shutil.rmtree, place, ignore_errors=True)
     counts["rows"] = len(rows)
+    counts["rows_found_again"] = len(rows) * is_known
     counts["tokens"] = int(tokens.lengths.sum())
     counts["longest_row_tokens"] = int(rows.lengths.max()) if len(rows) else 0
     return rows, counts
+
+
+def _digest(dialogues: Sequence[Dialogue], tokenizer: Any, settings: ChatSettings) -> str:
+    """Identifies what tokens are made from: the dialogues, the tokenizer with its template, settings, our version."""
+    inner = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
+    if inner is not None:
+        inner |= {"truncation": None, "padding": None}  # what calls set for themselves
+    own = [inner, template_for(tokenizer), tokenizer.special_tokens_map]
+    said = [digest_of(dialogues), own, settings.max_tokens, settings.loss_on, __version__]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _tokenised(
@@ -273,6 +296,7 @@ RECIPE = Recipe(
     settings=ChatSettings,
     read=read,
     encode=encode,
+    keeps_tokens=True,
     objective=objective,
     answer=answer,
     score=score,

@@ -97,7 +97,7 @@ def train(
     """
     job, folder, allowed, clock = task(recipe), Path(out), Budget.parse(budget), _Clock()
     watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
-    prepared = prepare(job, materials, course)
+    prepared = prepare(job, materials, course, folder)
     clock.lap("reading and encoding the data")
     _say_data(watch, prepared)
     planned = plan_for(prepared, allowed, course.effective_batch, course.checkpointing)

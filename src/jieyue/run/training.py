@@ -30,6 +30,7 @@ from .watch import SILENT, Watch
 
 __all__ = ["Trained", "fit", "prepare", "store"]
 
+TOKENS = "tokens"  # what a recipe that keeps its tokens leaves of them
 RESOLVED = "training.json"  # the resolved settings of a run, for --resume
 CURVE_POINTS = 8
 
@@ -44,8 +45,11 @@ class Trained:
     facts: dict[str, Any]
 
 
-def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
-    """Reads, checks and encodes; no weight is allocated."""
+def prepare(task: Task, materials: Materials, course: Course, folder: Path | None = None) -> Prepared:
+    """Reads, checks and encodes; no weight is allocated.
+
+    ``folder``: the run's, where a recipe that keeps its tokens finds them again.
+    """
     seed = course.seed
     sources = task.open_sources(materials, seed)
     wanted = task.resolved(materials.settings or task.settings(materials, seed), sources.train)
@@ -64,10 +68,11 @@ def prepare(task: Task, materials: Materials, course: Course) -> Prepared:
     settings = wanted.fitted(source.positions)
     rows: list[dict[str, Any]] = []
     stages: list[Stage] = []
+    kept = {"folder": folder / TOKENS} if recipe.keeps_tokens and folder is not None else {}
     counts: Mapping[str, int] = {}
     for until, examples in task.stages(course, source.is_preset, sources.train):
         # the last stage's counts stay: all examples, uncut
-        own, counts = recipe.encode(examples, source.tokenizer, settings)
+        own, counts = recipe.encode(examples, source.tokenizer, settings, **kept)
         if not own:
             raise InputError(f"{sources.name}: encoding gave no training row; counted {dict(counts)}")
         stages.append(Stage(until, len(rows), len(rows) + len(own)))
@@ -206,6 +211,7 @@ def _resolve(path: Path, course: Course, prepared: Prepared, steps: int, resume:
     """Writes what was decided, or compares it with what the interrupted run had decided."""
     values = {"version": __version__, "model": prepared.model.name, "data": prepared.sources.name, "steps": steps}
     values |= {"course": course.to_dict(), "settings": prepared.settings.to_dict(), "rows": len(prepared.rows)}
+    values |= {"tokens": getattr(prepared.rows, "digest", None)}  # of what they were made from, where they are kept
     values = json.loads(json.dumps(values))
     if not resume:
         write_whole(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")

@@ -1,0 +1,130 @@
+"""Runs of every recipe that Ctrl-C stops in the middle of an update and ``resume`` finishes: the same bits as one run."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_cli import jieyue
+
+from jieyue.budget import Plan
+from jieyue.errors import InputError
+from jieyue.hf.interrupts import Interrupted
+from jieyue.recipes.chat import ChatSettings
+from jieyue.recipes.classify import ClassifySettings
+from jieyue.recipes.mlm import MaskSettings
+from jieyue.recipes.read import ReadSettings
+from jieyue.recipes.title import TitleSettings
+from jieyue.run import jobs
+from jieyue.run.tasks import task
+from jieyue.run.training import fit, prepare
+from jieyue.run.values import Course, Materials
+
+COURSE = Course(steps=5, effective_batch=4, save_steps=2, curriculum="none", warmup_steps=1)
+RECIPES = {
+    "read": {
+        "model": "tiny",
+        "settings": ReadSettings(answer_slots=4, question_tokens=12, window_tokens=32, overlap_tokens=8),
+    },
+    "title": {"model": "bert-tiny", "settings": TitleSettings(source_tokens=24, title_tokens=8)},
+    "classify": {"model": "bert-tiny", "settings": ClassifySettings(max_tokens=24)},
+    "mlm": {"model": "albert-tiny", "settings": MaskSettings(max_tokens=24)},
+    "chat": {"model": "tiny", "settings": ChatSettings(max_tokens=24, row_tokens=24)},
+}
+
+
+@pytest.fixture(autouse=True)
+def terminal():
+    """Ctrl-C as at a terminal: a process started in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted(objective, at):
+    """The objective, and Ctrl-C in its call number ``at``: between the passes of one update."""
+    calls = []
+
+    def run(model, batch):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(model, batch)
+
+    return run
+
+
+def trained(name, folder, *, resume=False, at=None, **materials):
+    """The weights after ``COURSE`` in micro-batches of two, so that an update is two calls."""
+    given = Materials(**(RECIPES[name] | {"limit": 60} | materials))
+    prepared = prepare(task(name), given, COURSE, folder)
+    prepared = replace(prepared, task=replace(prepared.task, curve=None))
+    planned = SimpleNamespace(plan=Plan(effective_batch=COURSE.effective_batch, micro_batch=2))
+    if at is not None:
+        prepared = replace(prepared, objective=interrupted(prepared.objective, at))
+    return fit(prepared, planned, COURSE, folder, resume=resume).trainer.model.state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "name", ["classify", "mlm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("read", "title", "chat"))]
+)
+def test_resumed_is_the_whole_run(name, tmp_path):
+    whole = trained(name, tmp_path / "whole")
+    with pytest.raises(Interrupted) as stopped:
+        trained(name, tmp_path / "run", at=8)
+    assert stopped.value.checkpoint == tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    assert same(whole, trained(name, tmp_path / "run", resume=True))
+
+
+def test_the_alarm_rings(tmp_path):
+    """The broken twin: the state of the random numbers is not restored, so dropout is another."""
+    whole = trained("mlm", tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        trained("mlm", tmp_path / "run", at=8)
+    (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
+    assert not same(whole, trained("mlm", tmp_path / "run", resume=True))
+
+
+@pytest.mark.parametrize("name", ["classify", pytest.param("mlm", marks=pytest.mark.slow)])
+def test_ctrl_c_on_the_command_line(name, tmp_path, monkeypatch):
+    """Exit code 130 and what to do; ``--resume`` goes on, without it the run starts anew."""
+    flags = ["train", name, "--model", "bert-tiny", "--limit", "60", "--max-tokens", "24", "--effective-batch", "4"]
+    flags += ["--steps", "4", "--budget", "3GiB", "--out", tmp_path / "run"]
+    if name == "mlm":
+        flags += ["--pseudo-rows", "1"]
+    monkeypatch.setattr(
+        jobs, "savings", lambda *_: [{"setting": "s", "exact": True, "peak_bytes": 1, "seconds": 1.0, "how": ""}]
+    )
+    with monkeypatch.context() as patch:
+        own = jobs.fit
+        patch.setattr(jobs, "fit", lambda p, *a, **k: own(replace(p, objective=interrupted(p.objective, 3)), *a, **k))
+        stopped = jieyue(*flags)
+    assert stopped.returncode == 130 and "--resume goes on from there" in " ".join(stopped.stdout.split()), (
+        stopped.stderr
+    )
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    other = jieyue(*flags, "--seed", "1", "--resume")
+    assert other.returncode == 2 and "expected the same" in other.stderr
+    done = jieyue(*flags, "--resume")
+    assert done.returncode == 0 and (tmp_path / "run" / "model.safetensors").is_file(), done.stderr
+
+
+def test_a_dialogue_run_goes_on_with_its_own_tokens_alone(tmp_path, monkeypatch):
+    """Resumed on the same file, nothing is tokenised again; on one that changed, it is refused, though it has as many rows."""
+    file, folder = tmp_path / "talks.jsonl", tmp_path / "run"
+    file.write_text("\n".join(json.dumps([f"q {n}", f"a {n}"]) for n in range(400)), encoding="utf-8")
+    with pytest.raises(Interrupted):
+        trained("chat", folder, data=[file], at=5)
+    with monkeypatch.context() as patch:
+        patch.setattr("jieyue.recipes.chat.encode_talks", None)
+        assert trained("chat", folder, data=[file], resume=True)
+    file.write_text(file.read_text(encoding="utf-8").replace("a 7", "a 8"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"resume: tokens is '\w{16}', but the interrupted run had '\w{16}'"):
+        trained("chat", folder, data=[file], resume=True)
