@@ -425,6 +425,7 @@ PICTURES = [
     Picture.bars("bars", {"中文 name": Estimate(0.7, 0.6, 0.8), "b": -0.1, "c": math.nan}, value=("share", "share")),
     Picture.bars("groups", {"s": {"a": 3, "b": 2}, "t": {"b": 1}}, log="y", value=("time", "seconds")),
     Picture.bars("stack", {"s": {"a": 3, "b": 2}, "t": {"a": 1}}, stacked=True, rules={"budget": 4}),
+    Picture.waterfall("waterfall", {"first": ("predicted", 4), "second": ("measured", 1), "third": ("measured", 2)}),
     Picture.histogram("histogram", {"right": [1, 2, 2.5], "wrong": [0, 9]}, bins=3),
     Picture.lines("nothing", {}),
     Picture.bars("no bars", {}),
@@ -460,6 +461,19 @@ def test_pictures_keep_every_point():
     path = next(p for p in svg(PICTURES[1], width=720, prefix="q").iter("path") if p.get("class") == "k-s1")
     xs = [float(x) for x in re.findall(r"[ML] ([\d.]+)", path.get("d"))]
     assert len(xs) == 3 and xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.05)  # equal steps on a logarithmic axis
+
+
+def test_a_waterfall_says_each_kind_and_each_change():
+    steps = {"first": ("predicted", 4.0), "second": ("measured", 1.0), "third": ("measured", 2.0)}
+    picture = Picture.waterfall("any", steps)
+    assert picture.summary() == "measured: second 1, third 2; predicted: first 4"
+    root = svg(picture, width=720, prefix="q")
+    words = [element.text for element in root.iter("text")]
+    assert {"4", "1 (−75 %)", "2 (+100 %)"} <= set(words)
+    pale = [path for path in root.iter("path") if path.get("opacity") == "0.25"]
+    assert len(pale) == 1  # what the second took away; the third took nothing
+    turned = Picture.waterfall("any", dict(reversed(steps.items())))
+    assert [series.name for series in turned.series] == ["measured", "predicted"]  # and so their colours
 
 
 def test_drawing_is_the_same_every_time_and_ids_are_apart():

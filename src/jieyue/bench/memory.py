@@ -10,101 +10,21 @@ Approximate rows come last and say so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jieyue.errors import InputError, message
 from jieyue.machine import describe
-from jieyue.planning.measurement import Measured, measure_alone
+from jieyue.planning.measurement import measure_alone
 from jieyue.planning.prediction import predict
 from jieyue.planning.setting import Setting
 from jieyue.planning.subject import Subject
-from jieyue.report import Picture, Report
+from jieyue.report import Report
 from jieyue.run.any_model import open_subject
+from jieyue.run.waterfall import Step, Waterfall
 
-__all__ = ["Step", "Waterfall", "bench_memory", "measure_waterfall", "steps_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One row: what was added, the setting it leads to, the predicted peak, what was measured (None: beyond the limit)."""
-
-    added: str
-    setting: Setting
-    predicted_bytes: int
-    measured: Measured | None = None
-
-    @property
-    def peak_bytes(self) -> int:
-        """Measured where it was run, else predicted."""
-        return self.predicted_bytes if self.measured is None else self.measured.peak_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waterfall:
-    """``steps`` in the order in which they were added; ``tokens``: of one update."""
-
-    name: str
-    subject: Subject
-    effective_batch: int
-    steps: tuple[Step, ...]
-
-    @property
-    def tokens(self) -> int:
-        return self.effective_batch * self.subject.positions
-
-    def report(self) -> Report:
-        report = Report(f"Memory, saving by saving · {self.name}")
-        self.tell(report)
-        machine = report.section("Machine")
-        for what, value in describe().items():
-            machine.fact(what, value, "bytes" if what.endswith("_bytes") else "")
-        return report
-
-    def tell(self, report: Report) -> None:
-        """The section of any report: a table and two pictures."""
-        section = report.section("Waterfall")
-        how = f"{self.subject.head}, fresh weights; rows of {self.subject.positions} tokens"
-        section.fact("rows of an update", self.effective_batch, how=how)
-        columns: list[Any] = [
-            "added", ("peak", "bytes"), ("change", "bytes"), ("process", "bytes"), ("predicted", "bytes"), "tokens/s",
-            "change of tokens/s", "update", "how",
-        ]  # fmt: skip
-        section.table(columns, self._cells(), title="Each row keeps what those above it do", note=_NOTE)
-        peaks = {step.added: step.peak_bytes for step in self.steps}
-        section.picture(Picture.bars("Peak of one update", peaks, value=("memory", "bytes")))
-        rates = {
-            step.added: self._rate(step) for step in self.steps if step.measured is not None and step.measured.seconds
-        }
-        if rates:
-            section.picture(Picture.bars("Tokens per second", rates, value="tokens/s"))
-
-    def _cells(self) -> list[list[Any]]:
-        cells: list[list[Any]] = []
-        before: Step | None = None
-        for step in self.steps:
-            rate = self._rate(step)
-            earlier = None if before is None else self._rate(before)
-            cells.append(
-                [
-                    step.added,
-                    step.peak_bytes,
-                    None if before is None else step.peak_bytes - before.peak_bytes,
-                    None if step.measured is None else step.measured.process_bytes,
-                    step.predicted_bytes,
-                    None if rate is None else round(rate, 1),
-                    None if rate is None or earlier is None else f"{rate / earlier - 1:+.0%}",
-                    "exact" if step.setting.exact else "approximate",
-                    "predicted; beyond the limit, so not run" if step.measured is None else "measured",
-                ]
-            )
-            before = step
-        return cells
-
-    def _rate(self, step: Step) -> float | None:
-        seconds = None if step.measured is None else step.measured.seconds
-        return None if seconds is None else self.tokens / seconds
+__all__ = ["bench_memory", "measure_waterfall", "steps_of"]
 
 
 _NOTE = (
@@ -143,8 +63,8 @@ def measure_waterfall(
     steps: Sequence[tuple[str, Setting]],
     effective_batch: int,
     *,
-    name: str = "a model",
     largest_bytes: int = 12 * 2**30,
+    timed: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Waterfall:
     """Runs every step whose predicted peak is at most ``largest_bytes``, one after another; the others are predicted only."""
@@ -156,11 +76,15 @@ def measure_waterfall(
             micro_batch=setting.micro_batch,
             checkpointing=setting.checkpointing,
         )
-        fits = cost.peak_bytes <= largest_bytes
-        say(f"{added}: {'measuring' if fits else 'predicted beyond the limit, not run'}")
-        measured = measure_alone(subject, setting, effective_batch) if fits else None
-        found.append(Step(added=added, setting=setting, predicted_bytes=cost.peak_bytes, measured=measured))
-    return Waterfall(name=name, subject=subject, effective_batch=effective_batch, steps=tuple(found))
+        step = Step(added=added, update="exact" if setting.exact else "approximate", predicted_bytes=cost.peak_bytes)
+        if cost.peak_bytes > largest_bytes:
+            say(f"{added}: predicted beyond the limit, not run")
+            found.append(replace(step, how="beyond the limit, not run"))
+            continue
+        say(f"{added}: measuring")
+        own = measure_alone(subject, setting, effective_batch, timed=timed)
+        found.append(replace(step, measured_bytes=own.peak_bytes, process_bytes=own.process_bytes, seconds=own.seconds))
+    return Waterfall(steps=tuple(found), effective_batch=effective_batch, positions=subject.positions)
 
 
 def bench_memory(
@@ -173,8 +97,14 @@ def bench_memory(
     attention: str | None = None,
     approximate: bool = True,
     say: Callable[[str], None] = lambda line: None,
-) -> Waterfall:
+) -> Report:
     """The waterfall of a preset, a folder or a hub name (``run.any_model.open_subject``). Cost: some seconds a row and more."""
     subject, _ = open_subject(model, length=length, data=data)
     steps = steps_of(subject, effective_batch, micro_batch, attention=attention, approximate=approximate)
-    return measure_waterfall(subject, steps, effective_batch, name=model, say=say)
+    report = Report(f"Memory, saving by saving · {model}")
+    found = measure_waterfall(subject, steps, effective_batch, say=say)
+    found.tell(report, what=f"{subject.head}, fresh weights; ", note=_NOTE)
+    machine = report.section("Machine")
+    for name, value in describe().items():
+        machine.fact(name, value, "bytes" if name.endswith("_bytes") else "")
+    return report

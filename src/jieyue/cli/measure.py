@@ -85,7 +85,7 @@ def bench_memory(
     from jieyue.bench.memory import bench_memory as measure
 
     door = Door(as_json)
-    found = measure(
+    report = measure(
         model,
         effective_batch=effective_batch,
         micro_batch=micro_batch,
@@ -95,7 +95,7 @@ def bench_memory(
         approximate=approximate,
         say=door.say,
     )
-    show(door, found.report(), out=out, name="memory")
+    show(door, report, out=out, name="memory")
 
 
 @_verify.command("activation")

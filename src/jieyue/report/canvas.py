@@ -60,6 +60,7 @@ class Canvas:
             "scatter": self._curves,
             "bar": self._bars,
             "stack": self._bars,
+            "waterfall": self._waterfall,
             "histogram": self._histogram,
         }
         draw[self.picture.form](axes)
@@ -90,7 +91,7 @@ class Canvas:
         if self._blank():
             return 64 + self._title_height()
         extra = (self._title_height() + 8 if self.titled else 0) + self._legend_height()
-        if self.picture.form not in ("bar", "stack"):
+        if self.picture.form not in ("bar", "stack", "waterfall"):
             return (330 if self.width > _NARROW else 240) + extra
         names = len(self.picture.series[0].x) if self.picture.series else 1
         beside = len(self.picture.series) if self.picture.form == "bar" else 1
@@ -249,13 +250,41 @@ class Canvas:
         if stacked:
             self._totals(axes, starts, 0.14 if narrow else 0.0)
             ends += starts
-        self._names(axes, names, narrow)
+        self._around_bars(axes, ends)
+
+    def _waterfall(self, axes: Axes) -> None:
+        """A bar a step; pale on its end what the step took away, and beside it the value and its change in per cent."""
+        narrow, before, ends = self.width <= _NARROW, math.nan, [0.0]
+        thick, shift = (0.44, 0.14) if narrow else (0.62, 0.0)
+        for row in range(len(self.picture.series[0].y)):
+            number = next((n for n, s in enumerate(self.picture.series) if math.isfinite(s.y[row])), None)
+            if number is None:
+                continue
+            value, place, (colour, _, _) = self.picture.series[number].y[row], row + shift, self._style(number)
+            axes.barh(place, value, height=thick, facecolor=colour, linewidth=0, label=f"{number}")
+            end, change = max(value, before) if before == before else value, ""
+            if end > value:
+                axes.barh(place, end - value, left=value, height=thick, facecolor=colour, alpha=0.25, linewidth=0)
+            if before > 0:
+                change = f" ({(value / before - 1) * 100:+.0f} %)".replace("-", "−")
+            text = axes.annotate(
+                "", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=self.text_points - 1
+            )
+            self._label(text, format_value(value, self.picture.y.unit) + change, "ink")
+            before = value
+            ends.append(end)
+        self._around_bars(axes, ends, room=0.3 if narrow else 0.2)
+
+    def _around_bars(self, axes: Axes, ends: list[float], room: float = 0.16) -> None:
+        """Names, ticks and rules; ``room``: for the values at the bars' ends, as a share of how far these reach."""
+        picture, names = self.picture, [str(x) for x in self.picture.series[0].x]
+        self._names(axes, names, self.width <= _NARROW)
         self._ticks(axes, "x", picture.y, ends + [value for _, value in picture.rules])
         axes.set_ylim(len(names) - 0.45, -0.55)
-        if not picture.y.log:  # room for the values at the bars' ends
-            room = 0.16 * (max(ends) - min(ends) or 1.0)
+        if not picture.y.log:
+            beyond = room * (max(ends) - min(ends) or 1.0)
             low, high = axes.get_xlim()
-            axes.set_xlim(min(low, min(ends) - room) if min(ends) < 0 else 0, max(high, max(ends) + room))
+            axes.set_xlim(min(low, min(ends) - beyond) if min(ends) < 0 else 0, max(high, max(ends) + beyond))
         for name, value in picture.rules:
             axes.axvline(value, color=self.colours["ink"], linewidth=1, linestyle=(0, (4, 3)))
             text = axes.annotate(

@@ -1,8 +1,8 @@
 """A picture as data: what is drawn stays a value, is kept in report.json, and is drawn anew wherever it is shown.
 
 Forms: ``line`` (curves; low and high give a band), ``scatter``, ``bar`` (horizontal, one or more series over the same
-names), ``stack`` (bars laid end to end: parts of a whole), ``histogram``. Any axis may be logarithmic; a log-log
-picture has both. Nothing here draws: see ``drawing``.
+names), ``stack`` (bars laid end to end: parts of a whole), ``waterfall`` (bars, each with what it is below the one before),
+``histogram``. Any axis may be logarithmic; a log-log picture has both. Nothing here draws: see ``drawing``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .amounts import Estimate, format_value, number, plain_text
 
 __all__ = ["Axis", "Picture", "Series"]
 
-FORMS = ("line", "scatter", "bar", "stack", "histogram")
+FORMS = ("line", "scatter", "bar", "stack", "waterfall", "histogram")
 Values = Sequence[Any] | Mapping[Any, Any]
 
 
@@ -64,8 +64,8 @@ class Series:
 class Picture:
     """Series on two axes. ``rules`` are labelled straight lines across the values: a budget, a baseline.
 
-    Make one with ``Picture.lines``, ``.points``, ``.bars`` or ``.histogram``. ``save(path)`` writes .svg (follows light
-    and dark mode) or .png.
+    Make one with ``Picture.lines``, ``.points``, ``.bars``, ``.waterfall`` or ``.histogram``. ``save(path)`` writes .svg
+    (follows light and dark mode) or .png.
     """
 
     title: str
@@ -160,6 +160,26 @@ class Picture:
         )
 
     @classmethod
+    def waterfall(
+        cls,
+        title: str,
+        steps: Mapping[str, tuple[str, float]],
+        *,
+        value: str | tuple[str, str] | Axis = "",
+        rules: Mapping[str, float] | None = None,
+        note: str = "",
+    ) -> Picture:
+        """``{step: (kind, number)}``, one step after another: a bar a step, coloured by its kind, pale where the step took away.
+
+        Kinds are what the legend tells apart, such as "measured" and "predicted".
+        """
+        kinds = sorted({kind for kind, _ in steps.values()})  # one kind, one colour, whichever comes first
+        found = {kind: {step: y for step, (own, y) in steps.items() if own == kind} for kind in kinds}
+        ordered = {kind: {step: values.get(step, math.nan) for step in steps} for kind, values in found.items()}
+        made = cls.bars(title, ordered, value=value, rules=rules, note=note)
+        return replace(made, form="waterfall")
+
+    @classmethod
     def histogram(
         cls,
         title: str,
@@ -207,7 +227,7 @@ class Picture:
     def _sentence(self, series: Series) -> str:
         name = f"{series.name}: " if series.name else ""
         unit = self.y.unit
-        if self.form in ("bar", "stack"):
+        if self.form in ("bar", "stack", "waterfall"):
             shown = [
                 f"{x} {format_value(y, unit)}" for x, y in zip(series.x, series.y, strict=True) if not math.isnan(y)
             ]
