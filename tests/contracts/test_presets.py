@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jieyue.errors import InputError
+from jieyue.hf.classic_presets import build_classic
 from jieyue.hf.presets import PRESETS, STARTS, build, preset_config, start_weights
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 
@@ -63,6 +64,34 @@ def test_the_orthogonal_start_copies(tokenizer):
     """The broken twin is the normal start, which at first has no idea of copying."""
     orthogonal, normal = (copying(build("tiny", tokenizer, start=start), tokenizer) for start in STARTS)
     assert orthogonal > 0.1 and abs(normal) < 0.03
+
+
+def classic_attentions(model):
+    """(query, key, value, output projection) of every attention of an ALBERT or a BERT."""
+    own = [one for one in model.modules() if hasattr(one, "query") and hasattr(one, "dense")]
+    others = [one for one in model.modules() if hasattr(getattr(one, "self", None), "query")]
+    return [(one.query, one.key, one.value, one.dense) for one in own] + [
+        (one.self.query, one.self.key, one.self.value, one.output.dense) for one in others
+    ]
+
+
+@pytest.mark.parametrize(("name", "attentions"), [("albert-tiny", 1), ("bert-tiny", 4)])
+def test_the_classic_ones_start_likewise(name, attentions, tokenizer):
+    """The orthogonal start is their own too; with the normal one nothing holds of it. The same seed gives the same weights."""
+    copying, again, normal = (
+        build_classic(name, tokenizer, start=start) for start in ("orthogonal-copy", None, "normal")
+    )
+    assert all(torch.equal(one, other) for one, other in zip(copying.parameters(), again.parameters(), strict=True))
+    assert len(classic_attentions(copying)) == attentions
+    for model, holds in ((copying, True), (normal, False)):
+        for query, key, value, output in classic_attentions(model):
+            product = output.weight @ value.weight
+            assert torch.allclose(product, torch.eye(len(product)) / 4, atol=1e-5) is holds
+            assert torch.equal(query.weight, key.weight) is holds
+        head = [one for at, one in model.named_modules() if at.endswith(("predictions.dense", "transform.dense"))]
+        assert [torch.equal(one.weight, torch.eye(128)) for one in head] == [holds]
+    with pytest.raises(InputError, match="orthogonal-copy, normal"):
+        build_classic(name, tokenizer, start="zeros")
 
 
 def test_saved_model_is_plain(tokenizer, tmp_path):

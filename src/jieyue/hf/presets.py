@@ -25,7 +25,7 @@ from jieyue.errors import InputError, message
 
 from .loading import model_from_config
 
-__all__ = ["PRESETS", "STARTS", "build", "preset_config", "start_weights"]
+__all__ = ["PRESETS", "STARTS", "build", "preset_config", "start_copying", "start_weights"]
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192},
@@ -108,13 +108,31 @@ def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
         found = f"{len(layers)} layers with v_proj and o_proj" + (" of other shapes" if layers else "")
         raise InputError(message(f"start={start!r}", found, "value and output projections of transposed shapes"))
     for layer in layers:
-        value = layer.v_proj.weight
-        q = torch.empty(value.shape, dtype=torch.float32)
-        nn.init.orthogonal_(q, generator=generator)
-        value.copy_(GAIN * q)
-        layer.o_proj.weight.copy_(GAIN * q.T)
         query, key = getattr(layer, "q_proj", None), getattr(layer, "k_proj", None)
-        if query is not None and key is not None and query.weight.shape == key.weight.shape == value.shape:
-            nn.init.orthogonal_(q, generator=generator)
-            query.weight.copy_(MATCH * q)
-            key.weight.copy_(MATCH * q)
+        alike = query is not None and key is not None
+        alike = alike and query.weight.shape == key.weight.shape == layer.v_proj.weight.shape
+        near = (query, key) if alike else ()
+        start_copying(layer.v_proj, layer.o_proj, *near, generator=generator)
+
+
+@torch.no_grad()
+def start_copying(
+    value: nn.Linear,
+    output: nn.Linear,
+    query: nn.Linear | None = None,
+    key: nn.Linear | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> None:
+    """One attention's projections as ``"orthogonal-copy"`` has them; query and key stay as they are where they are not given.
+
+    The weights of value and output are of transposed shapes, those of query and key of value's. ``generator``: None = torch's.
+    """
+    q = torch.empty(value.weight.shape, dtype=torch.float32)
+    nn.init.orthogonal_(q, generator=generator)
+    value.weight.copy_(GAIN * q)
+    output.weight.copy_(GAIN * q.T)
+    if query is not None and key is not None:
+        nn.init.orthogonal_(q, generator=generator)
+        query.weight.copy_(MATCH * q)
+        key.weight.copy_(MATCH * q)

@@ -83,7 +83,7 @@ def open_model(
         _same_labels(name, settled, entries)
     for key, value in entries.items():
         setattr(settled, key, value)
-    make = partial(_loaded, name, head, permitted, settled)
+    make = partial(_loaded, name, head, permitted, settled, seed)
     is_new = permitted and before != head
     return _source(materials, head, tokenizer, settled, make, False, "new" if is_new else "the checkpoint's")
 
@@ -125,8 +125,11 @@ def _source(
     )
 
 
-def _loaded(name: str, head: str, new_head: bool, config: Any) -> Any:
-    return load_model(name, head, new_head=new_head, config=copy.deepcopy(config))
+def _loaded(name: str, head: str, new_head: bool, config: Any, seed: int) -> Any:
+    """The checkpoint's weights; a head that starts anew is drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_model(name, head, new_head=new_head, config=copy.deepcopy(config))
 
 
 def _unshared(groups: int, model: Any, **options: Any) -> Any:
