@@ -57,7 +57,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("claim", [TIE, pytest.param(GAIN, marks=pytest.mark.slow)])
 def test_a_cell_is_trained(claim, tmp_path):
     cell = Cell(claim.key, {**claim.cells("minutes", (0, 1))[0].settings, **SIZES}, 0)
     found = claim.measure(cell, Place(tmp_path / "cell", None, 1))
