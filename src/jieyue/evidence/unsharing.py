@@ -47,12 +47,12 @@ SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("minutes", "classify"): {"questions": 20_000, "updates": 80, "judged": 300, "tokens": 64},
     ("minutes", "read"): {"questions": 20_000, "updates": 200, "judged": 240, **READING},
     ("hour", "classify"): {"data": SENTIMENT, "updates": 320, "judged": 1000, "tokens": 64},
-    ("hour", "read"): {"questions": 60_000, "updates": 600, "judged": 400, **READING},
+    ("hour", "read"): {"questions": 60_000, "updates": 560, "judged": 400, **READING},
 }
 RATE = 1e-3
 PRETRAINING: dict[Scale, dict[str, Any]] = {
     "minutes": {"updates": 200, "tokens": 64, "rate": 2e-3},
-    "hour": {"updates": 400, "tokens": 64, "rate": 2e-3},
+    "hour": {"updates": 240, "tokens": 64, "rate": 2e-3},
 }
 
 
