@@ -109,9 +109,9 @@ def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
         raise InputError(message(f"start={start!r}", found, "value and output projections of transposed shapes"))
     for layer in layers:
         query, key = getattr(layer, "q_proj", None), getattr(layer, "k_proj", None)
-        alike = query is not None and key is not None
-        alike = alike and query.weight.shape == key.weight.shape == layer.v_proj.weight.shape
-        near = (query, key) if alike else ()
+        near: tuple[Any, ...] = ()
+        if query is not None and key is not None:
+            near = (query, key) if query.weight.shape == key.weight.shape == layer.v_proj.weight.shape else ()
         start_copying(layer.v_proj, layer.o_proj, *near, generator=generator)
 
 
