@@ -189,7 +189,7 @@ def _judge(results: Pairs, decided: Callable[[Pairs], Mapping[str, Estimate]], b
     constant = mean(_of(results, "shared", "constant")).value
     curves = {way: _curve(results, way) for way in WAYS}
     picture = Picture.lines(
-        "Score on held-out examples, mean over seeds", curves, x="update", y=("score", "share"),
+        "Score while training, mean over seeds", curves, x="update", y=("score", "share"),
         rules={"one answer to everything": constant},
     )  # fmt: skip
     best = max((mean(_of(results, way, "score")) for way in ("shared", "unshared")), key=lambda one: one.low)
