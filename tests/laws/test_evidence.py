@@ -215,3 +215,13 @@ def test_pages_are_made_from_the_cells_alone(tmp_path):
     assert html == {"reproduction.html", "reproduction.json", "reproduction.md"}
     text = (tmp_path / "out" / "reproduction.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "<script" not in text
+
+
+def test_cells_of_an_earlier_version_are_not_published(tmp_path):
+    outcomes = measure(choose(["gelu-constants"]), "minutes", [0, 1], tmp_path / "out", command="jieyue reproduce 6")
+    publish(outcomes, tmp_path / "docs")
+    (path,) = (tmp_path / "docs" / "results" / "minutes").iterdir()
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    older = [{**line, "version": line["version"] - 1} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older), encoding="utf-8")
+    assert published(tmp_path / "docs") == []

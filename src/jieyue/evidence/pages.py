@@ -7,6 +7,7 @@ made from all cells that lie there, of this run and of earlier ones.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,14 +42,16 @@ def publish(outcomes: Sequence[Outcome], docs: Path) -> list[Path]:
 
 
 def published(docs: Path) -> list[Outcome]:
-    """Every claim at every scale of which ``docs/results`` holds cells, in the articles' order."""
+    """Every claim at every scale of which ``docs/results`` holds cells of its version, in the articles' order."""
     found = []
     for claim in choose():
         for scale in SCALES:
             path = _cells_path(docs, scale, claim)
             if path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines()
-                found.append(Outcome(claim, scale, [parse(line, str(path)) for line in lines if line.strip()]))
+                current = [line for line in lines if line.strip() and json.loads(line).get("version") == claim.version]
+                if current:
+                    found.append(Outcome(claim, scale, [parse(line, str(path)) for line in current]))
     return found
 
 
