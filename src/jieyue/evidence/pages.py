@@ -149,12 +149,16 @@ def _write_markdown(report: Report, folder: Path) -> Path:
     """Markdown in which every section's pictures follow it, drawn into ``folder/reproduction``."""
     head, *_ = Report(report.title, about=report.about).markdown().split("\n\n")
     parts = [head.strip(), "Written by `jieyue reproduce`; not by hand."]
+    drawn = set()
     for number, section in enumerate(report.sections):
         _, _, text = Report(section.title, sections=[section]).markdown().partition("\n\n")
         parts.append(text.rstrip())
         for place, item in enumerate(item for item in section.items if isinstance(item, Picture)):
             file = item.save(folder / NAME / f"{number}-{place}.svg")
             parts.append(f"![{item.title}]({NAME}/{file.name})")
+            drawn.add(file)
+    for old in set((folder / NAME).glob("[0-9]*-[0-9]*.svg")) - drawn:  # of sections that are elsewhere now
+        old.unlink()
     return write_whole(folder / f"{NAME}.md", "\n\n".join(parts) + "\n")
 
 
