@@ -6,11 +6,14 @@ import random
 import numpy
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SEED = 20190708
+settings.register_profile("jieyue", deadline=None)  # a time limit would fail on a busy machine
+settings.load_profile("jieyue")
 
 
 def pytest_addoption(parser):

@@ -56,7 +56,7 @@ def test_dropout(text):
     check("fused", (2, 2, 1, 37, 37, 8, 8), parse(text), torch.float32, dropout=0.3, q_offset=5)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(case=calls())
 def test_any_call(case):
     options = dict(case)

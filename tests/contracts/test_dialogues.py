@@ -193,7 +193,7 @@ def test_a_tokenizer_without_template_gets_one_that_fits():
         template_for(Bare)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     turns=st.lists(st.text("你好吃a b", min_size=1, max_size=9).filter(str.strip), min_size=1, max_size=9),
     most=st.integers(3, 30),

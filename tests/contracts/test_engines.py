@@ -122,7 +122,7 @@ def draw_sizes(draw):
     return depth, draw(st.sampled_from([depth, depth, draw(st.integers(1, 12))]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=calls())
 @pytest.mark.parametrize("engine", ON_CPU)
 def test_any_call(engine, case):

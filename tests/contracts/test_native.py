@@ -164,7 +164,7 @@ def test_masked_keys(name):
     agree(shape, bands, key_mask=mask)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_shape(data):
     draw = data.draw

@@ -178,7 +178,7 @@ def test_nothing_fits_says_by_how_much_and_what_would():
         choose(plain, budget, effective_batch=4, fixed_bytes=MIB, checkpointing=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     effective=st.integers(1, 70),
     base=st.integers(0, 1000),

@@ -178,7 +178,7 @@ def test_answer_and_gold_are_marked_where_they_stand():
 
 
 @given(st.integers(0, 5000), st.integers(0, 60), st.integers(0, 5000), st.integers(0, 60), st.integers(1, 5000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_long_passages_are_cut_around_the_marks_and_count_what_is_left_out(a, na, g, ng, count):
     passage = "".join(chr(97 + i % 26) for i in range(count))
     span, gold = (min(a, count), min(a + na, count)), (min(g, count), min(g + ng, count))
@@ -238,7 +238,7 @@ def refuse(token):
 
 
 @given(reports())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_json_is_lossless(report):
     text = report.json()
     json.loads(text, parse_constant=refuse)  # standard JSON: no NaN, no Infinity
@@ -247,7 +247,7 @@ def test_json_is_lossless(report):
 
 
 @given(reports())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_report_can_be_told_in_text(report):
     assert report.text()
     assert report.markdown()
@@ -511,7 +511,7 @@ def test_picture_files(tmp_path):
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_histograms_count_like_numpy(values, bins):
     series = Picture.histogram("h", values, bins=bins).series[0]
     assert sum(series.y) == len(values)

@@ -433,7 +433,7 @@ requests = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, suppress_health_check=list(HealthCheck))
 @given(asked=requests | values | st.binary(max_size=60), path=st.sampled_from([CHAT, "/v1/completions", "/v1/read"]))
 def test_no_request_breaks_the_server(client, asked, path):
     raw = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
@@ -443,7 +443,7 @@ def test_no_request_breaks_the_server(client, asked, path):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     path=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=20),
     header=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20),

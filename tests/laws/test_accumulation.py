@@ -81,7 +81,7 @@ def gap(one, other):
 rows = st.lists(st.tuples(st.integers(1, 7), st.integers(0, 7)), min_size=1, max_size=9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=rows,
     size=st.integers(1, 10),

@@ -22,7 +22,7 @@ def finite(lse):
     return torch.where(lse.isinf(), 0.0, lse)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 40), m=st.integers(1, 40), rate=st.integers(2, 6), window=st.integers(0, 9), causal=st.booleans()
 )
@@ -41,7 +41,7 @@ def test_bands_merged_are_the_whole(engine, n, m, rate, window, causal):
         torch.testing.assert_close(one, other, **NEAR)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(-5, 5), st.floats(-30, 30) | st.just(-torch.inf)), min_size=1, max_size=6), st.data()
 )

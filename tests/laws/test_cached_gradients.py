@@ -71,7 +71,7 @@ def gap(one, other):
 CACHED = CachedGradients(embed, loss)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(1, 11), size=st.integers(1, 12), tokens=st.none() | st.integers(1, 30), seed=st.integers(0, 9))
 def test_pieces_equal_the_whole(rows, size, tokens, seed):
     batch, model, whole = data(rows, seed), fresh(), fresh()

@@ -198,7 +198,7 @@ def expression(x):
 
 
 @cases(POINTS, st.floats(0, 0.1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_intervals_enclose_and_jets_differentiate(x, width):
     import mpmath
 

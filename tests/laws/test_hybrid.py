@@ -18,7 +18,7 @@ CALLS = {
 STATES = {"hybrid": lambda: HybridState(local(3), "elu"), "window": lambda: WindowState("elu", 3)}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     name=st.sampled_from(MAPS),
     causal=st.booleans(),

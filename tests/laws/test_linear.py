@@ -14,7 +14,7 @@ CAUSAL = [name for name in FEATURES if name != "softmax"]
 SQUARE = FeatureMap(name="square", prepare=lambda x: x * x)  # a new map is one value
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     name=st.sampled_from(sorted(FEATURES)),
     causal=st.booleans(),
@@ -31,7 +31,7 @@ def test_equals_the_quadratic_definition(name, causal, n, masked, groups, seed):
     assert_equal(out, definition(q, k, v, name, causal, mask), (q, k, v))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     name=st.sampled_from(CAUSAL),
     direction=st.sampled_from([-1, 0, 1]),

@@ -34,7 +34,7 @@ def drawn(data, new, seen, heads=4, groups=2):
     return q, k, v, source, kept
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data(), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_two_bands_are_the_mask(data, seen, seed):
     torch.manual_seed(seed)
@@ -60,7 +60,7 @@ def test_the_broken_twins_are_noticed():
 
 
 @given(st.data(), st.integers(1, 4), st.integers(0, 8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_written_tokens_behind_a_cache(data, new, before):
     q, k, v, _, kept = drawn(data, new, before + new)
     found, _ = prefix_attention(MODULE, q, k, v, kept, is_causal=True)
@@ -68,7 +68,7 @@ def test_written_tokens_behind_a_cache(data, new, before):
 
 
 @given(st.data(), st.integers(1, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_additive_mask_says_the_same(data, seen):
     q, k, v, source, kept = drawn(data, seen, seen)
     kept[:, 0] = True

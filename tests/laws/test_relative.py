@@ -40,7 +40,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(relative, "_CPU_WEIGHTS", 60)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data(), st.integers(1, 17), st.integers(0, 2**32 - 1))
 def test_blocks_are_the_definition(data, m, seed):
     torch.manual_seed(seed)

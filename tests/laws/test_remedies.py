@@ -279,7 +279,7 @@ def test_an_example_without_labels_is_not_moved():
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), pool=st.sampled_from(["target", "sequence", "vocabulary"]))
 def test_replacement_touches_targets_alone(seed, pool):
     batch, read = ragged(seed=seed), []

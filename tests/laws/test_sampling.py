@@ -48,7 +48,7 @@ choices = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(one=choices, seed=st.integers(0, 10**6), seen=st.lists(st.integers(0, 5), min_size=1, max_size=12))
 def test_the_distribution_is_transformers(one, seed, seen):
     generator = torch.Generator().manual_seed(seed)

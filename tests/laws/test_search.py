@@ -134,7 +134,7 @@ def every_text(chances, prompt, vocabulary, max_tokens, min_tokens):
             yield total, text
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     num_rows=st.integers(1, 3),
@@ -159,7 +159,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best(seed, num_rows, max_tokens, m
             assert len(own) == len(texts)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), num_rows=st.integers(1, 4), width=st.integers(1, 4))
 def test_rows_do_not_know_of_one_another(seed, num_rows, width):
     """A batch gives what its rows give alone, for all three; rows that are done leave without a trace."""

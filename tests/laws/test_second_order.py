@@ -43,7 +43,7 @@ def far(found, wanted):
     return largest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(PATTERNS), st.sampled_from((1, 2, 4)), st.sampled_from((0.0, 0.3)), st.booleans(), st.booleans(),
     st.sets(st.sampled_from((0, 1, 2)), min_size=1), st.integers(0, 99), st.sampled_from((1, 14, 10_000)),

@@ -28,7 +28,7 @@ def decode(state, q, k, v, pieces, key_mask=None):
     return torch.cat(outs, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=st.sampled_from(PATTERNS),
     pieces=st.lists(st.sampled_from([1, 1, 1, 2, 5, 12]), min_size=1, max_size=12),

@@ -99,7 +99,7 @@ def test_rows_of_any_length_step_as_each_alone(name):
             close(row, whole(model, talk))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), name=st.sampled_from(["llama", "gpt2"]))
 def test_rows_join_and_leave_in_the_middle(data, name):
     torch.manual_seed(1)
@@ -176,7 +176,7 @@ def bytes_tokenizer():
     return backend
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text("ab 你好，😀<im", min_size=1, max_size=20), stop=st.sampled_from(["", "<im", "a b"]))
 def test_streamed_pieces_are_the_text(bytes_tokenizer, text, stop):
     """Joined, the pieces are the decoded text up to the stop word, with no stray space and no half character."""

@@ -40,7 +40,7 @@ def plain(hidden, weight, bias, labels, smoothing=0.0):
     return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum", label_smoothing=smoothing)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     positions=st.integers(1, 13),
     rows=st.integers(1, 14),
