@@ -59,6 +59,7 @@ MODULES = (  # after the face, in this order; a module offers what its __all__ n
     "jieyue.hf.positions",
     "jieyue.hf.tokenizers",
     "jieyue.hf.trainer",
+    "jieyue.hf.optimizers",
     "jieyue.hf.attention_check",
     "jieyue.hf.activation_check",
     "jieyue.errors",

@@ -7,8 +7,9 @@ import torch
 from transformers import TrainingArguments
 
 from jieyue import errors
-from jieyue.hf.trainer import make_optimizer, training_arguments
-from jieyue.training.techniques import TECHNIQUES
+from jieyue.hf.optimizers import make_optimizer
+from jieyue.hf.trainer import training_arguments
+from jieyue.training.techniques import OTHER, TECHNIQUES, UPDATES
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda one: one.name)
@@ -23,9 +24,10 @@ def test_what_is_named_exists(technique):
 def test_approximations_say_so():
     for technique in TECHNIQUES:
         assert technique.exact or "approx" in technique.name or "another optimizer" in technique.name
+        assert technique.update in UPDATES and (technique.update == OTHER) == ("another optimizer" in technique.name)
     assert len({technique.name for technique in TECHNIQUES}) == len(TECHNIQUES)
-    order = [technique.exact for technique in TECHNIQUES]
-    assert order == sorted(order, reverse=True)  # exact first
+    order = [UPDATES.index(technique.update) for technique in TECHNIQUES]
+    assert order == sorted(order)  # exact first
 
 
 def model():

@@ -66,6 +66,19 @@ def test_classify_from_that_checkpoint_unsharing_in_the_middle(pretrained, tmp_p
     assert judged.returncode == 0, judged.stderr
 
 
+def test_another_optimizer_and_dtype_are_named_with_what_they_are(tmp_path):
+    flags = ["--model", "bert-tiny", "--optimizer", "adafactor", "--dtype", "bfloat16"]
+    done = jieyue("train", "classify", "--out", tmp_path / "c", "--steps", "1", *flags, *SMALL)
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "optimizer adafactor exact, of another optimizer" in lines
+    assert "matrix products in bfloat16 approximate" in lines
+    again = jieyue(
+        "train", "classify", "--out", tmp_path / "c", "--steps", "1", "--resume", *SMALL, "--model", "bert-tiny"
+    )
+    assert again.returncode == 2 and "resume: optimizer is 'adamw'" in again.stderr, again.stderr
+
+
 def test_plan_and_doctor(pretrained, tmp_path):
     shown = []
     for flags in (["--unshare", "all"], ["--unshare"], ["--unshare", "2"]):
@@ -100,6 +113,8 @@ def test_training_tells_what_unsharing_adds(pretrained, tmp_path):
         (["train", "classify", "--unshare-after", "3", *SMALL], "unshare_after"),
         (["train", "mlm", "--model", "bert-tiny", "--start", "orthogonal-copy", "--steps", "1", *SMALL], "start="),
         (["train", "classify", "--data", "missing.tsv"], "missing.tsv"),
+        (["train", "read", "--optimizer", "lion"], "adamw, adafactor, momentum, adamw-8bit"),
+        (["plan", "title", "--dtype", "float16"], "float32, bfloat16"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, found, tmp_path):

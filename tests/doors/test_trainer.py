@@ -13,7 +13,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from jieyue.budget import Plan
 from jieyue.errors import InputError
-from jieyue.hf.trainer import EffectiveBatchTrainer, Interrupted, Work, make_optimizer, training_arguments
+from jieyue.hf.optimizers import make_optimizer
+from jieyue.hf.trainer import EffectiveBatchTrainer, Interrupted, Work, training_arguments
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import token_loss

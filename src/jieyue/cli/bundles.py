@@ -17,12 +17,14 @@ from .options import (
     BudgetText,
     Checkpointing,
     Device,
+    Dtype,
     EffectiveBatch,
     Epochs,
     LabelColumn,
     LearningRate,
     MaxTokens,
     NewHead,
+    Optimizer,
     PairColumn,
     Resume,
     SaveSteps,
@@ -66,6 +68,8 @@ class Training(Lengths):
 
     seed: Seed = 0
     checkpointing: Checkpointing = None
+    optimizer: Optimizer = "adamw"
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,8 @@ class Planning:
     effective_batch: EffectiveBatch = 32
     seed: Seed = 0
     checkpointing: Checkpointing = None
+    optimizer: Optimizer = "adamw"
+    dtype: Dtype = "float32"
     device: Device = "cpu"
     as_json: AsJson = False
 
@@ -93,9 +99,8 @@ class Planning:
         """The ``Course`` of these flags; ``more``: its other fields."""
         from jieyue import run
 
-        return run.Course(
-            effective_batch=self.effective_batch, seed=self.seed, checkpointing=self.checkpointing, **more
-        )
+        names = ("effective_batch", "seed", "checkpointing", "optimizer", "dtype")
+        return run.Course(**{name: getattr(self, name) for name in names}, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

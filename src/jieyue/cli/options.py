@@ -15,6 +15,7 @@ __all__ = [
     "Checkpointing",
     "Data",
     "Device",
+    "Dtype",
     "EffectiveBatch",
     "Epochs",
     "HeldOut",
@@ -25,6 +26,7 @@ __all__ = [
     "MaxTokens",
     "Model",
     "NewHead",
+    "Optimizer",
     "Out",
     "PairColumn",
     "PlainText",
@@ -100,7 +102,17 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Steps = Annotated[int | None, typer.Option(help="Updates to train for.")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the rows (default 2).")]
 Time = Annotated[str | None, typer.Option(help="Train for about this long, such as 4min: turned into updates first.")]
-LearningRate = Annotated[float | None, typer.Option(help="Default: 1e-3 for a preset, 3e-5 for a checkpoint.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="Default: 1e-3 for a preset, 3e-5 for a checkpoint; a hundred times that for momentum."),
+]
+Optimizer = Annotated[
+    str, typer.Option(metavar="NAME", help="adamw, adafactor, momentum (SGD) or adamw-8bit (needs bitsandbytes).")
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", metavar="NAME", help="Of matrix products: float32, or bfloat16 (autocast; approximate)."),
+]
 SaveSteps = Annotated[int, typer.Option(help="Updates between checkpoints.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")]
 Out = Annotated[Path, typer.Option(help="Folder for the model, its card, checkpoints and the report.")]

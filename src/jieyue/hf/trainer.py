@@ -27,7 +27,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, message
 from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
 from jieyue.training.evaluation import measure_loss
@@ -35,9 +35,10 @@ from jieyue.training.microbatch import MicroBatch, RandomState
 from jieyue.training.objective import Objective
 
 from .interrupts import Interrupted, Interrupts
+from .optimizers import make_optimizer
 from .progress import Clock, Progress, StepEnd
 
-__all__ = ["EffectiveBatchTrainer", "Interrupted", "Progress", "Work", "make_optimizer", "training_arguments"]
+__all__ = ["EffectiveBatchTrainer", "Interrupted", "Progress", "Work", "training_arguments"]
 
 _RECORD = "jieyue_training.json"
 
@@ -87,28 +88,6 @@ def training_arguments(folder: str | Path, *, steps: int, device: str = "cpu", *
         "optim": "adamw_torch_fused",
     }
     return TrainingArguments(**(settings | options))
-
-
-def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
-    """The optimizer that ``args.optim`` names; weight decay on matrices only, not on biases and norms.
-
-    With little state: ``adafactor``; ``adamw_bnb_8bit`` (bitsandbytes) and ``adamw_torch_8bit`` (torchao) where installed.
-    """
-    try:
-        kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args, cast(Any, model))
-    except ImportError as error:
-        package = next((name for name in ("bitsandbytes", "torchao") if name in str(error)), None)
-        if package is None:
-            raise
-        raise MissingExtra(package, "eight-bit") from error
-    if "optimizer_dict" in keywords or "params" in keywords:
-        raise InputError(message("optim", str(args.optim), "one that updates all weights in one step"))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return kind([group for group in groups if group["params"]], **keywords)
 
 
 class EffectiveBatchTrainer(Trainer):

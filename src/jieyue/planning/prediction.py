@@ -96,7 +96,8 @@ def _trace(
 ) -> Cost:
     with nullcontext() if step.device == "cpu" else torch.device(step.device):
         model = step.build_model().train()
-    optimizer = step.make_optimizer(model)
+    with _Scalars():  # tables of quantised numbers are read back as they are made
+        optimizer = step.make_optimizer(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
@@ -136,7 +137,7 @@ def _trace(
 
 
 class _Scalars(TorchDispatchMode):
-    """Answers 1 where a fraction is read from a fake tensor (Adafactor's norms, the chunked loss's upstream gradient).
+    """Answers 1 where a fraction is read from a fake tensor (an optimizer's norms, the chunked loss's upstream gradient).
 
     Integers and truth values, which shapes may depend on, are not answered (but for an optimizer's step counts).
     """

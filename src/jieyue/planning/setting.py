@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from jieyue.budget import Plan
 from jieyue.errors import InputError, message
+from jieyue.hf.optimizers import OPTIMIZERS
+from jieyue.training.techniques import EXACT, UPDATES, Technique, technique
 
-__all__ = ["DTYPES", "OPTIMIZERS", "OptimizerChoice", "Setting"]
+__all__ = ["DTYPES", "OPTIMIZERS", "Setting", "dtype_named"]
 
-
-@dataclass(frozen=True)
-class OptimizerChoice:
-    """``make(model)`` builds it; ``exact``: its update is that of AdamW, which a plan compares with."""
-
-    make: Callable[[nn.Module], torch.optim.Optimizer]
-    exact: bool
-    fewer_bytes: str = ""
-
-
-def _adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
-
-
-def _adafactor(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adafactor(p for p in model.parameters() if p.requires_grad)
-
-
-def _momentum(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3, momentum=0.9, fused=True)
-
-
-OPTIMIZERS = {
-    "adamw": OptimizerChoice(_adamw, exact=True),
-    "adafactor": OptimizerChoice(_adafactor, exact=False, fewer_bytes="a row and a column of moments a matrix"),
-    "momentum": OptimizerChoice(_momentum, exact=False, fewer_bytes="one moment in place of two"),
-}
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # of matrix products; None: the weights' own
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """What autocast is given, None for none; ``InputError`` for an unknown name."""
+    if name not in DTYPES:
+        raise InputError(message("dtype", repr(name), f"one of {', '.join(DTYPES)}"))
+    return DTYPES[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +36,35 @@ class Setting:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for what, value, known in (("optimizer", self.optimizer, OPTIMIZERS), ("dtype", self.dtype, DTYPES)):
-            if value not in known:
-                raise InputError(message(what, repr(value), f"one of {', '.join(known)}"))
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(message("optimizer", repr(self.optimizer), f"one of {', '.join(OPTIMIZERS)}"))
+        dtype_named(self.dtype)
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        """What it does to save memory, besides its micro-batch."""
+        names = []
+        if self.chunked:
+            names.append("chunked vocabulary loss")
+        if self.checkpointing:
+            names.append("activation checkpointing")
+        if self.dtype != "float32":
+            names.append("bf16 autocast (approx)")
+        if self.attention not in (None, "full()"):
+            names.append("attention pattern (approx)")
+        found = [technique(name) for name in names]
+        own = OPTIMIZERS[self.optimizer].technique
+        return (*found, own) if own is not None else tuple(found)
+
+    @property
+    def update(self) -> str:
+        """Of ``UPDATES``: what the farthest of its techniques leaves of AdamW's update on the undivided batch."""
+        return max((one.update for one in self.techniques), key=UPDATES.index, default=EXACT)
 
     @property
     def exact(self) -> bool:
         """Whether the update equals that of AdamW on the undivided batch with full attention, up to rounding."""
-        return OPTIMIZERS[self.optimizer].exact and self.dtype == "float32" and self.attention in (None, "full()")
+        return self.update == EXACT
 
     def plan(self, effective_batch: int) -> Plan:
         """What ``accumulate`` obeys."""

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from jieyue.errors import InputError, message
 from jieyue.hf.depth import num_layers, with_layers
 from jieyue.hf.loading import model_from_config
+from jieyue.hf.optimizers import make_optimizer, optimizer_named
+from jieyue.hf.trainer import training_arguments
 from jieyue.hf.use import use
 from jieyue.tally import Tally
 from jieyue.training.accumulation import under_autocast
@@ -27,7 +29,7 @@ from jieyue.training.objective import IGNORED, token_loss
 from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
 from .prediction import TrainingStep
-from .setting import DTYPES, OPTIMIZERS, Setting
+from .setting import DTYPES, Setting
 
 __all__ = ["OBJECTIVES", "Subject"]
 
@@ -58,11 +60,13 @@ class Subject:
         """The update in this setting; ``layers``: of a shallower model, None = all."""
         objective = partial(_loss, self.head, setting.chunked)
         autocast = DTYPES[setting.dtype]
+        options = optimizer_named(setting.optimizer).options
+        arguments = training_arguments("unused", steps=1, device=self.device, **options)
         return TrainingStep(
             build_model=partial(self.build, setting.attention, layers),
             objective=objective if autocast is None else under_autocast(objective, torch.device(self.device), autocast),
             example_batch=self.example,
-            make_optimizer=OPTIMIZERS[setting.optimizer].make,
+            make_optimizer=partial(make_optimizer, args=arguments),
             length=self.positions,
             device=self.device,
         )

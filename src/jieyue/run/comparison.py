@@ -124,8 +124,8 @@ def _cell(
 def train_on(job: Task, materials: Materials, course: Course, work: Path, budget: Budget, watch: Watch = SILENT) -> Arm:
     """Plans and trains in the folder ``work``, from the last checkpoint there if there is one."""
     work.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(job, materials, course)
-    planned = plan_for(prepared, budget, course.effective_batch, course.checkpointing)
+    prepared = prepare(job, materials, course, device=budget.device)
+    planned = plan_for(prepared, budget, course)
     begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
     trained = fit(prepared, planned, course, work, resume=begun, device=budget.device, watch=watch)
     return Arm(prepared, planned, trained, begun)

@@ -69,10 +69,11 @@ def plan(
     ``Budget``. ``BudgetError`` says what the smallest piece would need where nothing fits.
     """
     job = task(recipe)
-    prepared = prepare(job, materials, course)
-    planned = plan_for(prepared, Budget.parse(budget), course.effective_batch, course.checkpointing)
+    allowed = Budget.parse(budget)
+    prepared = prepare(job, materials, course, device=allowed.device)
+    planned = plan_for(prepared, allowed, course)
     report = Report(f"Plan · {job.title.lower()} · {materials.model}")
-    tell_memory(report, planned.plan, {}, planned.budget.memory_bytes)
+    tell_memory(report, planned.plan, planned.way, {}, planned.budget.memory_bytes)
     tell_sharing(report, prepared.model, materials.unshare_after)
     return report
 
@@ -97,10 +98,10 @@ def train(
     """
     job, folder, allowed, clock = task(recipe), Path(out), Budget.parse(budget), _Clock()
     watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
-    prepared = prepare(job, materials, course, folder)
+    prepared = prepare(job, materials, course, folder=folder, device=allowed.device)
     clock.lap("reading and encoding the data")
     _say_data(watch, prepared)
-    planned = plan_for(prepared, allowed, course.effective_batch, course.checkpointing)
+    planned = plan_for(prepared, allowed, course)
     clock.lap("planning")
     _say_plan(watch, planned)
     if planned.tight:
@@ -123,7 +124,7 @@ def train(
     report = Report(f"{job.title} · {materials.model}")
     job.tell(report, judged, fitted)
     tell_training(report, trained.losses, trained.curve, trained.facts, job.curve)
-    tell_memory(report, planned.plan, measured, planned.budget.memory_bytes)
+    tell_memory(report, planned.plan, planned.way, measured, planned.budget.memory_bytes)
     tell_sharing(report, prepared.model, materials.unshare_after)
     tell_savings(report, gained)
     if priced:
@@ -222,6 +223,9 @@ def _say_plan(watch: Watch, planned: Planned) -> None:
         effective_batch=chosen.effective_batch,
         micro_batch=chosen.micro_batch,
         checkpointing=chosen.checkpointing,
+        optimizer=planned.way.optimizer,
+        dtype=planned.way.dtype,
+        update=planned.way.update,
         fixed=format_bytes(cost.fixed_bytes),
         step_peak=format_bytes(cost.peak_bytes),
         process=format_bytes(cost.process_bytes),

@@ -9,17 +9,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jieyue.budget import Budget, Plan
-from jieyue.hf.trainer import make_optimizer, training_arguments
+from jieyue.hf.optimizers import make_optimizer
 from jieyue.hf.use import use
 from jieyue.planning.choice import choose
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
+from jieyue.planning.setting import Setting
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
+from jieyue.training.techniques import APPROXIMATE
+
+from .arguments import arguments_of
 
 if TYPE_CHECKING:
     from .training import Trained
-    from .values import Prepared
+    from .values import Course, Prepared
 
 __all__ = ["Planned", "against_length", "measure", "plan_for", "prices", "savings"]
 
@@ -28,11 +32,12 @@ MASK = "attention_mask"
 
 @dataclass(frozen=True)
 class Planned:
-    """The chosen plan, what was allowed, and the step that was traced."""
+    """The chosen plan, what was allowed, the step that was traced; ``way``: the course's optimizer and dtype, and their label."""
 
     plan: Plan
     budget: Budget
     step: TrainingStep
+    way: Setting
 
     @property
     def tight(self) -> bool:
@@ -41,17 +46,20 @@ class Planned:
         return cost is not None and allowed is not None and cost.process_bytes + cost.peak_bytes > allowed
 
 
-def plan_for(prepared: Prepared, budget: Budget, effective_batch: int, checkpointing: bool | None) -> Planned:
+def plan_for(prepared: Prepared, budget: Budget, course: Course) -> Planned:
     """Chooses by tracing the very objective and optimizer that will run, on rows as long as the longest of the data."""
-    arguments = training_arguments("unused", steps=1, device=budget.device)
+    is_preset = prepared.model.is_preset
+    arguments = arguments_of(course, is_preset=is_preset, folder="unused", steps=1, device=budget.device)
     step = TrainingStep(
         build_model=prepared.model.blueprint,
         objective=prepared.objective,
         example_batch=partial(prepared.task.recipe.example, prepared.settings),
-        make_optimizer=lambda model: make_optimizer(model, arguments),
+        make_optimizer=partial(make_optimizer, args=arguments),
         length=int(max(prepared.lengths)),
     )
-    return Planned(choose(step, budget, effective_batch=effective_batch, checkpointing=checkpointing), budget, step)
+    plan = choose(step, budget, effective_batch=course.effective_batch, checkpointing=course.checkpointing)
+    way = Setting(micro_batch=plan.micro_batch, optimizer=course.optimizer, dtype=course.dtype)
+    return Planned(replace(plan, exact=way.exact), budget, step, way)
 
 
 def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def savings(
     )
     rows = []
     for name, setting in settings:
-        row: dict[str, Any] = {"setting": name, "exact": True}
+        row: dict[str, Any] = {"setting": name, "exact": planned.way.update != APPROXIMATE}
         cost = predict(
             planned.step,
             effective_batch=setting.effective_batch,

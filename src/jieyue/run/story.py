@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jieyue.budget import Plan
 from jieyue.data.findings import MEANING, Findings
+from jieyue.planning.setting import Setting
 from jieyue.report import Picture, Report
+from jieyue.training.techniques import EXACT
 
 from .models import ModelSource
 from .tasks import Curve
@@ -92,8 +95,10 @@ def tell_training(
         )
 
 
-def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_bytes: int | None) -> None:
-    """Predicted and measured memory on one line each, and what the predicted peak is made of."""
+def tell_memory(
+    report: Report, plan: Plan, way: Setting, measured: Mapping[str, Any], budget_bytes: int | None
+) -> None:
+    """Predicted and measured memory on one line each, and what the predicted peak is made of; ``way``: optimizer and dtype."""
     section = report.section("Memory")
     cost = plan.predicted
     assert cost is not None
@@ -102,7 +107,9 @@ def tell_memory(report: Report, plan: Plan, measured: Mapping[str, Any], budget_
     section.fact(
         "micro-batch", plan.micro_batch, how=f"rows; an update sees {plan.effective_batch} rows in {plan.pieces} pieces"
     )
-    section.fact("activation checkpointing", "on" if plan.checkpointing else "off", how="exact")
+    section.fact("activation checkpointing", "on" if plan.checkpointing else "off", how=EXACT)
+    section.fact("optimizer", way.optimizer, how=replace(way, dtype="float32").update)
+    section.fact("matrix products in", way.dtype, how=replace(way, optimizer="adamw").update)
     rows = [
         ["tensors at the peak of a step", cost.peak_bytes, measured.get("peak_bytes"), measured.get("peak_how", "")]
     ]

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 
 from jieyue import __version__
 from jieyue.budget import Plan
-from jieyue.errors import InputError
+from jieyue.errors import InputError, message
 from jieyue.hf.later import Unsharing
 from jieyue.hf.loading import quiet, save
-from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work, make_optimizer, training_arguments
+from jieyue.hf.optimizers import make_optimizer
+from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
 from jieyue.machine import peak_resident_bytes
+from jieyue.planning.setting import dtype_named
+from jieyue.recipes import Recipe
 from jieyue.report import write_whole
+from jieyue.training.accumulation import under_autocast
 from jieyue.training.microbatch import MicroBatch
 
+from .arguments import arguments_of
 from .courses import Stage, num_positions, seconds_per_position, staged_batches, updates_within
 from .planned import Planned
 from .tasks import Task
@@ -45,15 +51,17 @@ class Trained:
     facts: dict[str, Any]
 
 
-def prepare(task: Task, materials: Materials, course: Course, folder: Path | None = None) -> Prepared:
+def prepare(
+    task: Task, materials: Materials, course: Course, *, folder: Path | None = None, device: str = "cpu"
+) -> Prepared:
     """Reads, checks and encodes; no weight is allocated.
 
-    ``folder``: the run's, where a recipe that keeps its tokens finds them again.
+    ``folder``: the run's, where a recipe that keeps its tokens finds them again; ``device``: where the course's dtype will be.
     """
     seed = course.seed
     sources = task.open_sources(materials, seed)
     wanted = task.resolved(materials.settings or task.settings(materials, seed), sources.train)
-    recipe = task.recipe.under(wanted)
+    recipe = _narrowed(task.recipe.under(wanted), course, device)
     task = replace(task, recipe=recipe)
     head = wanted.head(recipe.head)
     source = task.open_model(
@@ -83,6 +91,16 @@ def prepare(task: Task, materials: Materials, course: Course, folder: Path | Non
     return Prepared(task, sources, source, settings, objective, rows, lengths, stages, counts, materials.unshare_after)
 
 
+def _narrowed(recipe: Recipe, course: Course, device: str) -> Recipe:
+    """The recipe, the matrix products of its objective in the course's dtype; remedies come around that."""
+    dtype, place = dtype_named(course.dtype), torch.device(device)
+    if dtype is None:
+        return recipe
+    if place.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError(message(f"dtype={course.dtype}", "a GPU without it", "a newer one", "leave it at float32"))
+    return replace(recipe, objective=under_autocast(recipe.objective, place, dtype))
+
+
 def fit(
     prepared: Prepared,
     planned: Planned,
@@ -99,7 +117,8 @@ def fit(
     later = Unsharing(prepared.model.unshare, prepared.unshare_after, folder / "checkpoints", resume)
     later.before(model)
     micro = MicroBatch(planned.plan, mask="attention_mask")
-    arguments = _arguments(prepared, course, folder, 1, device)
+    asked: dict[str, Any] = {"is_preset": prepared.model.is_preset, "folder": folder / "checkpoints", "device": device}
+    arguments = arguments_of(course, steps=1, **asked)
     resolved = folder / RESOLVED
     if resume and not resolved.is_file():
         raise InputError(f"resume: no {RESOLVED} in {folder}; expected the folder of an interrupted run")
@@ -107,7 +126,7 @@ def fit(
         prepared, course, planned.plan, model, arguments, json.loads(resolved.read_text()) if resume else None
     )
     _resolve(resolved, course, prepared, len(batches), resume)
-    arguments = _arguments(prepared, course, folder, len(batches), device)
+    arguments = arguments_of(course, steps=len(batches), **asked)
     losses: list[tuple[int, float]] = []
     curve: list[tuple[int, float]] = []
     measured = prepared.task.curve
@@ -158,24 +177,6 @@ def store(trained: Trained, prepared: Prepared, folder: Path, record: Mapping[st
     save(trained.trainer.model, prepared.model.tokenizer, folder, contents)
 
 
-def _arguments(prepared: Prepared, course: Course, folder: Path, steps: int, device: str) -> Any:
-    preset = prepared.model.is_preset
-    warmup = course.warmup_steps if course.warmup_steps is not None else min(100, max(1, steps // 10))
-    options: dict[str, Any] = {
-        "learning_rate": course.learning_rate or (1e-3 if preset else 3e-5),
-        "warmup_steps": warmup,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "save_steps": course.save_steps,
-        "seed": course.seed,
-    }
-    if preset:  # constant until half time, then falling; a young model forgets its second moments sooner
-        decay = steps // 2
-        options |= {"adam_beta2": 0.98, "lr_scheduler_type": "warmup_stable_decay"}
-        options["lr_scheduler_kwargs"] = {"num_decay_steps": decay, "decay_type": "linear", "min_lr_ratio": 0.02}
-    return training_arguments(folder / "checkpoints", steps=steps, device=device, **options)
-
-
 def _batches(
     prepared: Prepared, course: Course, plan: Plan, model: Any, arguments: Any, resolved: Mapping[str, Any] | None
 ) -> list[numpy.ndarray]:
@@ -217,9 +218,14 @@ def _resolve(path: Path, course: Course, prepared: Prepared, steps: int, resume:
         write_whole(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    other = [name for name in values if name not in ("version", "steps") and before.get(name) != values[name]]
-    if other:
-        name = other[0]
-        raise InputError(
-            f"resume: {name} is {values[name]!r}, but the interrupted run had {before.get(name)!r}; expected the same"
-        )
+    now, then = _flat(values), _flat({**before, "course": Course().to_dict() | before.get("course", {})})
+    for name in now:
+        if name not in ("version", "steps") and then.get(name) != now[name]:
+            raise InputError(
+                f"resume: {name} is {now[name]!r}, but the interrupted run had {then.get(name)!r}; expected the same"
+            )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The course's own fields in place of the whole, so that a difference is named by itself."""
+    return {name: value for name, value in values.items() if name != "course"} | dict(values["course"])

@@ -12,6 +12,8 @@ import numpy
 from jieyue.data.batch import collate
 from jieyue.data.findings import Findings
 from jieyue.errors import InputError
+from jieyue.hf.optimizers import optimizer_named
+from jieyue.planning.setting import dtype_named
 from jieyue.training.objective import IGNORED, Objective
 
 from .courses import Stage
@@ -28,10 +30,10 @@ class Course:
     """How to train; every default is a real value, None means "decide for me" and the report says what was decided.
 
     At most one of ``steps``, ``epochs`` and ``seconds`` (none: two epochs). ``learning_rate``: None = 1e-3 for a preset,
-    3e-5 for a checkpoint. ``curriculum``: as ``data.curriculum.Curriculum`` reads it, such as "1:0.22,2:0.42"; None = the
-    preset's own, "none" = whole passages from the beginning; reading alone has one. ``start``: how a preset's weights begin,
-    None = its own way.
-    ``remedies``: functions ``Objective -> Objective``, the first one innermost.
+    3e-5 for a checkpoint, and a hundred times that for momentum. ``curriculum``: as ``data.curriculum.Curriculum`` reads it,
+    such as "1:0.22,2:0.42"; None = the preset's own, "none" = whole passages from the beginning; reading alone has one.
+    ``start``: how a preset's weights begin, None = its own way. ``optimizer``: of ``OPTIMIZERS``; ``dtype``: of ``DTYPES``,
+    bfloat16 is autocast and an approximation. ``remedies``: functions ``Objective -> Objective``, the first one innermost.
     """
 
     effective_batch: int = 32
@@ -44,6 +46,8 @@ class Course:
     start: str | None = None
     curriculum: str | None = None
     checkpointing: bool | None = None
+    optimizer: str = "adamw"
+    dtype: str = "float32"
     save_steps: int = 200
     remedies: tuple[Callable[[Objective], Objective], ...] = ()
 
@@ -55,6 +59,8 @@ class Course:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{name}={value}: expected more than 0")
+        optimizer_named(self.optimizer)
+        dtype_named(self.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; remedies by their text."""

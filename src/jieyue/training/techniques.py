@@ -1,103 +1,140 @@
 """What there is to train in less memory, each marked exact or approximate, with what it saves and what it costs.
 
-Exact: the update equals, in float64 to rounding, that of the same optimizer on the undivided batch. Approximate: anything
-else; the name says so, or the optimizer is another one. Cheapest exact first, as a plan tries them.
+Exact: the update equals, in float64 to rounding, that of the same optimizer on the undivided batch with full attention.
+Another optimizer: as exact, but not the update of AdamW, which the others are compared with. Approximate: anything else; the
+name says so. Cheapest exact first, as a plan tries them. Plans and reports take names and labels from here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TECHNIQUES", "Technique"]
+from jieyue.errors import InputError, message
+
+__all__ = ["APPROXIMATE", "EXACT", "OTHER", "TECHNIQUES", "UPDATES", "Technique", "technique"]
+
+EXACT = "exact"
+OTHER = "exact, of another optimizer"
+APPROXIMATE = "approximate"
+UPDATES = (EXACT, OTHER, APPROXIMATE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Technique:
-    """``name`` as plans and reports print it; ``where``: the Python object (its docstring states the conditions)."""
+    """``name`` as plans and reports print it; ``where``: the Python object (its docstring states the conditions).
+
+    ``update``: of ``UPDATES``.
+    """
 
     name: str
     where: str
-    exact: bool
+    update: str
     saves: str
     costs: str
+
+    @property
+    def exact(self) -> bool:
+        return self.update == EXACT
 
 
 TECHNIQUES = (
     Technique(
         name="chunked vocabulary loss",
         where="jieyue.training.vocabulary_loss.vocabulary_loss",
-        exact=True,
+        update=EXACT,
         saves="the logits of the whole sequence, their softmax and gradient: one chunk of them is left",
         costs="nothing: the same three matrix products",
     ),
     Technique(
         name="micro-batches",
         where="jieyue.training.accumulation.accumulate",
-        exact=True,
+        update=EXACT,
         saves="activations: those of one piece are left",
         costs="one gradient kept between pieces; small matrix products in small pieces",
     ),
     Technique(
         name="accumulating optimizer",
         where="jieyue.training.optimizer.AccumulatedOptimizer",
-        exact=True,
+        update=EXACT,
         saves="activations, as micro-batches do, in a loop that is not ours",
         costs="one gradient kept between pieces",
     ),
     Technique(
         name="token budget",
         where="jieyue.training.microbatch.MicroBatch",
-        exact=True,
+        update=EXACT,
         saves="padding: rows of like length share a piece, inside one effective batch",
         costs="nothing",
     ),
     Technique(
         name="activation checkpointing",
         where="jieyue.training.checkpointing.checkpointed",
-        exact=True,
+        update=EXACT,
         saves="the insides of all layers but one",
         costs="one more forward pass of the layers",
     ),
     Technique(
         name="cached gradients",
         where="jieyue.training.cached_gradients.CachedGradients",
-        exact=True,
+        update=EXACT,
         saves="activations, for losses that compare all rows of a batch (in-batch negatives)",
         costs="one more forward pass",
     ),
     Technique(
         name="update in backward (SGD with momentum)",
         where="jieyue.training.in_backward.update_in_backward",
-        exact=True,
+        update=EXACT,
         saves="the gradient: a copy of all weights",
         costs="labels counted first; no clipping, no Nesterov, no retry after an out-of-memory",
     ),
     Technique(
+        name="SGD with momentum (another optimizer)",
+        where="torch.optim.SGD",
+        update=OTHER,
+        saves="one of Adam's two moments",
+        costs="another update than Adam's, at another learning rate",
+    ),
+    Technique(
+        name="Adafactor (another optimizer)",
+        where="transformers.optimization.Adafactor",
+        update=OTHER,
+        saves="Adam's two moments: a row and a column of each matrix are left",
+        costs="another update than Adam's",
+    ),
+    Technique(
         name="update in backward approx (AdamA)",
         where="jieyue.training.in_backward.update_in_backward_approx",
-        exact=False,
+        update=APPROXIMATE,
         saves="the gradient: a copy of all weights",
         costs="the second moment sums the pieces' squares; as above otherwise",
     ),
     Technique(
         name="bf16 autocast (approx)",
         where="jieyue.training.accumulation.accumulate",
-        exact=False,
+        update=APPROXIMATE,
         saves="about half of the activations",
         costs="eight bits of precision in matrix products",
     ),
     Technique(
-        name="Adafactor (another optimizer)",
-        where="torch.optim.Adafactor",
-        exact=False,
-        saves="Adam's two moments: a row and a column of each matrix are left",
-        costs="another update than Adam's",
-    ),
-    Technique(
         name="8-bit AdamW (approx)",
         where="bitsandbytes.optim.AdamW8bit",
-        exact=False,
+        update=APPROXIMATE,
         saves="three quarters of Adam's two moments",
         costs="moments rounded to eight bits in blocks; needs pip install 'jieyue[eight-bit]'",
     ),
+    Technique(
+        name="attention pattern (approx)",
+        where="jieyue.hf.use.use",
+        update=APPROXIMATE,
+        saves="keys that the pattern leaves out: time, and memory where full attention keeps its scores",
+        costs="a token sees the pattern's keys alone",
+    ),
 )
+
+
+def technique(name: str) -> Technique:
+    """The technique of that name; ``InputError`` for an unknown one."""
+    for one in TECHNIQUES:
+        if one.name == name:
+            return one
+    raise InputError(message("technique", repr(name), f"one of {', '.join(one.name for one in TECHNIQUES)}"))

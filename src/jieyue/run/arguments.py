@@ -1,0 +1,36 @@
+"""transformers' arguments of a run: the plan traces, and training runs, the optimizer that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jieyue.hf.optimizers import optimizer_named
+from jieyue.hf.trainer import training_arguments
+
+if TYPE_CHECKING:
+    from .values import Course
+
+__all__ = ["arguments_of"]
+
+PRESET_RATE, CHECKPOINT_RATE = 1e-3, 3e-5  # of AdamW; another optimizer's are multiples of them
+
+
+def arguments_of(course: Course, *, is_preset: bool, folder: str | Path, steps: int, device: str) -> Any:
+    """A preset trains at its own pace; a checkpoint as is usual for one."""
+    optimizer = optimizer_named(course.optimizer)
+    warmup = course.warmup_steps if course.warmup_steps is not None else min(100, max(1, steps // 10))
+    options: dict[str, Any] = {
+        **optimizer.options,
+        "learning_rate": course.learning_rate or optimizer.rate * (PRESET_RATE if is_preset else CHECKPOINT_RATE),
+        "warmup_steps": warmup,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "save_steps": course.save_steps,
+        "seed": course.seed,
+    }
+    if is_preset:  # constant until half time, then falling; a young model forgets its second moments sooner
+        decay = steps // 2
+        options |= {"adam_beta2": 0.98, "lr_scheduler_type": "warmup_stable_decay"}
+        options["lr_scheduler_kwargs"] = {"num_decay_steps": decay, "decay_type": "linear", "min_lr_ratio": 0.02}
+    return training_arguments(folder, steps=steps, device=device, **options)

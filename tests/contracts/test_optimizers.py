@@ -1,0 +1,100 @@
+"""Optimizer and dtype of a course: what a plan traces is what runs, to 1 % of the allocator; a resumed run keeps both."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+from transformers.optimization import Adafactor
+
+from jieyue.budget import Budget
+from jieyue.errors import InputError, MissingExtra
+from jieyue.hf.optimizers import OPTIMIZERS
+from jieyue.planning.prediction import predict
+from jieyue.planning.setting import Setting
+from jieyue.run import Course, Materials
+from jieyue.run.planned import measure, plan_for
+from jieyue.run.tasks import task
+from jieyue.run.training import fit, prepare
+from jieyue.training.remedies.adversarial import fgm
+from jieyue.training.techniques import APPROXIMATE, EXACT, OTHER
+
+COURSE = Course(steps=2, effective_batch=4, remedies=(fgm(0.5),))
+KINDS = {"adamw": torch.optim.AdamW, "adafactor": Adafactor, "momentum": torch.optim.SGD}
+
+
+def prepared_for(course):
+    return prepare(task("mlm"), Materials(model="albert-tiny", limit=60), course)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return plan_for(prepared_for(COURSE), Budget(), COURSE)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "update"),
+    [("adamw", "bfloat16", APPROXIMATE), ("adafactor", "float32", OTHER), ("momentum", "float32", OTHER)],
+)
+def test_the_plan_predicts_the_optimizer_and_dtype_that_run(plain, optimizer, dtype, update, tmp_path):
+    course = dataclasses.replace(COURSE, optimizer=optimizer, dtype=dtype)
+    prepared = prepared_for(course)
+    planned = plan_for(prepared, Budget(), course)
+    assert planned.way.update == update and not planned.plan.exact
+    seen = []
+    base = prepared.objective
+
+    def watched(model, batch):  # the dtype of what the layers give
+        layer = model.albert.encoder.albert_layer_groups[0].albert_layers[0].ffn
+        handle = layer.register_forward_hook(lambda *given: seen.append(given[-1].dtype))
+        try:
+            return base(model, batch)
+        finally:
+            handle.remove()
+
+    trained = fit(dataclasses.replace(prepared, objective=watched), planned, course, tmp_path)
+    assert type(trained.trainer.optimizer.optimizer) is KINDS[optimizer]
+    assert set(seen) == {torch.bfloat16 if dtype == "bfloat16" else torch.float32}
+    assert planned.plan.predicted.peak_bytes == pytest.approx(
+        measure(prepared, planned, trained)["peak_bytes"], rel=0.01
+    )
+    changed = "activation_bytes" if dtype == "bfloat16" else "optimizer_bytes"  # the broken twin: another course's plan
+    assert getattr(planned.plan.predicted, changed) < 0.9 * getattr(plain.plan.predicted, changed)
+    assert plain.plan.exact and plain.way.update == EXACT
+
+
+def test_a_resumed_run_keeps_optimizer_and_dtype(plain, tmp_path):
+    prepared = prepared_for(COURSE)
+    fit(prepared, plain, COURSE, tmp_path)
+    for name, other, own in (("optimizer", "adafactor", "adamw"), ("dtype", "bfloat16", "float32")):
+        course = dataclasses.replace(COURSE, **{name: other})
+        with pytest.raises(InputError, match=f"resume: {name} is '{other}', but the interrupted run had '{own}'"):
+            fit(prepared, plain, course, tmp_path, resume=True)
+
+
+def test_what_cannot_run_is_refused_at_once():
+    for bad in ({"optimizer": "lion"}, {"dtype": "float16"}):
+        with pytest.raises(InputError, match="expected one of"):
+            Course(**bad)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(MissingExtra, match=r"bitsandbytes.*jieyue\[eight-bit\]"):
+            Course(optimizer="adamw-8bit")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed here")
+def test_eight_bits_cost_what_is_predicted():
+    from test_plan_table import subject, warm_peak
+
+    setting = Setting(micro_batch=2, optimizer="adamw-8bit")
+    step = subject().step(setting)
+    cost = predict(step, effective_batch=6, micro_batch=2)
+    assert cost.peak_bytes == pytest.approx(warm_peak(step, setting, 6), rel=0.01)
+    assert cost.optimizer_bytes < 0.3 * 2 * cost.weight_bytes
+
+
+def test_every_choice_is_labelled():
+    updates = {name: Setting(micro_batch=1, optimizer=name).update for name in OPTIMIZERS}
+    assert updates == {"adamw": EXACT, "adafactor": OTHER, "momentum": OTHER, "adamw-8bit": APPROXIMATE}
+    assert Setting(micro_batch=1, optimizer="adafactor", dtype="bfloat16").update == APPROXIMATE
+    assert Setting(micro_batch=1, chunked=True, checkpointing=True, attention="full()").update == EXACT
+    assert Setting(micro_batch=1, attention="local(4)").update == APPROXIMATE
