@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMaskedLM
 
+from jieyue.bench import equality
 from jieyue.bench.equality import SETTINGS, Equality, verify_update, without_dropout
+from jieyue.bench.verify import verify
 from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import token_loss
@@ -53,6 +55,28 @@ def test_exact_settings_are_equal_and_transformers_is_not():
     plain = found["transformers"]
     assert not plain.equal and plain.ratio > 2 and plain.cosine < 0.999
     assert "times as long, turned by" in plain.verdict
+
+
+@pytest.mark.parametrize("recipe", ["read", "classify", "mlm", "title"])
+def test_transformers_is_given_the_labels_that_its_own_loss_takes(recipe, monkeypatch):
+    """One row a piece, as many labels in each: then nothing but our layout of the labels could turn the gradient."""
+    given = []
+    own = equality.trainer_gradients
+    monkeypatch.setattr(
+        equality, "trainer_gradients", lambda model, batch, rows: given.append(batch) or own(model, batch, rows)
+    )
+    model = "bert-tiny" if recipe == "classify" else "tiny"
+    found = verify("update", model, recipe=recipe, rows=3, micro_batch=1, settings=("transformers",), dtype="float64")
+    assert found.settings[0].cosine > 0.8, found.settings[0].verdict
+    labels = given[0]["labels"]
+    assert labels.shape == (given[0]["input_ids"].shape if recipe != "classify" else (3,))
+    assert "places" not in given[0]
+
+
+def test_transformers_is_left_out_where_its_loss_is_another():
+    """Dialogues that share rows are kept apart by a mask that a plain Trainer never sees: no verdict about it."""
+    found = verify("update", "tiny", recipe="chat", rows=3, micro_batch=1, settings=("accumulation", "transformers"))
+    assert found.settings[0].equal and "expected the recipe's" in found.settings[1].verdict
 
 
 def test_unsharing_is_the_sum_of_its_copies():

@@ -11,7 +11,7 @@ row is transformers' own Trainer under ``gradient_accumulation_steps``, on the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +149,21 @@ class _Case:
         return gradients_of_processes(self.model, self.objective, self.batch, self.micro_batch)
 
     def transformers(self) -> Gradients:
-        return trainer_gradients(self.model, _with_position_labels(self.batch), self.micro_batch)
+        return trainer_gradients(self.model, self.for_the_models_own_loss(), self.micro_batch)
+
+    @torch.no_grad()
+    def for_the_models_own_loss(self) -> dict[str, Tensor]:
+        """The batch with labels as the model's own forward takes them: laid out so that its loss is the recipe's.
+
+        ``InputError`` where no layout gives that loss: the Trainer would learn something else, which says nothing about it.
+        """
+        recipes, found = float(self.objective(self.model, self.batch).mean()), []
+        for layout in _layouts(self.model, self.batch):
+            found.append(float(self.model(**layout).loss))
+            if abs(found[-1] - recipes) <= 1e-3 * max(1.0, abs(recipes)):
+                return layout
+        shown = f"a loss of {', '.join(f'{one:.4g}' for one in found)}" if found else "no labels that it takes"
+        raise InputError(f"found {shown} from the model's own forward, expected the recipe's {recipes:.4g}")
 
 
 SETTINGS: dict[str, tuple[str, Callable[[_Case], Gradients]]] = {
@@ -289,14 +303,24 @@ def _is_shared(model: nn.Module) -> bool:
         return False
 
 
-def _with_position_labels(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Labels of answer slots (positions 1 … A) as labels of all positions, which the model's own loss expects."""
+def _layouts(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The layouts in which a model's own forward may take these labels, one value for each token or each row."""
     labels, ids = batch["labels"], batch["input_ids"]
-    if labels.ndim == 2 and labels.shape != ids.shape:
-        every = torch.full_like(ids, -100)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "places")}
+    every = torch.full_like(ids, -100)
+    if labels.shape == ids.shape:
+        yield {**inputs, "labels": labels}
+        every[:, 1:] = labels[:, :-1]  # ours name the next token, a causal model's own loss looks there itself
+    elif "places" in batch and batch["places"].shape == labels.shape:
+        row, column = (labels != -100).nonzero(as_tuple=True)
+        every[row, batch["places"][row, column]] = labels[row, column]
+    elif labels.shape[1] == 1 and model(**inputs).logits.ndim == 2:  # one label a row
+        every = labels[:, 0]
+    elif "places" not in batch:  # answer slots at the positions 1 … A
         every[:, 1 : 1 + labels.shape[1]] = labels
-        return {**batch, "labels": every}
-    return dict(batch)
+    else:
+        return
+    yield {**inputs, "labels": every}
 
 
 def _shown(value: float) -> float | None:
