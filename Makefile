@@ -65,13 +65,16 @@ chat: setup
 bench: setup
 	$(BIN)/jieyue bench attention --out benchmarks/results
 	$(BIN)/jieyue bench activation --out benchmarks/results
+	$(BIN)/jieyue bench memory --model small --effective-batch 8 --micro-batch 2 --out benchmarks/results
 	$(BIN)/python benchmarks/accumulation.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/remedies.py
 	$(BIN)/python benchmarks/serving.py --out benchmarks/results
 	$(BIN)/python benchmarks/decoding.py --out benchmarks/results
 	$(BIN)/python benchmarks/write_docs.py
+	$(BIN)/python docs/fill_numbers.py
 
 dist: setup
 	rm -rf dist

@@ -1,8 +1,11 @@
 """Writes docs/benchmarks.md and its pictures from the reports in benchmarks/results: numbers are never typed by hand.
 
-jieyue bench attention --out benchmarks/results && python benchmarks/write_docs.py
+    jieyue bench attention --out benchmarks/results && python benchmarks/write_docs.py
+
+What makes each report is said in commands.json, result by result.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +13,17 @@ from jieyue.report import Report, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+COMMANDS = json.loads((ROOT / "benchmarks" / "commands.json").read_text(encoding="utf-8"))
 PAGES = [
+    ("memory.md", "memory", "Waterfall"),
+    ("memory.md", "memory-prediction", "Cells"),
     ("memory.md", "digits", None),
     ("attention.md", "attention", "Growth"),
 ]  # results, or a section, in other pages too
 OPENING = """# Benchmarks
 
 Written by `python benchmarks/write_docs.py` from the reports in `benchmarks/results`. Ratios are of one run, alternating repeats,
-medians. "not measured": no such machine was at hand. Where a goal is missed the table says so.
+medians. "not measured": no such machine was at hand. Where a goal is missed the table says so. `make bench` runs them all.
 """
 
 
@@ -25,13 +31,21 @@ def text_of(path: Path, level: int = 2, title: str | None = None) -> str:
     """A result, or its section ``title``, as Markdown; its pictures are drawn into docs/benchmarks."""
     report = Report.load(path)
     chosen = report if title is None else replace(report, sections=[s for s in report.sections if s.title == title])
-    text = chosen.markdown(level=level)
+    source = f"From [{path.name}](../benchmarks/results/{path.name}), made by `{COMMANDS[path.stem]}`."
+    text = chosen.markdown(level=level) + f"\n{source}\n"
     for number, picture in enumerate(report.pictures()):
         if picture in chosen.pictures():
             file = DOCS / "benchmarks" / f"{path.stem}-{number}.svg"
             picture.save(file)
             text += f"\n![{picture.title}](benchmarks/{file.name})\n"
     return text
+
+
+def catalogue(found: list[Path]) -> str:
+    """Every benchmark: its command, and its report where there is one."""
+    titles = {path.stem: Report.load(path).title for path in found}
+    rows = [f"| {titles.get(name, 'no report yet')} | `{command}` |" for name, command in sorted(COMMANDS.items())]
+    return "\n".join(["| report | command |", "| --- | --- |", *rows, ""])
 
 
 def fill_page(page: str, result: str, title: str | None = None) -> None:
@@ -47,7 +61,7 @@ def fill_page(page: str, result: str, title: str | None = None) -> None:
 
 def main() -> None:
     found = sorted(RESULTS.glob("*.json"))
-    write_whole(DOCS / "benchmarks.md", "\n".join([OPENING, *(text_of(path) for path in found)]))
+    write_whole(DOCS / "benchmarks.md", "\n".join([OPENING, catalogue(found), *(text_of(path) for path in found)]))
     for page, result, title in PAGES:
         if (RESULTS / f"{result}.json").exists():
             fill_page(page, result, title)

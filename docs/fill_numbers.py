@@ -12,6 +12,7 @@ A page says what it wants in a mark, and everything down to the end mark is writ
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -19,12 +20,7 @@ from jieyue.report import Report, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, ARTICLES = ROOT / "benchmarks" / "results", ROOT / "docs" / "articles"
-COMMANDS = {  # what makes each result
-    "attention.json": "jieyue bench attention --out benchmarks/results",
-    "digits.json": "python benchmarks/digits.py",
-    "memory-prediction.json": "python benchmarks/memory_prediction.py",
-    "reading.json": "python benchmarks/reading.py",
-}
+COMMANDS = json.loads((ROOT / "benchmarks" / "commands.json").read_text(encoding="utf-8"))  # what makes each result
 MARK = re.compile(r"<!-- numbers · (.+?) -->\n.*?<!-- end of numbers -->", re.S)
 FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`{where}.",
         ".zh": "取自 [{name}](../../benchmarks/results/{name})，由 `{command}` 生成{where}。"}  # fmt: skip
@@ -87,7 +83,7 @@ def source(name: str, language: str) -> str:
     where = ""
     if "processor" in facts and "threads" in facts:
         where = WHERE[language].format(threads=facts["threads"].value, processor=facts["processor"].value)
-    return FROM[language].format(name=name, command=COMMANDS[name], where=where)
+    return FROM[language].format(name=name, command=COMMANDS[Path(name).stem], where=where)
 
 
 def filled(text: str, language: str = "") -> str:

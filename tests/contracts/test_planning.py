@@ -16,6 +16,7 @@ from jieyue.errors import BudgetError, InputError
 from jieyue.planning.choice import choose, fixed_cost, largest_fitting
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
+from jieyue.planning.sums import sole_owner
 from jieyue.training.accumulation import accumulate
 from jieyue.training.objective import token_loss
 
@@ -107,6 +108,32 @@ def test_a_prediction_of_another_step_is_wrong():
     true = measured(step_of(), Plan(effective_batch=6, micro_batch=2))
     for other, effective in ((step_of("momentum"), 6), (step_of(dropout=0.0), 6), (step_of(), 2)):
         assert predict(other, effective_batch=effective, micro_batch=2).peak_bytes != pytest.approx(true, rel=0.01)
+
+
+@pytest.fixture
+def fresh_counts():
+    sole_owner.cache_clear()
+    yield
+    sole_owner.cache_clear()
+
+
+@pytest.mark.parametrize("lost", ["_storage_Use_Count", "_current_graph_task_id", "_current_autograd_node"])
+@pytest.mark.usefixtures("fresh_counts")
+def test_without_torchs_counts_predictions_are_high_never_low(lost, monkeypatch):
+    step = step_of(length=8)
+    exact = predict(step, effective_batch=2, micro_batch=1).peak_bytes
+    assert sole_owner() is not None  # this torch has them
+    sole_owner.cache_clear()
+    monkeypatch.delattr(torch._C, lost)
+    assert sole_owner() is None
+    high = predict(step, effective_batch=2, micro_batch=1).peak_bytes
+    assert exact <= high <= exact + VOCABULARY * 64 * 4  # at most the tied embedding's gradient once more
+
+
+@pytest.mark.usefixtures("fresh_counts")
+def test_counts_that_tell_nothing_apart_are_not_used(monkeypatch):
+    monkeypatch.setattr(torch._C, "_storage_Use_Count", lambda storage: 2)
+    assert sole_owner() is None
 
 
 def test_predicting_allocates_nothing():

@@ -154,6 +154,36 @@ def test_scripts_and_targets_exist():
             assert target in targets, f"{named(page)}: make {target}"
 
 
+def launches():
+    """Every line of a page that starts a script in several processes."""
+    for page in PAGES:
+        for line in re.findall(r"^ {4}((?:torchrun|accelerate launch) .*)$", page.read_text(encoding="utf-8"), re.M):
+            yield page, line
+
+
+def parse_launch(line):
+    """By torch's and accelerate's own parsers; they leave with an error where they do not accept it."""
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    words = shlex.split(line)
+    parser, start = (get_args_parser(), 1) if words[0] == "torchrun" else (launch_command_parser(), 2)
+    return parser.parse_args(words[start:])
+
+
+@pytest.mark.parametrize(("page", "line"), list(launches()), ids=lambda value: value if isinstance(value, str) else "")
+def test_launches_parse(page, line):
+    assert parse_launch(line).training_script == "script.py"
+
+
+def test_several_machines_are_documented():
+    lines = [line for _, line in launches()]
+    for option in ("torchrun --nnodes=2", "--num_machines=2 --machine_rank=1"):
+        assert any(option in line for line in lines)
+    with pytest.raises(SystemExit):
+        parse_launch(lines[0].replace("--nproc_per_node", "--no-such-option"))
+
+
 def test_the_alarm_rings(application):
     """The broken twins: an option that does not exist, a verb that does not, Python outside a fence."""
     with pytest.raises(ValueError, match="no-such-option"):

@@ -226,6 +226,7 @@ def test_checkpoints_are_rotated_and_refuse_other_data(tmp_path):
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_steps": 1}, "load_best_model_at_end"),
         ({"max_steps": 5}, "max_steps"),
         ({"fsdp": "full_shard"}, "would run DDP in its place"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "version 1, expected version 2"),
     ],
 )
 def test_refusals(tmp_path, options, found, monkeypatch):
@@ -325,3 +326,22 @@ def trainer_alone(folder):
     finally:
         sys.path.pop(0)
     return run(folder, 5)
+
+
+@pytest.mark.gpu
+def test_sharded_processes_give_the_same_update(tmp_path):
+    """FSDP2 through the Trainer on as many GPUs as there are, at most two: as one process without, in float64."""
+    script, count = Path(__file__).with_name("sharded_process.py"), min(2, torch.cuda.device_count())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    done = subprocess.run([*launch, script, tmp_path], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = torch.load(tmp_path / "out.pt", weights_only=True)
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        from sharded_process import run
+    finally:
+        sys.path.pop(0)
+    single, watched = run(tmp_path / "alone", "cpu")
+    assert not any(watched.sharded) and len(watched.sharded) == 4
+    for name, value in single.model.named_parameters():
+        assert torch.allclose(together[name], value, rtol=1e-10, atol=1e-10), name

@@ -57,9 +57,54 @@ def test_public_names_resolve_and_are_documented(name):
     assert getattr(jieyue, name).__doc__
 
 
-def test_import_is_light():
-    code = "import sys, jieyue; assert not {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+HEAVY = ("torch", "transformers", "numpy", "matplotlib", "scipy", "sklearn", "fastapi", "uvicorn", "rich", "peft")
+MATHEMATICS = ("attention", "linear", "activations", "decoding", "metrics", "training.accumulation")
+LIGHT = [  # what is imported (or run), and what of the heavy packages comes with it
+    ("import jieyue", ()),
+    ("import jieyue.report, jieyue.budget, jieyue.machine, jieyue.tally", ()),
+    ("import " + ", ".join(f"jieyue.{room}" for room in MATHEMATICS), ("torch", "numpy")),
+    (
+        "import jieyue.hf, jieyue.run.jobs",
+        ("torch", "numpy", "transformers", "scipy", "peft"),
+    ),  # transformers brings them
+]
+
+
+def imported(code):
+    """The heavy packages that a fresh process has loaded after ``code``."""
+    code = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules.keys() & set({HEAVY})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(("code", "allowed"), LIGHT, ids=[code for code, _ in LIGHT])
+def test_imports_bring_no_more_than_they_need(code, allowed):
+    assert imported(code) <= set(allowed)
+
+
+def test_help_of_every_verb_imports_nothing_heavy():
+    code = """
+import typer
+from typer.testing import CliRunner
+from jieyue.cli import build
+
+def verbs(command, path=()):
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from verbs(inner, (*path, name))
+
+app = build()
+every = list(verbs(typer.main.get_command(app)))
+assert len(every) > 20
+for path in every:
+    assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0, path
+"""
+    assert imported(code) <= {"rich"}  # typer's own
+
+
+def test_the_import_alarm_rings():
+    assert imported("import jieyue.tally; jieyue.__getattr__('attend')") >= {"torch"}
 
 
 def test_unknown_name_lists_the_known():

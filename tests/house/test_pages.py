@@ -88,6 +88,23 @@ def test_tables_are_those_of_the_results(path):
     assert "|" not in fill_numbers.MARK.sub("", ours), f"{named(path)} has a table that no result file made"
 
 
+def unsaid(results, commands, makefile):
+    """Results, and scripts in benchmarks, that no command makes; commands that ``make bench`` leaves out."""
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"write_docs.py"}
+    yield from sorted(results - set(commands))
+    yield from sorted(script for script in scripts if not any(f"benchmarks/{script}" in c for c in commands.values()))
+    yield from sorted(command for command in commands.values() if f"\t$(BIN)/{command}\n" not in makefile)
+
+
+def test_every_benchmark_is_said():
+    results = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    makefile = read(ROOT / "Makefile")
+    commands = fill_numbers.COMMANDS
+    assert list(unsaid(results, commands, makefile)) == []
+    assert all(f"`{command}`" in read(ROOT / "docs" / "benchmarks.md") for command in commands.values())
+    assert len(list(unsaid({*results, "no-such"}, {}, makefile))) > len(results)  # the broken twin: nothing is said
+
+
 def test_the_alarm_rings(tmp_path):
     """The broken twins: a dead link, a dead anchor, a number that only one language has."""
     page = tmp_path / "page.md"

@@ -98,7 +98,7 @@ class EffectiveBatchTrainer(Trainer):
     it): at once in one process, after the running update in several; a second Ctrl-C stops without one. Checkpoints appear
     whole or not at all, keep the micro-batch after an out-of-memory, and refuse to continue on other batches.
 
-    Refused: FSDP on the CPU (accelerate would run DDP in its place), DataParallel, DeepSpeed,
+    Refused: FSDP's first version, FSDP on the CPU (accelerate would run DDP in its place), DataParallel, DeepSpeed,
     ``gradient_accumulation_steps`` > 1, ``load_best_model_at_end``.
     """
 
@@ -127,7 +127,7 @@ class EffectiveBatchTrainer(Trainer):
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
         if self.is_fsdp_enabled:
-            _refuse_fsdp_on_cpu(args)
+            _check_fsdp(args, self.accelerator.state.fsdp_plugin.fsdp_version)
         if self.is_deepspeed_enabled:
             raise InputError(message("deepspeed", "a configuration", "DDP (torchrun) or FSDP"))
         self.work = work
@@ -313,14 +313,17 @@ class _Share:
         return {name: value[self.rank :: self.world] for name, value in batch.items()}
 
 
-def _refuse_fsdp_on_cpu(args: TrainingArguments) -> None:
+def _check_fsdp(args: TrainingArguments, version: int) -> None:
+    if version != 2:  # the first one's flat parameters know no mesh: its ranks would not be seen
+        do = "fsdp_config={'version': 2}, or accelerate launch --fsdp_version=2"
+        raise InputError(message("fsdp", f"version {version}", "version 2", do))
     if args.device.type == "cpu":
         raise InputError(message("fsdp", "a CPU", "a GPU", "accelerate would run DDP in its place; leave fsdp out"))
 
 
 def _check(args: TrainingArguments, work: Work) -> None:
     if args.fsdp:
-        _refuse_fsdp_on_cpu(args)
+        _check_fsdp(args, int(dict(cast(Any, args.fsdp_config) or {}).get("version", 2)))
     if not len(work.batches) or not all(len(batch) for batch in work.batches):
         raise InputError(message("batches", f"{len(work.batches)} lists, some empty", "a list of rows for each step"))
     if args.gradient_accumulation_steps != 1:

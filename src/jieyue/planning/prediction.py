@@ -10,8 +10,7 @@ that dropout selects, fused or per-tensor optimizers, checkpointed layers.
 Cost: about a second a trace, and no memory that depends on the model. Not seen: what a kernel allocates outside torch's
 allocator (oneDNN and MKL packing), what malloc rounds up, saved random states (5 KB a checkpointed layer), gradients that
 several processes exchange (one bucket of 25 MiB).
-Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch, as are the
-counts of owners that in-place sums are told by; run on 2.13).
+Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch, as is what ``sums`` asks).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -39,6 +37,8 @@ from jieyue.training.accumulation import backward_pieces, gradients_of, scale_gr
 from jieyue.training.checkpointing import checkpointed
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective, num_rows
+
+from .sums import InPlaceSums, sole_owner
 
 __all__ = ["TrainingStep", "predict"]
 
@@ -76,7 +76,7 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
     """
     if not 1 <= micro_batch <= effective_batch:
         raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
-    sums = _Sums(_sole_owner())
+    sums = InPlaceSums(sole_owner())
     try:
         with FakeTensorMode() as mode:
             return _trace(mode, step, effective_batch, micro_batch, checkpointing, sums)
@@ -92,7 +92,7 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
 
 
 def _trace(
-    mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int, checkpointing: bool, sums: _Sums
+    mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int, checkpointing: bool, sums: InPlaceSums
 ) -> Cost:
     with nullcontext() if step.device == "cpu" else torch.device(step.device):
         model = step.build_model().train()
@@ -153,51 +153,6 @@ class _Scalars(TorchDispatchMode):
             if self.integers:
                 return 1
         return func(*args, **(kwargs or {}))
-
-
-class _Sums(TorchDispatchMode):
-    """Adds gradients that meet in one place as autograd adds real ones: into the first, if nothing else holds it.
-
-    Autograd makes a third tensor where one of the two is a fake one; a tied embedding of V × H would count once too often.
-    ``sole``: the counts (of tensor, of storage) that are seen here when nothing else holds it, see ``_sole_owner``; None
-    only notes them. Sums that a Python function's own backward makes are left as they are.
-    """
-
-    def __init__(self, sole: tuple[int, int] | None) -> None:
-        super().__init__()
-        self.sole = sole
-        self.seen: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.add.Tensor and not kwargs and _autograd_runs():
-            first, second = args
-            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
-                storage = torch._C._storage_Use_Count(first.untyped_storage()._cdata)
-                counts = (first._use_count(), storage)  # type: ignore[attr-defined]
-                self.seen.append(counts)
-                if counts == self.sole and first.dtype == second.dtype:
-                    return torch.ops.aten.add_.Tensor(first, second)
-        return func(*args, **(kwargs or {}))
-
-
-def _autograd_runs() -> bool:
-    """Whether autograd's engine is at work: not a checkpointed layer's second run, nor a Python function's backward."""
-    if torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1:
-        return False
-    return not isinstance(torch._C._current_autograd_node(), torch.autograd.function.BackwardCFunction)
-
-
-@cache
-def _sole_owner() -> tuple[int, int] | None:
-    """The counts of a gradient that autograd alone holds, as ``_Sums`` sees them: two fresh ones meet in ``x``.
-
-    None where no sum is seen: predictions are then high by what is added in place.
-    """
-    with FakeTensorMode():
-        x = torch.ones(2, requires_grad=True)
-        with _Sums(None) as sums:
-            (x.sin() + x.cos()).sum().backward()
-    return sums.seen[-1] if sums.seen else None
 
 
 class _Tracker(MemTracker):
