@@ -117,7 +117,7 @@ def fresh_counts():
     sole_owner.cache_clear()
 
 
-@pytest.mark.parametrize("lost", ["_storage_Use_Count", "_current_graph_task_id", "_current_autograd_node"])
+@pytest.mark.parametrize("lost", ["_storage_Use_Count", "_current_autograd_node"])
 @pytest.mark.usefixtures("fresh_counts")
 def test_without_torchs_counts_predictions_are_high_never_low(lost, monkeypatch):
     step = step_of(length=8)
