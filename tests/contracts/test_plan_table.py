@@ -9,7 +9,7 @@ from transformers import BertConfig, GPT2Config
 from jieyue.budget import Budget, Cost
 from jieyue.errors import BudgetError, InputError
 from jieyue.hf.depth import num_layers, with_layers
-from jieyue.planning import calibration, prediction, table
+from jieyue.planning import calibration, measurement, prediction, table
 from jieyue.planning.calibration import Calibration, through_depths
 from jieyue.planning.measurement import measure_alone, measure_step
 from jieyue.planning.prediction import predict
@@ -18,6 +18,7 @@ from jieyue.planning.subject import Subject
 from jieyue.planning.table import feasible, kinds
 from jieyue.run.any_model import plan_model
 from jieyue.training.accumulation import accumulate
+from jieyue.training.techniques import APPROXIMATE, OTHER, UPDATES, technique
 
 MIB = 2**20
 SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 1000}
@@ -43,7 +44,7 @@ def warm_peak(step, setting, effective):
     accumulate(step.objective, model, batch, micro_batch=setting.plan(effective))
     optimizer.step()
     optimizer.zero_grad()
-    return measure_step(step.objective, model, batch, optimizer, micro_batch=setting.plan(effective))
+    return measure_step(step.objective, model, batch, optimizer, micro_batch=setting.plan(effective), weigh=step.weigh)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,9 @@ def warm_peak(step, setting, effective):
         (subject, Setting(micro_batch=2, attention="local(4)", optimizer="momentum")),
         (gpt2, Setting(micro_batch=3, chunked=True)),
         (lambda: subject("classification"), Setting(micro_batch=4, checkpointing=True)),
+        (subject, Setting(micro_batch=2, optimizer="momentum", in_backward=True)),
+        (subject, Setting(micro_batch=2, chunked=True, checkpointing=True, in_backward=True)),
+        (gpt2, Setting(micro_batch=3, chunked=True, optimizer="momentum", in_backward=True)),
     ],
 )
 def test_every_setting_costs_what_is_predicted(make, setting):
@@ -148,8 +152,40 @@ def test_kinds_try_one_approximation_at_a_time():
     found = list(kinds(subject(), attention="local(4)"))
     assert [kind.exact for kind in found[:4]] == [True] * 4 and not any(kind.exact for kind in found[4:])
     for kind in found[4:]:
-        assert (kind.attention is not None) + (kind.optimizer != "adamw") + (kind.dtype != "float32") == 1
+        other = kind.optimizer != "adamw" or kind.in_backward
+        assert (kind.attention is not None) + other + (kind.dtype != "float32") == 1
+    assert {kind.update for kind in found if kind.optimizer == "momentum"} == {OTHER}
+    assert {kind.update for kind in found if kind.optimizer == "adamw" and kind.in_backward} == {APPROXIMATE}
+    with pytest.raises(InputError, match="momentum, adamw"):
+        Setting(micro_batch=1, optimizer="adafactor", in_backward=True)
     assert not any(kind.chunked for kind in kinds(subject("classification")))
+
+
+def test_updates_in_backward_come_where_the_budget_needs_them():
+    """No gradient is kept: under the accumulating settings' floor there is room for them; with room for all they go."""
+    settings = list(kinds(subject(), optimizers=("adamw",), dtypes=("float32",)))
+    least = [predict(subject().step(kind), effective_batch=8, micro_batch=1, checkpointing=kind.checkpointing)
+             for kind in settings if kind.checkpointing and not kind.in_backward]  # fmt: skip
+    budget = Budget(memory_bytes=min(cost.peak_bytes for cost in least) - 1)
+    found = feasible(subject(), budget, effective_batch=8, settings=settings, fixed_bytes=0, timed=False)
+    rows = found.rows
+    assert rows and all(row.setting.in_backward and row.cost.process_bytes <= budget.memory_bytes for row in rows)
+    assert {row.setting.optimizer for row in rows} == {"momentum", "adamw"}
+    assert [row.setting.update for row in rows] == sorted((row.setting.update for row in rows), key=UPDATES.index)
+    ample = feasible(subject(), Budget(), effective_batch=2, settings=settings, fixed_bytes=0, timed=False)
+    assert not any(row.setting.in_backward for row in ample.rows)
+
+
+def test_an_update_in_backward_is_timed_and_run_as_it_is():
+    """Calibration and measurement fold too: nothing is left in ``.grad``."""
+    setting = Setting(micro_batch=2, optimizer="momentum", in_backward=True)
+    step = subject(num_hidden_layers=2).step(setting)
+    assert Calibration(subject(num_hidden_layers=2)).seconds(setting, 4) > 0
+    model, _, update = measurement._update_of(step, setting, 4)
+    before = [parameter.clone() for parameter in model.parameters()]
+    update()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not all(map(torch.equal, before, model.parameters()))
 
 
 def test_seconds_come_from_two_depths(monkeypatch):
@@ -189,6 +225,8 @@ def test_plan_of_a_folder_with_a_configuration_alone(tmp_path, monkeypatch):
     planned = plan_model(str(tmp_path), length=16, effective_batch=4)
     text = planned.report().markdown()
     assert "cheapest exact first" in text and "chunked" in text
+    named = {one.name for row in planned.table.rows for one in row.setting.techniques}
+    assert named and all(technique(name).where in text.replace("\\_", "_") for name in named)
     values = json.loads(planned.report().json())
     assert values["sections"]
     with pytest.raises(InputError, match="65"):

@@ -1,6 +1,7 @@
 """The table of techniques: what it names exists, approximations carry the word, and every one of ours is in it."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ def test_approximations_say_so():
     assert len({technique.name for technique in TECHNIQUES}) == len(TECHNIQUES)
     order = [UPDATES.index(technique.update) for technique in TECHNIQUES]
     assert order == sorted(order)  # exact first
+
+
+def test_the_page_on_memory_tells_the_table():
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    told = [line for line in page.splitlines() if line.startswith("|") and line.endswith("` |")]
+    assert told == [f"| {one.name} | {one.update} | {one.saves} | {one.costs} | `{one.where}` |" for one in TECHNIQUES]
 
 
 def model():

@@ -16,7 +16,9 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ import torch
 from jieyue.timer import median_seconds
 from jieyue.training.accumulation import backward_pieces, gradient_norm, gradients_of, scale_gradients
 from jieyue.training.checkpointing import checkpointed
+from jieyue.training.in_backward import Folding
 from jieyue.training.microbatch import to_device
 
 from .prediction import TrainingStep
@@ -52,17 +55,20 @@ class Calibration:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._pieces: dict[Setting, float] = {}
-        self._updates: dict[str, float] = {}
+        self._updates: dict[tuple[str, bool], float] = {}
 
     def seconds(self, setting: Setting, effective_batch: int) -> float:
         """Predicted seconds of one update of ``effective_batch`` rows as long as the subject's, in this setting."""
         rows = min(setting.micro_batch, max(1, TOKENS // self.subject.positions))
-        kind = replace(setting, micro_batch=rows, optimizer="adamw")
+        kind = replace(setting, micro_batch=rows)
+        if not setting.in_backward:  # what a piece takes is then the same for every optimizer
+            kind = replace(kind, optimizer="adamw")
+        update = (setting.optimizer, setting.in_backward)
         if kind not in self._pieces:
             self._pieces[kind] = self._through(kind, _piece_seconds)
-        if setting.optimizer not in self._updates:
-            self._updates[setting.optimizer] = self._through(setting, _update_seconds)
-        return self._pieces[kind] * effective_batch / rows + self._updates[setting.optimizer]
+        if update not in self._updates:
+            self._updates[update] = self._through(setting, _update_seconds)
+        return self._pieces[kind] * effective_batch / rows + self._updates[update]
 
     def _through(self, setting: Setting, measure: Callable[[TrainingStep, Setting], float]) -> float:
         period = (
@@ -94,17 +100,28 @@ def _piece_seconds(step: TrainingStep, setting: Setting) -> float:
         with checkpointed(model, setting.checkpointing):
             backward_pieces(step.objective, model, [batch])
 
-    return _seconds(run)
+    with nullcontext() if step.weigh is None else Folding(model, step.make_optimizer(model), 1.0):
+        return _seconds(run)
 
 
 def _update_seconds(step: TrainingStep, setting: Setting) -> float:
     model = step.build_model().to(step.device).train()
     optimizer = step.make_optimizer(model)
+    if step.weigh is not None:
+        return _seconds(partial(_fold_nothing, Folding(model, optimizer, 1.0)))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, 1e-3)
     assert gradients_of(list(model.parameters()))
     return _seconds(lambda: update_once(model, optimizer, step.max_grad_norm))
+
+
+def _fold_nothing(folding: Folding) -> None:
+    """What an update folded into the backward pass costs once."""
+    for parameter in folding.trained:
+        folding.begin(parameter)
+    folding.finite()
+    folding.finish()
 
 
 def _seconds(call: Callable[[], Any]) -> float:

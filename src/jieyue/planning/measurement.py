@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from jieyue.budget import Plan
 from jieyue.errors import BudgetError
 from jieyue.machine import fix_malloc_threshold, peak_resident_bytes
 from jieyue.timer import peak_bytes
 from jieyue.training.accumulation import accumulate
+from jieyue.training.in_backward import update_in_backward, update_in_backward_approx
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 
@@ -33,6 +35,7 @@ from .subject import Subject
 
 __all__ = ["Measured", "live_bytes", "measure_alone", "measure_step", "seconds_alone"]
 
+Weigh = Callable[[Mapping[str, Tensor]], float]
 STEPS = 2  # updates before the profiler looks; the first makes the optimizer's state, the second is like all later ones
 TIMED_STEPS = 4  # the first one is slow
 
@@ -88,7 +91,8 @@ def _measure_bytes(subject: Subject, setting: Setting, effective_batch: int, thr
         update()
     highest = peak_resident_bytes()
     batch, plan = step.example_batch(effective_batch, step.length), setting.plan(effective_batch)
-    peak = measure_step(step.objective, model, batch, optimizer, micro_batch=plan, max_grad_norm=step.max_grad_norm)
+    options: dict[str, Any] = {"micro_batch": plan, "max_grad_norm": step.max_grad_norm, "weigh": step.weigh}
+    peak = measure_step(step.objective, model, batch, optimizer, **options)
     return Measured(fixed_bytes=fixed, peak_bytes=peak, process_bytes=highest)
 
 
@@ -112,11 +116,7 @@ def _update_of(
     batch, plan = step.example_batch(effective_batch, step.length), setting.plan(effective_batch)
 
     def update() -> None:
-        accumulate(step.objective, model, batch, micro_batch=plan)
-        if step.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), step.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        _update(step.objective, model, batch, optimizer, plan, step.max_grad_norm, step.weigh)
         if step.device.startswith("cuda"):
             torch.cuda.synchronize()
 
@@ -131,22 +131,20 @@ def measure_step(
     *,
     micro_batch: int | Plan | MicroBatch,
     max_grad_norm: float = 1.0,
+    weigh: Weigh | None = None,
 ) -> int:
     """Peak bytes of one update on this model and optimizer, weights, state and batch included.
 
     CPU: highest sum of live bytes of torch's allocator (profiler memory events) above what the weights, the optimizer's
     state and the batch hold; GPU: ``max_memory_allocated``. Call it once the optimizer has state, that is after a first
     update, with gradients None. The learning rates are zero meanwhile, so the weights stay bit for bit; the optimizer's
-    moments and the random state move on. The profiler's own events need memory: read a process peak before, not after.
+    moments and the random state move on. ``weigh``: as in ``TrainingStep``.
+    The profiler's own events need memory: read a process peak before, not after.
     """
 
     def step() -> None:
         model.train()
-        accumulate(objective, model, batch, micro_batch=micro_batch)
-        if max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        _update(objective, model, batch, optimizer, micro_batch, max_grad_norm, weigh)
 
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -162,6 +160,27 @@ def measure_step(
     finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def _update(
+    objective: Objective,
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    micro_batch: int | Plan | MicroBatch,
+    max_grad_norm: float,
+    weigh: Weigh | None,
+) -> None:
+    """One whole update."""
+    if weigh is not None:
+        fold: Any = update_in_backward if isinstance(optimizer, SGD) else update_in_backward_approx
+        fold(objective, model, batch, optimizer, weight=weigh(batch), micro_batch=micro_batch)
+        return
+    accumulate(objective, model, batch, micro_batch=micro_batch)
+    if max_grad_norm > 0:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def live_bytes(model: nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> int:

@@ -35,6 +35,7 @@ from jieyue.budget import Cost
 from jieyue.errors import InputError, message
 from jieyue.training.accumulation import backward_pieces, gradients_of, scale_gradients
 from jieyue.training.checkpointing import checkpointed
+from jieyue.training.in_backward import Folding
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective, num_rows
 
@@ -50,7 +51,8 @@ class TrainingStep:
     ``build_model()``: a new model from its configuration (not ``from_pretrained``, which would read weights).
     ``example_batch(rows, length)``: a batch of the widest shape that can occur, its values without meaning.
     ``make_optimizer(model)``: the optimizer. ``max_grad_norm``: 0 for no clipping. ``device``: "cpu", or a GPU type where
-    this torch has one. ``length``: positions of a row.
+    this torch has one. ``length``: positions of a row. ``weigh(batch)``: the labels that a batch counts; given, the
+    update is folded into the backward pass (``training.in_backward``): no gradients between pieces, no clipping.
     """
 
     build_model: Callable[[], nn.Module]
@@ -60,6 +62,7 @@ class TrainingStep:
     length: int
     max_grad_norm: float = 1.0
     device: str = "cpu"
+    weigh: Callable[[Mapping[str, Tensor]], float] | None = None
 
     def at(self, length: int) -> TrainingStep:
         """The same step on shorter (or longer) rows."""
@@ -114,14 +117,10 @@ def _trace(
     with ExitStack() as stack:
         stack.enter_context(tracker.gradients(trained))
         stack.enter_context(tracker)
+        folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
         with checkpointed(model, checkpointing), _Scalars(), sums:
             backward_pieces(step.objective, model, MicroBatch(micro).pieces(batch))
-        scale_gradients(trained, 0.5)
-        torch.nn.utils.get_total_norm(gradients_of(trained))
-        if step.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(trained, step.max_grad_norm)
-        with _Scalars(integers=True):
-            optimizer.step()
+        _finish(step, trained, optimizer, folding)
     peak, gradient_bytes, activation_bytes = tracker.peak(torch.device(step.device))
     weight_bytes = _storage_bytes([*model.parameters(), *model.buffers()])
     optimizer_bytes = _storage_bytes(_state_tensors(optimizer))
@@ -134,6 +133,23 @@ def _trace(
         activation_bytes=activation_bytes,
         temporary_bytes=peak + waiting - weight_bytes - gradient_bytes - optimizer_bytes - activation_bytes,
     )
+
+
+def _finish(
+    step: TrainingStep, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, folding: Folding | None
+) -> None:
+    """What follows the last piece."""
+    if folding is not None:
+        with _Scalars(integers=True):
+            folding.finite()
+            folding.finish()
+        return
+    scale_gradients(trained, 0.5)
+    torch.nn.utils.get_total_norm(gradients_of(trained))
+    if step.max_grad_norm > 0:
+        torch.nn.utils.clip_grad_norm_(trained, step.max_grad_norm)
+    with _Scalars(integers=True):
+        optimizer.step()
 
 
 class _Scalars(TorchDispatchMode):

@@ -11,9 +11,11 @@ from jieyue.errors import InputError, message
 from jieyue.hf.optimizers import OPTIMIZERS
 from jieyue.training.techniques import EXACT, UPDATES, Technique, technique
 
-__all__ = ["DTYPES", "OPTIMIZERS", "Setting", "dtype_named"]
+__all__ = ["DTYPES", "FOLDED", "OPTIMIZERS", "Setting", "dtype_named"]
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # of matrix products; None: the weights' own
+
+FOLDED = {"momentum": "update in backward (SGD with momentum)", "adamw": "update in backward approx (AdamA)"}
 
 
 def dtype_named(name: str) -> torch.dtype | None:
@@ -26,7 +28,8 @@ def dtype_named(name: str) -> torch.dtype | None:
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """``micro_batch``: rows a piece; ``attention``: a pattern in place of the model's own; ``chunked``: the vocabulary loss
-    in chunks; ``dtype``: of matrix products (bfloat16: autocast); ``optimizer``: of ``OPTIMIZERS``."""
+    in chunks; ``dtype``: of matrix products (bfloat16: autocast); ``optimizer``: of ``OPTIMIZERS``; ``in_backward``: its update
+    is folded into the backward pass (momentum, adamw), in a loop of one's own."""
 
     micro_batch: int
     checkpointing: bool = False
@@ -34,11 +37,19 @@ class Setting:
     attention: str | None = None
     optimizer: str = "adamw"
     dtype: str = "float32"
+    in_backward: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise InputError(message("optimizer", repr(self.optimizer), f"one of {', '.join(OPTIMIZERS)}"))
         dtype_named(self.dtype)
+        if self.in_backward and self.optimizer not in FOLDED:
+            raise InputError(message("update in backward", repr(self.optimizer), f"one of {', '.join(FOLDED)}"))
+
+    @property
+    def optimizer_text(self) -> str:
+        """As a table names it."""
+        return f"{self.optimizer}, in backward" if self.in_backward else self.optimizer
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -52,6 +63,8 @@ class Setting:
             names.append("bf16 autocast (approx)")
         if self.attention not in (None, "full()"):
             names.append("attention pattern (approx)")
+        if self.in_backward:
+            names.append(FOLDED[self.optimizer])
         found = [technique(name) for name in names]
         own = OPTIMIZERS[self.optimizer].technique
         return (*found, own) if own is not None else tuple(found)

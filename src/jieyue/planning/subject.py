@@ -69,6 +69,7 @@ class Subject:
             make_optimizer=partial(make_optimizer, args=arguments),
             length=self.positions,
             device=self.device,
+            weigh=partial(_weigh, self.head) if setting.in_backward else None,
         )
 
     def build(self, attention: str | None = None, layers: int | None = None) -> nn.Module:
@@ -89,6 +90,12 @@ class Subject:
         if self.head == "classification":
             return {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(rows, dtype=torch.long)}
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, IGNORED)}
+
+
+def _weigh(head: str, batch: Mapping[str, Tensor]) -> float:
+    """The labels that the loss counts."""
+    labels = batch["labels"][:, 1:] if head == "causal-lm" else batch["labels"]
+    return float((labels != IGNORED).sum())
 
 
 def _loss(head: str, chunked: bool, model: Any, batch: Mapping[str, Tensor]) -> Tally:

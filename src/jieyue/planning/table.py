@@ -2,7 +2,8 @@
 
 For each kind of setting (loss whole or chunked, checkpointing, dtype, optimizer, attention) the largest fitting micro-batch
 is found by tracing (``choice``), then its seconds are predicted (``calibration``). Exact ones come first, the fastest at the
-top; approximate ones follow, likewise. Checkpointing is left out where the whole batch fits without it.
+top; those of another optimizer and approximate ones follow, likewise. Checkpointing and updates in backward are left out where
+the whole batch fits without them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from jieyue.budget import Budget, Cost, format_bytes
 from jieyue.errors import BudgetError, InputError, message
+from jieyue.training.techniques import UPDATES
 
 from .calibration import Calibration
 from .choice import fixed_cost, largest_fitting
 from .prediction import predict
-from .setting import Setting
+from .setting import OPTIMIZERS, Setting
 from .subject import Subject
 
 __all__ = ["Row", "Table", "feasible", "kinds"]
@@ -44,19 +46,21 @@ def kinds(
     subject: Subject,
     *,
     attention: str | None = None,
-    optimizers: Sequence[str] = ("adamw", "adafactor"),
+    optimizers: Sequence[str] = ("adamw", "adafactor", "adamw-8bit"),
     dtypes: Sequence[str] = ("float32", "bfloat16"),
+    in_backward: Sequence[str] = ("momentum", "adamw"),
 ) -> Iterator[Setting]:
     """The kinds of setting worth tracing, their micro-batch open (1): the exact ones, then one approximation at a time.
 
     Exact: loss whole or chunked (heads over a vocabulary alone), with checkpointing or without, under the first optimizer and
-    dtype. Then, at the leaner loss, each other optimizer, dtype and the pattern.
+    dtype. Then, at the leaner loss, each other optimizer that is installed, the updates in backward, dtype and the pattern.
     """
     losses = (False,) if subject.head == "classification" else (False, True)
     first = Setting(micro_batch=1, optimizer=optimizers[0], dtype=dtypes[0])
     lean = replace(first, chunked=losses[-1])
     starts = [replace(first, chunked=chunked) for chunked in losses]
-    starts += [replace(lean, optimizer=optimizer) for optimizer in optimizers[1:]]
+    starts += [replace(lean, optimizer=optimizer) for optimizer in optimizers[1:] if OPTIMIZERS[optimizer].installed]
+    starts += [replace(lean, optimizer=optimizer, in_backward=True) for optimizer in in_backward]
     starts += [replace(lean, dtype=dtype) for dtype in dtypes[1:]]
     if attention is not None:
         starts.append(replace(lean, attention=attention))
@@ -87,7 +91,7 @@ def feasible(
     rejected: list[tuple[Setting, str]] = []
     floors: list[tuple[Setting, Cost]] = []
     for kind in kinds(subject) if settings is None else settings:
-        if kind.checkpointing and any(_whole(row, kind, effective_batch) for row in rows):
+        if any(_whole(row, kind, effective_batch) for row in rows):
             rejected.append((kind, "not needed: the whole batch fits without it"))
             continue
         try:
@@ -111,7 +115,7 @@ def feasible(
         rows = [
             replace(row, cost=replace(row.cost, seconds=clock.seconds(row.setting, effective_batch))) for row in rows
         ]
-    rows.sort(key=lambda row: (not row.setting.exact, row.cost.seconds or 0.0))
+    rows.sort(key=lambda row: (UPDATES.index(row.setting.update), row.cost.seconds or 0.0))
     return Table(
         effective_batch=effective_batch,
         budget_bytes=budget.memory_bytes,
@@ -121,8 +125,12 @@ def feasible(
 
 
 def _whole(row: Row, kind: Setting, effective_batch: int) -> bool:
-    """Whether the row is that kind without checkpointing, all of the batch in one piece."""
-    return row.setting == replace(kind, checkpointing=False, micro_batch=effective_batch)
+    """Whether the row takes all of the batch in one piece without the kind's checkpointing or update in backward."""
+    plain = replace(kind, checkpointing=False, micro_batch=effective_batch)
+    own = row.setting
+    if kind.checkpointing and own == plain:
+        return True
+    return kind.in_backward and own == replace(plain, in_backward=False, optimizer=own.optimizer)
 
 
 def _largest(subject: Subject, kind: Setting, effective_batch: int, allowed: float) -> tuple[int, Cost] | Cost:
@@ -153,7 +161,7 @@ def _floor(subject: Subject, budget_bytes: int, floors: Sequence[tuple[Setting, 
     kind, least = min(floors, key=lambda pair: pair[1].process_bytes)
     held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
     text = (
-        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({kind.optimizer}, {kind.dtype}, one row"
+        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({kind.optimizer_text}, {kind.dtype}, one row"
         f" of {subject.positions} tokens at a time) needs {format_bytes(least.process_bytes)},"
         f" {format_bytes(least.process_bytes - budget_bytes)} too much: fixed {format_bytes(least.fixed_bytes)}, weights"
         f" {format_bytes(least.weight_bytes)}, gradients {format_bytes(least.gradient_bytes)}, optimizer"

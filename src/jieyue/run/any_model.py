@@ -18,6 +18,8 @@ from jieyue.planning.setting import Setting
 from jieyue.planning.subject import OBJECTIVES, Subject
 from jieyue.planning.table import Row, Table, feasible, kinds
 from jieyue.report import Picture, Report
+from jieyue.report.values import Section
+from jieyue.training.techniques import TECHNIQUES
 
 __all__ = ["Planned", "Rows", "open_subject", "plan_model", "setting_cells"]
 
@@ -54,7 +56,7 @@ class Planned:
         columns: list[Any] = [*_SETTING, ("process", "bytes"), ("seconds an update", "seconds"), "update"]
         cells = [
             [*setting_cells(row.setting, self.table.effective_batch), row.cost.process_bytes, row.cost.seconds,
-             "exact" if row.setting.exact else "approximate"] for row in self.table.rows
+             row.setting.update] for row in self.table.rows
         ]  # fmt: skip
         section.table(columns, cells, title="What fits, cheapest exact first", note=_NOTE)
         parts: list[Any] = ["row", *((name, "bytes") for name in _PARTS)]
@@ -63,6 +65,7 @@ class Planned:
             [[number, *(getattr(row.cost, f"{name}_bytes") for name in _PARTS)] for number, row in _numbered(self)],
             title="What each predicted peak is made of",
         )
+        self._tell_techniques(section)
         if self.measured:
             self._tell_measured(report)
         if self.table.rejected:
@@ -71,6 +74,15 @@ class Planned:
         if self.rows.lengths:
             self._tell_lengths(report)
         return report
+
+    def _tell_techniques(self, section: Section) -> None:
+        """What the rows above the floor of the undivided batch make use of, in the order of ``TECHNIQUES``."""
+        used = {one.name for row in self.table.rows for one in row.setting.techniques}
+        if any(row.setting.micro_batch < self.table.effective_batch for row in self.table.rows):
+            used.add("micro-batches")
+        cells = [[one.name, one.update, one.saves, one.costs, one.where] for one in TECHNIQUES if one.name in used]
+        columns: list[Any] = ["technique", "update", "saves", "costs", "in Python"]
+        section.table(columns, cells, title="What they are made of")
 
     def _tell_measured(self, report: Report) -> None:
         section = report.section("Predicted against measured")
@@ -107,7 +119,7 @@ _SETTING = ["micro-batch", "pieces", "checkpointing", "loss", "attention", "opti
 _PARTS = ("weight", "gradient", "optimizer", "activation", "temporary", "fixed")
 _NOTE = (
     "Memory from traces of the very step on fake tensors; seconds from two shallow copies of the model run on this machine. "
-    "Exact: the update of AdamW on the undivided batch with full attention, up to rounding."
+    "Exact: the update of AdamW on the undivided batch with full attention, up to rounding; or of another optimizer, likewise."
 )
 
 
@@ -119,7 +131,7 @@ def setting_cells(setting: Setting, effective_batch: int) -> list[Any]:
         "yes" if setting.checkpointing else "no",
         "chunked" if setting.chunked else "whole",
         setting.attention or "the model's",
-        setting.optimizer,
+        setting.optimizer_text,
         setting.dtype,
     ]
 

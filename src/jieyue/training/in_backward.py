@@ -29,7 +29,7 @@ from .microbatch import MicroBatch, is_out_of_memory
 from .objective import Objective, num_rows
 from .ranks import Ranks
 
-__all__ = ["update_in_backward", "update_in_backward_approx"]
+__all__ = ["Folding", "update_in_backward", "update_in_backward_approx"]
 
 
 def update_in_backward(
@@ -51,13 +51,13 @@ def update_in_backward(
     gradients in ``.grad``. Out of memory cannot be retried, nor a non-finite gradient left out, since the momentum has
     moved by then: both raise, weights as before, and the momentum has to come from a checkpoint.
     """
-    rule = _Momentum(optimizer)
+    _check_kind(optimizer, (SGD,))
     for group in optimizer.param_groups:
         found = "momentum=0" if not group["momentum"] else "nesterov=True" if group["nesterov"] else ""
         if found:
             allowed = "momentum above 0, without Nesterov: the update is then a function of the momentum alone"
             raise InputError(message("update_in_backward", found, allowed, "use accumulate"))
-    return _fold(objective, model, batch, rule, weight, micro_batch)
+    return _update(objective, model, batch, optimizer, weight, micro_batch)
 
 
 def update_in_backward_approx(
@@ -75,21 +75,19 @@ def update_in_backward_approx(
     it depends on the micro-batch (with one piece the update is Adam's) and steps come out larger where pieces agree.
     Arguments and refusals as in ``update_in_backward``; refused too: amsgrad, and Adam's weight decay (AdamW's is fine).
     """
-    rule = _Moments(optimizer)
+    _check_kind(optimizer, (Adam, AdamW))
     for group in optimizer.param_groups:
         coupled = group["weight_decay"] and not group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
         found = "amsgrad=True" if group["amsgrad"] else "Adam with weight_decay" if coupled else ""
         if found:
             raise InputError(message("update_in_backward_approx", found, "Adam without it, or AdamW", "use accumulate"))
-    return _fold(objective, model, batch, rule, weight, micro_batch)
+    return _update(objective, model, batch, optimizer, weight, micro_batch)
 
 
 class _Momentum:
     """SGD's velocity, fed piece by piece. ``begin`` once per weight and update, ``add`` per piece, ``finish`` moves it."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        _check_kind(optimizer, (SGD,))
-        self.optimizer = optimizer
+    def __init__(self) -> None:
         self.undamped: set[Tensor] = set()
 
     def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
@@ -114,10 +112,6 @@ class _Momentum:
 
 class _Moments:
     """Adam's two moments, the second of the pieces' squares."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        _check_kind(optimizer, (Adam, AdamW))
-        self.optimizer = optimizer
 
     def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         if not state:
@@ -144,39 +138,71 @@ class _Moments:
         parameter.addcdiv_(state["exp_avg"], root, value=-rate / (1 - first**step))
 
 
-def _fold(
+class Folding:
+    """One update under way: inside the ``with``, each gradient goes into the moments times 1/``weight`` and is freed.
+
+    ``finish()`` then moves the weights. ``optimizer``: SGD with momentum (exact) or Adam (approximate), as the functions
+    above check.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, weight: float) -> None:
+        self.rule: _Momentum | _Moments = _Momentum() if isinstance(optimizer, SGD) else _Moments()
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+        self.state_of = optimizer.state
+        self.share = 1 / weight
+        self.touched: dict[Tensor, None] = {}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Folding:
+        for parameter in self.trained:
+            self._hooks.callback(parameter.register_post_accumulate_grad_hook(self._fold).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    @torch.no_grad()
+    def begin(self, parameter: Tensor) -> None:
+        """What happens once a weight and update, before its first gradient."""
+        self.touched[parameter] = None
+        self.rule.begin(parameter, self.group_of[parameter], self.state_of[parameter])
+
+    @torch.no_grad()
+    def _fold(self, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None or parameter not in self.group_of:
+            return
+        if gradient.is_sparse:
+            raise InputError(message("update in backward", "a sparse gradient", "dense ones", "use sparse=False"))
+        if parameter not in self.touched:
+            self.begin(parameter)
+        self.rule.add(parameter, gradient, self.group_of[parameter], self.state_of[parameter], self.share)
+
+    def finite(self) -> bool:
+        """Whether all moments are."""
+        moments = (value for p in self.touched for value in self.state_of[p].values() if isinstance(value, Tensor))
+        return all(bool(torch.isfinite(value).all()) for value in moments)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        for moved in self.touched:
+            self.rule.finish(moved, self.group_of[moved], self.state_of[moved])
+
+
+def _update(
     objective: Objective,
     model: nn.Module,
     batch: Mapping[str, Any],
-    rule: _Momentum | _Moments,
+    optimizer: Optimizer,
     weight: float,
     micro_batch: int | Plan | MicroBatch,
 ) -> Tally:
     micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
-    _check(model, rule, weight)
+    _check(model, optimizer, weight)
     check_whole_batch_layers(model, micro.rows < num_rows(batch), ())
-    group_of = {p: group for group in rule.optimizer.param_groups for p in group["params"]}
-    state_of = rule.optimizer.state
-    touched: dict[Tensor, None] = {}
-
-    @torch.no_grad()
-    def fold(parameter: Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        if gradient is None or parameter not in group_of:
-            return
-        if gradient.is_sparse:
-            raise InputError(message("update_in_backward", "a sparse gradient", "dense ones", "use sparse=False"))
-        group, state = group_of[parameter], state_of[parameter]
-        if parameter not in touched:
-            touched[parameter] = None
-            rule.begin(parameter, group, state)
-        rule.add(parameter, gradient, group, state, 1 / weight)
-
-    with ExitStack() as stack:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                stack.callback(parameter.register_post_accumulate_grad_hook(fold).remove)
-        stack.enter_context(checkpointed(model, micro.checkpointing))
+    folding = Folding(model, optimizer, weight)
+    with folding, checkpointed(model, micro.checkpointing):
         try:
             tally = backward_pieces(objective, model, micro.pieces(batch)).detach()
         except (RuntimeError, MemoryError) as error:
@@ -186,10 +212,8 @@ def _fold(
                 f"update in backward: pieces of {micro.rows} rows run out of memory ({str(error).partition(chr(10))[0]});"
                 " found momentum that has moved already; resume from a checkpoint with a smaller micro_batch"
             ) from error
-    _check_afterwards(tally, weight, [state_of[p] for p in touched])
-    with torch.no_grad():
-        for moved in touched:
-            rule.finish(moved, group_of[moved], state_of[moved])
+    _check_afterwards(tally, weight, folding)
+    folding.finish()
     return tally
 
 
@@ -199,8 +223,8 @@ def _check_kind(optimizer: Optimizer, kinds: tuple[type[Optimizer], ...]) -> Non
         raise InputError(message("update in backward", type(optimizer).__name__, allowed, "use accumulate"))
 
 
-def _check(model: nn.Module, rule: _Momentum | _Moments, weight: float) -> None:
-    optimizer, asked = rule.optimizer, "update in backward"
+def _check(model: nn.Module, optimizer: Optimizer, weight: float) -> None:
+    asked = "update in backward"
     if not 0 < weight < math.inf:
         raise InputError(message(asked, f"weight={weight}", "the number of labels of the whole batch, counted first"))
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -212,13 +236,12 @@ def _check(model: nn.Module, rule: _Momentum | _Moments, weight: float) -> None:
         raise InputError(message(asked, "gradients from before", "none in .grad", "optimizer.zero_grad() first"))
 
 
-def _check_afterwards(tally: Tally, weight: float, states: list[dict[str, Any]]) -> None:
+def _check_afterwards(tally: Tally, weight: float, folding: Folding) -> None:
     spoiled = "the weights are as before, but the optimizer's state has moved; resume from a checkpoint"
     if tally.weight != weight:
         raise InputError(
             message("update in backward", f"a batch of weight {tally.weight}", f"weight={weight}", spoiled)
         )
-    moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-    if not math.isfinite(tally.total) or not all(bool(torch.isfinite(value).all()) for value in moments):
+    if not math.isfinite(tally.total) or not folding.finite():
         found = f"loss {float(tally.mean()):g} or a gradient that is not finite"
         raise InputError(message("update in backward", found, "finite numbers", spoiled))

@@ -85,7 +85,7 @@ TECHNIQUES = (
         where="jieyue.training.in_backward.update_in_backward",
         update=EXACT,
         saves="the gradient: a copy of all weights",
-        costs="labels counted first; no clipping, no Nesterov, no retry after an out-of-memory",
+        costs="a loop of your own; labels counted first; no clipping, no Nesterov, no retry after an out-of-memory",
     ),
     Technique(
         name="SGD with momentum (another optimizer)",
@@ -106,7 +106,7 @@ TECHNIQUES = (
         where="jieyue.training.in_backward.update_in_backward_approx",
         update=APPROXIMATE,
         saves="the gradient: a copy of all weights",
-        costs="the second moment sums the pieces' squares; as above otherwise",
+        costs="a loop of your own; the second moment sums the pieces' squares; otherwise as for SGD with momentum",
     ),
     Technique(
         name="bf16 autocast (approx)",
