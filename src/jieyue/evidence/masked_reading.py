@@ -27,13 +27,14 @@ from jieyue.run.tasks import task
 from jieyue.run.values import Course, Materials, Prepared
 from jieyue.timer import take_turns
 
-from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
+from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Place, Scale, Verdict
 from .judging import by_seed, difference, factor, mean
 
 __all__ = ["CLAIMS"]
 
 KEY = "masked-reading"
 MARGIN = 0.02  # of Final: what "loses nothing" may hide
+LEARNED = 0.05  # of Final: below it no reader reads, and equal scores compare nothing
 REPEATS = 3
 SIZES: dict[str, dict[str, Any]] = {
     "minutes": {
@@ -139,6 +140,10 @@ def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
         )  # fmt: skip
     columns: list[str | tuple[str, str]] = ["reader", ("Final", "share"), ("exact match", "share"), ("F1", "share"),
         "speed, masked = 1", "the article's Final", "the article's questions/s"]  # fmt: skip
+    best = max(mean(scores).value for scores in own.values())
+    if best < LEARNED:
+        why = f"no reader learned to read: the best Final is {best:.1%}, and below {LEARNED:.0%} nothing is compared"
+        return Verdict(UNTESTED, why, columns, rows)
     good, fast = gain.low > -MARGIN, times.low > 1
     why = (
         f"Final over the written {_points(gain)}: {'above' if good else 'the interval reaches'} −{MARGIN:g}; "
