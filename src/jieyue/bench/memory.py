@@ -76,7 +76,7 @@ def measure_waterfall(
             micro_batch=setting.micro_batch,
             checkpointing=setting.checkpointing,
         )
-        step = Step(added=added, update="exact" if setting.exact else "approximate", predicted_bytes=cost.peak_bytes)
+        step = Step(added=added, update=setting.update, predicted_bytes=cost.peak_bytes)
         if cost.peak_bytes > largest_bytes:
             say(f"{added}: predicted beyond the limit, not run")
             found.append(replace(step, how="beyond the limit, not run"))
