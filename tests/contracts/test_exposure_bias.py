@@ -9,7 +9,7 @@ from jieyue.evidence.exposure_bias import ARMS, BASELINE, CLAIMS, KEY, PENALTY, 
 from jieyue.evidence.running import digest
 from jieyue.training.remedies.texts import parse_remedy
 
-STEPS, REMEDIES = CLAIMS
+STEPS, REMEDIES, _ = CLAIMS
 TOY = {"updates": 3, "batch": 4, "learning_rate": 1e-3, "source_tokens": 40, "limit": 40, "judged": 6}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from jieyue.run import jobs
 from jieyue.run.tasks import task
 from jieyue.run.training import fit, prepare
 from jieyue.run.values import Course, Materials
+from jieyue.training.remedies.replacement import replace_tokens
 
 COURSE = Course(steps=5, effective_batch=4, save_steps=2, curriculum="none", warmup_steps=1)
 RECIPES = {
@@ -57,15 +59,15 @@ def interrupted(objective, at):
     return run
 
 
-def trained(name, folder, *, resume=False, at=None, **materials):
-    """The weights after ``COURSE`` in micro-batches of two, so that an update is two calls."""
+def trained(name, folder, *, resume=False, at=None, course=COURSE, **materials):
+    """The weights after the course in micro-batches of two, so that an update is two calls."""
     given = Materials(**(RECIPES[name] | {"limit": 60} | materials))
-    prepared = prepare(task(name), given, COURSE, folder)
+    prepared = prepare(task(name), given, course, folder=folder)
     prepared = replace(prepared, task=replace(prepared.task, curve=None))
-    planned = SimpleNamespace(plan=Plan(effective_batch=COURSE.effective_batch, micro_batch=2))
+    planned = SimpleNamespace(plan=Plan(effective_batch=course.effective_batch, micro_batch=2))
     if at is not None:
         prepared = replace(prepared, objective=interrupted(prepared.objective, at))
-    return fit(prepared, planned, COURSE, folder, resume=resume).trainer.model.state_dict()
+    return fit(prepared, planned, course, folder, resume=resume).trainer.model.state_dict()
 
 
 def same(one, other):
@@ -84,12 +86,15 @@ def test_resumed_is_the_whole_run(name, tmp_path):
 
 
 def test_the_alarm_rings(tmp_path):
-    """The broken twin: the state of the random numbers is not restored, so dropout is another."""
-    whole = trained("mlm", tmp_path / "whole")
+    """The broken twin: the state of the random numbers is not restored, so other tokens are replaced."""
+    course = replace(COURSE, remedies=(replace_tokens(0.5, 1.0),))
+    whole = trained("title", tmp_path / "whole", course=course)
     with pytest.raises(Interrupted):
-        trained("mlm", tmp_path / "run", at=8)
-    (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
-    assert not same(whole, trained("mlm", tmp_path / "run", resume=True))
+        trained("title", tmp_path / "run", at=8, course=course)
+    shutil.copytree(tmp_path / "run", tmp_path / "twin")
+    (tmp_path / "twin" / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
+    assert same(whole, trained("title", tmp_path / "run", resume=True, course=course))
+    assert not same(whole, trained("title", tmp_path / "twin", resume=True, course=course))
 
 
 @pytest.mark.parametrize("name", ["classify", pytest.param("mlm", marks=pytest.mark.slow)])

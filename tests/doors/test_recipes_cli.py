@@ -96,6 +96,7 @@ def test_plan_and_doctor(pretrained, tmp_path):
     assert jieyue("doctor", "mlm", text).returncode == 0
 
 
+@pytest.mark.slow
 def test_training_tells_what_unsharing_adds(pretrained, tmp_path):
     flags = ["--model", pretrained, "--steps", "1", "--out", tmp_path, *SMALL]
     done = jieyue("train", "classify", "--unshare", *flags)
@@ -111,7 +112,7 @@ def test_training_tells_what_unsharing_adds(pretrained, tmp_path):
         (["train", "classify", "--unshare", "some", *SMALL], "--unshare"),
         (["train", "classify", "--model", "bert-tiny", "--unshare", "all", *SMALL], "ALBERT"),
         (["train", "classify", "--unshare-after", "3", *SMALL], "unshare_after"),
-        (["train", "mlm", "--model", "bert-tiny", "--start", "orthogonal-copy", "--steps", "1", *SMALL], "start="),
+        (["train", "mlm", "--model", "bert-tiny", "--start", "sideways", "--steps", "1", *SMALL], "start="),
         (["train", "classify", "--data", "missing.tsv"], "missing.tsv"),
         (["train", "read", "--optimizer", "lion"], "adamw, adafactor, momentum, adamw-8bit"),
         (["plan", "title", "--dtype", "float16"], "float32, bfloat16"),
