@@ -45,7 +45,7 @@ SENTIMENT = "classification/sentiment_bert4keras/sentiment.zip"
 READING = {"sentences": 2, "tokens": 72}  # of a passage
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("minutes", "classify"): {"questions": 20_000, "updates": 80, "judged": 300, "tokens": 64},
-    ("minutes", "read"): {"questions": 20_000, "updates": 200, "judged": 240, **READING},
+    ("minutes", "read"): {"questions": 20_000, "updates": 160, "judged": 240, **READING},
     ("hour", "classify"): {"data": SENTIMENT, "updates": 320, "judged": 1000, "tokens": 64},
     ("hour", "read"): {"questions": 60_000, "updates": 560, "judged": 400, **READING},
 }
