@@ -44,7 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "hour": {"model": "tiny", "updates": 3000, "judged": 1000, "timed": 96},
 }
-LENGTHS = {"answer_slots": 8, "question_tokens": 24, "window_tokens": 96, "overlap_tokens": 16}
+LENGTHS: dict[str, Any] = {"answer_slots": 8, "question_tokens": 24, "window_tokens": 96, "overlap_tokens": 16}
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
