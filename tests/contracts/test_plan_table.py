@@ -1,13 +1,14 @@
 """The table of a plan: exact first, every row fits, the chosen settings cost what was predicted, the floor is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import BertConfig, GPT2Config
 
 from jieyue.budget import Budget, Cost
-from jieyue.errors import BudgetError, InputError
+from jieyue.errors import BudgetError, InputError, MissingExtra
 from jieyue.hf.depth import num_layers, with_layers
 from jieyue.planning import calibration, measurement, prediction, table
 from jieyue.planning.calibration import Calibration, through_depths
@@ -92,7 +93,7 @@ def test_the_table_is_sorted_and_fits(monkeypatch):
     monkeypatch.setattr(Calibration, "seconds", lambda self, setting, rows: seconds[setting.chunked])
     half, fixed = predict(subject().step(Setting(micro_batch=8)), effective_batch=16, micro_batch=8), 100 * MIB
     budget = Budget(memory_bytes=fixed + half.peak_bytes)
-    settings = list(kinds(subject(), optimizers=("adamw",)))
+    settings = list(kinds(subject(), optimizer="adamw"))
     found = feasible(subject(), budget, effective_batch=16, settings=settings, fixed_bytes=fixed)
     assert found.rows and all(row.cost.process_bytes <= budget.memory_bytes for row in found.rows)
     keys = [(not row.setting.exact, row.cost.seconds) for row in found.rows]
@@ -131,7 +132,7 @@ def test_the_third_trace_checks_the_line(monkeypatch):
 
 
 def test_checkpointing_is_left_out_where_all_fits():
-    settings = list(kinds(subject(), optimizers=("adamw",), dtypes=("float32",)))
+    settings = list(kinds(subject(), optimizer="adamw", dtype="float32"))
     found = feasible(subject(), Budget(), effective_batch=2, settings=settings, fixed_bytes=0, timed=False)
     assert not any(row.setting.checkpointing for row in found.rows)
     assert {why for _, why in found.rejected} == {"not needed: the whole batch fits without it"}
@@ -161,10 +162,26 @@ def test_kinds_try_one_approximation_at_a_time():
     assert not any(kind.chunked for kind in kinds(subject("classification")))
 
 
+def test_kinds_of_one_optimizer_and_dtype_alone(monkeypatch):
+    found = list(kinds(subject(), optimizer="adafactor", dtype="bfloat16", attention="local(4)"))
+    assert {(kind.optimizer, kind.dtype) for kind in found} == {("adafactor", "bfloat16")}
+    assert {kind.in_backward for kind in found} == {False} and {kind.attention for kind in found} == {None, "local(4)"}
+    assert {kind.in_backward for kind in kinds(subject(), optimizer="momentum")} == {False, True}
+    assert {kind.optimizer for kind in kinds(subject(), dtype="float32")} >= {"adamw", "adafactor", "momentum"}
+    for bad in ({"optimizer": "lion"}, {"dtype": "int8"}):
+        with pytest.raises(InputError, match="one of"):
+            list(kinds(subject(), **bad))
+    choice = replace(OPTIMIZERS["adamw-8bit"], package="not_installed_anywhere")
+    monkeypatch.setitem(OPTIMIZERS, "adamw-8bit", choice)
+    with pytest.raises(MissingExtra, match="not_installed_anywhere"):
+        list(kinds(subject(), optimizer="adamw-8bit"))
+
+
 @pytest.mark.slow
 def test_updates_in_backward_come_where_the_budget_needs_them():
     """No gradient is kept: under the accumulating settings' floor there is room for them; with room for all they go."""
-    settings = list(kinds(subject(), optimizers=("adamw",), dtypes=("float32",)))
+    settings = list(kinds(subject(), optimizer="adamw", dtype="float32"))
+    settings += [kind for kind in kinds(subject(), optimizer="momentum", dtype="float32") if kind.in_backward]
     least = [predict(subject().step(kind), effective_batch=8, micro_batch=1, checkpointing=kind.checkpointing)
              for kind in settings if kind.checkpointing and not kind.in_backward]  # fmt: skip
     budget = Budget(memory_bytes=min(cost.peak_bytes for cost in least) - 1)

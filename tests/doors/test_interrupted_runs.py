@@ -23,6 +23,7 @@ from jieyue.run import jobs
 from jieyue.run.tasks import task
 from jieyue.run.training import fit, prepare
 from jieyue.run.values import Course, Materials
+from jieyue.run.waterfall import Step, Waterfall
 from jieyue.training.remedies.replacement import replace_tokens
 
 COURSE = Course(steps=5, effective_batch=4, save_steps=2, curriculum="none", warmup_steps=1)
@@ -104,9 +105,8 @@ def test_ctrl_c_on_the_command_line(name, tmp_path, monkeypatch):
     flags += ["--steps", "4", "--budget", "3GiB", "--out", tmp_path / "run"]
     if name == "mlm":
         flags += ["--pseudo-rows", "1"]
-    monkeypatch.setattr(
-        jobs, "savings", lambda *_: [{"setting": "s", "exact": True, "peak_bytes": 1, "seconds": 1.0, "how": ""}]
-    )
+    step = Step(added="s", update="exact", predicted_bytes=1)
+    monkeypatch.setattr(jobs, "savings", lambda *_: Waterfall(steps=(step,), effective_batch=4, positions=24))
     with monkeypatch.context() as patch:
         own = jobs.fit
         patch.setattr(jobs, "fit", lambda p, *a, **k: own(replace(p, objective=interrupted(p.objective, 3)), *a, **k))

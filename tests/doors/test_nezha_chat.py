@@ -15,6 +15,7 @@ from jieyue.hf.loading import load, read_record
 from jieyue.hf.nezha import NezhaConfig, NezhaForCausalLM, NezhaForMaskedLM
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.run.conversation import Conversation
+from jieyue.run.waterfall import Step, Waterfall
 from jieyue.serving.server import open_models
 
 TALKS = compose_talks(0, 60)
@@ -45,8 +46,10 @@ def trained(start, tmp_path_factory):
     few.write_text("\n".join(lines[:3]), encoding="utf-8")
     flags = ["--steps", "2", "--max-tokens", "48", "--effective-batch", "4", "--budget", "3GiB"]
     with pytest.MonkeyPatch.context() as patch:
-        row = {"setting": "left out", "exact": True, "peak_bytes": 1, "seconds": 1.0, "how": ""}
-        patch.setattr("jieyue.run.jobs.savings", lambda *_: [row])
+        left_out = Waterfall(
+            steps=(Step(added="left out", update="exact", predicted_bytes=1),), effective_batch=4, positions=48
+        )
+        patch.setattr("jieyue.run.jobs.savings", lambda *_: left_out)
         done = jieyue("train", "chat", "--model", start, "--data", data, "--held-out", few, "--out", out, *flags)
     assert done.returncode == 0, done.stderr
     return out

@@ -53,6 +53,9 @@ class Lengths:
     time: Time = None
     learning_rate: LearningRate = None
     save_steps: SaveSteps = 200
+    checkpointing: Checkpointing = None
+    optimizer: Optimizer = "adamw"
+    dtype: Dtype = "float32"
 
     def course(self, **more: Any) -> Any:
         """The ``Course`` of these flags; ``more``: its other fields."""
@@ -67,9 +70,6 @@ class Training(Lengths):
     """``Lengths`` of one training."""
 
     seed: Seed = 0
-    checkpointing: Checkpointing = None
-    optimizer: Optimizer = "adamw"
-    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -115,11 +116,19 @@ def plan_model(
     budget: BudgetText = "4GiB",
     effective_batch: EffectiveBatch = 32,
     attention: Annotated[str | None, typer.Option(help="A pattern to try besides, such as local(64).")] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only settings of this one, as in train. Default: all that are there."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="NAME", help="Only float32 or bfloat16 (autocast). Default: both.")
+    ] = None,
     measure: Annotated[int, typer.Option(help="Run so many rows from the top, each in its own process.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The settings in which any model could be trained within a budget, cheapest exact first; no weight is read."""
+    from jieyue.planning.table import kinds
     from jieyue.run.any_model import plan_model as plan
 
     found = plan(
@@ -129,7 +138,7 @@ def plan_model(
         length=length,
         data=data,
         head=head,
-        attention=attention,
+        settings=partial(kinds, attention=attention, optimizer=optimizer, dtype=dtype),
         measure=measure,
     )
     show(Door(as_json), found.report(), out=out, name="plan")

@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 
 from jieyue.budget import Budget, Cost, format_bytes
 from jieyue.errors import BudgetError, InputError, message
+from jieyue.hf.optimizers import optimizer_named
 from jieyue.training.techniques import UPDATES
 
 from .calibration import Calibration
 from .choice import fixed_cost, largest_fitting
 from .prediction import predict
-from .setting import OPTIMIZERS, Setting
+from .setting import DTYPES, FOLDED, OPTIMIZERS, Setting
 from .subject import Subject
 
 __all__ = ["Row", "Table", "feasible", "kinds"]
+
+_TRIED = ("adamw", "adafactor", "adamw-8bit")  # momentum alone saves less than Adafactor; in backward it is tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +46,19 @@ class Table:
 
 
 def kinds(
-    subject: Subject,
-    *,
-    attention: str | None = None,
-    optimizers: Sequence[str] = ("adamw", "adafactor", "adamw-8bit"),
-    dtypes: Sequence[str] = ("float32", "bfloat16"),
-    in_backward: Sequence[str] = ("momentum", "adamw"),
+    subject: Subject, *, attention: str | None = None, optimizer: str | None = None, dtype: str | None = None
 ) -> Iterator[Setting]:
     """The kinds of setting worth tracing, their micro-batch open (1): the exact ones, then one approximation at a time.
 
     Exact: loss whole or chunked (heads over a vocabulary alone), with checkpointing or without, under the first optimizer and
     dtype. Then, at the leaner loss, each other optimizer that is installed, the updates in backward, dtype and the pattern.
+    ``optimizer``, ``dtype``: the only ones wanted. ``InputError`` for an unknown one, ``MissingExtra`` for one not installed.
     """
+    if optimizer is not None:
+        optimizer_named(optimizer)
+    optimizers = _TRIED if optimizer is None else (optimizer,)
+    dtypes = tuple(DTYPES) if dtype is None else (dtype,)
+    in_backward = [one for one in FOLDED if optimizer in (None, one)]
     losses = (False,) if subject.head == "classification" else (False, True)
     first = Setting(micro_batch=1, optimizer=optimizers[0], dtype=dtypes[0])
     lean = replace(first, chunked=losses[-1])

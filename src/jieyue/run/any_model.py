@@ -148,20 +148,21 @@ def plan_model(
     length: int | None = None,
     data: str | Path | None = None,
     head: str | None = None,
-    attention: str | None = None,
+    settings: Callable[[Subject], Iterable[Setting]] = kinds,
     measure: int = 0,
 ) -> Planned:
     """The settings in which a model of any kind could be trained within ``budget``; no weight of it is read or allocated.
 
     ``name``: a preset, a folder (its ``config.json`` is enough) or a hub name; ``length``: tokens of a row, None = the
     longest text of ``data`` (a text a line; needs the tokenizer) or 128; ``head``: masked-lm, causal-lm or classification,
-    None = the checkpoint's own. ``attention``: a pattern to try besides. ``measure``: so many rows from the top are run.
+    None = the checkpoint's own. ``settings``: the kinds to try, such as ``partial(kinds, dtype="float32")``. ``measure``: so
+    many rows from the top are run.
 
     Time: about a second a trace, up to three traces a setting, and a short run of single layers.
     """
     subject, rows = open_subject(name, length=length, data=data, head=head)
-    settings = list(kinds(subject, attention=attention))
-    table = feasible(subject, Budget.parse(budget), effective_batch=effective_batch, settings=settings)
+    tried = list(settings(subject))
+    table = feasible(subject, Budget.parse(budget), effective_batch=effective_batch, settings=tried)
     measured = tuple(measure_alone(subject, row.setting, effective_batch) for row in table.rows[:measure])
     return Planned(name=name, subject=subject, rows=rows, table=table, measured=measured)
 

@@ -20,7 +20,6 @@ from .story import (
     tell_lengths,
     tell_memory,
     tell_prices,
-    tell_savings,
     tell_settings,
     tell_sharing,
     tell_training,
@@ -34,6 +33,7 @@ __all__ = ["doctor", "evaluate", "plan", "train"]
 
 DEFAULT_BUDGET = "4GiB"
 SHIPPED = "the corpus that ships"
+_SAVINGS = "Forward and backward of one update of the whole effective batch, with the run's own model, on the longest rows of the data."
 
 
 def doctor(recipe: str = "read", materials: Materials = Materials()) -> Report:
@@ -126,7 +126,7 @@ def train(
     tell_training(report, trained.losses, trained.curve, trained.facts, job.curve)
     tell_memory(report, planned.plan, planned.way, measured, planned.budget.memory_bytes)
     tell_sharing(report, prepared.model, materials.unshare_after)
-    tell_savings(report, gained)
+    gained.tell(report, "What each saving was worth", note=_SAVINGS)
     if priced:
         tell_prices(report, priced)
     if materials.attention is not None:

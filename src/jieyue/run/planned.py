@@ -17,9 +17,9 @@ from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.planning.setting import Setting
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
-from jieyue.training.techniques import APPROXIMATE
 
 from .arguments import arguments_of
+from .waterfall import Step, Waterfall
 
 if TYPE_CHECKING:
     from .training import Trained
@@ -80,50 +80,39 @@ def measure(prepared: Prepared, planned: Planned, trained: Trained) -> dict[str,
     }
 
 
-def savings(
-    prepared: Prepared, planned: Planned, trained: Trained, measured: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Peak and seconds of one update in settings of growing thrift, measured on the run's own model.
+def savings(prepared: Prepared, planned: Planned, trained: Trained, measured: Mapping[str, Any]) -> Waterfall:
+    """One update in settings of growing thrift, measured on the run's own model: the waterfall of this run.
 
-    The undivided batch comes first; where it would not fit the budget its peak is the predicted one and it is not run.
+    The undivided batch comes first; what would not fit the budget has its predicted peak and is not run.
     """
-    plan, allowed = planned.plan, planned.budget.memory_bytes
-    undivided = replace(plan, micro_batch=plan.effective_batch, checkpointing=False)
-    settings = [("undivided batch", undivided)]
-    if plan.micro_batch < plan.effective_batch:
-        settings.append((f"micro-batches of {plan.micro_batch}", replace(plan, checkpointing=False)))
-    else:
-        smaller = max(1, plan.effective_batch // 4)
-        settings.append(
-            (f"micro-batches of {smaller} (not needed here)", replace(plan, micro_batch=smaller, checkpointing=False))
-        )
-    settings.append(
-        (
-            "and checkpointing" + ("" if plan.checkpointing else " (not needed here)"),
-            replace(settings[-1][1], checkpointing=True),
-        )
-    )
-    rows = []
-    for name, setting in settings:
-        row: dict[str, Any] = {"setting": name, "exact": planned.way.update != APPROXIMATE}
+    plan, allowed, steps = planned.plan, planned.budget.memory_bytes, []
+    assert plan.predicted is not None
+    for added, setting in _thrift(plan):
         cost = predict(
             planned.step,
             effective_batch=setting.effective_batch,
             micro_batch=setting.micro_batch,
             checkpointing=setting.checkpointing,
         )
-        assert plan.predicted is not None
+        step = Step(added=added, update=planned.way.update, predicted_bytes=cost.peak_bytes)
         if allowed is not None and cost.peak_bytes + plan.predicted.fixed_bytes > allowed:
-            rows.append(
-                row
-                | {"peak_bytes": cost.peak_bytes, "seconds": None, "how": "predicted; beyond the budget, so not run"}
-            )
+            steps.append(replace(step, how="beyond the budget, not run"))
             continue
-        known = setting == plan  # measured already, as the run's own setting
-        peak = measured["peak_bytes"] if known else _peak(prepared, trained, setting)
-        row |= {"peak_bytes": peak, "seconds": _seconds(prepared, trained, setting)}
-        rows.append(row | {"how": "measured"})
-    return rows
+        peak = measured["peak_bytes"] if setting == plan else _peak(prepared, trained, setting)
+        steps.append(replace(step, measured_bytes=peak, seconds=_seconds(prepared, trained, setting)))
+    return Waterfall(steps=tuple(steps), effective_batch=plan.effective_batch, positions=planned.step.length)
+
+
+def _thrift(plan: Plan) -> list[tuple[str, Plan]]:
+    """(what is added, the plan with it): the undivided batch, micro-batches, checkpointing; what the run did without says so."""
+    divided, needless = replace(plan, checkpointing=False), ""
+    if plan.micro_batch == plan.effective_batch:
+        divided, needless = replace(divided, micro_batch=max(1, plan.effective_batch // 4)), " (not needed here)"
+    return [
+        ("undivided batch", replace(divided, micro_batch=plan.effective_batch)),
+        (f"micro-batches of {divided.micro_batch}{needless}", divided),
+        ("checkpointing" + ("" if plan.checkpointing else " (not needed here)"), replace(divided, checkpointing=True)),
+    ]
 
 
 def against_length(

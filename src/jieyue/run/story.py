@@ -22,7 +22,6 @@ __all__ = [
     "tell_lengths",
     "tell_memory",
     "tell_prices",
-    "tell_savings",
     "tell_settings",
     "tell_sharing",
     "tell_training",
@@ -184,37 +183,3 @@ def tell_prices(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
     ]
     note = "One update of the whole effective batch on the longest rows, forward and backward, in this run."
     report.section("What each remedy costs").table(columns, table, note=note)
-
-
-def tell_savings(report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What each saving gained: peak and seconds of one update, all rows measured in this run unless said otherwise."""
-    section = report.section("What each saving was worth")
-    if not rows:
-        section.note("Nothing was saved: the undivided batch fitted the budget, and ran as it was.")
-        return
-    columns: list[str | tuple[str, str]] = [
-        "setting",
-        ("peak", "bytes"),
-        ("change", "bytes"),
-        ("seconds an update", "seconds"),
-        "exact",
-        "how",
-    ]
-    first = rows[0]["peak_bytes"]
-    table = [
-        [
-            row["setting"],
-            row["peak_bytes"],
-            row["peak_bytes"] - first,
-            row.get("seconds"),
-            "yes" if row["exact"] else "no",
-            row["how"],
-        ]
-        for row in rows
-    ]
-    section.table(columns, table, note="One update of the whole effective batch, on the longest rows of the data.")
-    section.picture(
-        Picture.bars(
-            "Peak of one update", {row["setting"]: row["peak_bytes"] for row in rows}, value=("memory", "bytes")
-        )
-    )
