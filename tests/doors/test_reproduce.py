@@ -1,10 +1,16 @@
 """``jieyue reproduce`` in a process of its own: a claim from start to page, and what it says to mistakes."""
 
 import json
+import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from jieyue.cli import build
+from jieyue.evidence.articles import choose
 
 
 def jieyue(*arguments, folder):
@@ -30,6 +36,20 @@ def test_a_claim_from_the_command_to_the_page(tmp_path):
         before.items()
         <= {path: path.stat().st_mtime_ns for path in (tmp_path / "reproduction" / "cells").iterdir()}.items()
     )
+
+
+@pytest.mark.parametrize("command", [line for claim in choose() for line in claim.full])
+def test_the_commands_of_the_full_scale_are_understood(command):
+    """Not run here (a GPU, the hub, full data), but every verb, flag and value is one that the command line takes."""
+    program, *words = shlex.split(command)
+    verb: Any = get_command(build())
+    name = program
+    while hasattr(verb, "commands"):
+        name, *words = words
+        verb = verb.commands[name]
+    assert program == "jieyue" and verb.make_context(name, list(words)).params
+    with pytest.raises(Exception, match="no-such-flag"):
+        verb.make_context(name, [*words, "--no-such-flag"])
 
 
 @pytest.mark.parametrize(

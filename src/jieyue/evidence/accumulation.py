@@ -220,6 +220,12 @@ CLAIMS = (
         cells=_learning_cells,
         measure=_measure_learning,
         judge=_judge_learning,
+        full=tuple(
+            f"jieyue train classify --model hfl/chinese-bert-wwm --data sentiment.train.data --held-out sentiment.test.data "
+            f"--effective-batch {rows} --learning-rate 2e-5 --epochs 10 --budget 4GiB --device cuda --seed {seed}"
+            for rows in (100, 1)
+            for seed in range(3)
+        ),
     ),
     Claim(
         key="accumulation-same-weights",
@@ -240,5 +246,8 @@ CLAIMS = (
         ],
         measure=_measure_update,
         judge=_judge_update,
+        full=(
+            "jieyue verify update hfl/chinese-bert-wwm --recipe classify --data sentiment.train.data --rows 100 --micro-batch 1",
+        ),
     ),
 )

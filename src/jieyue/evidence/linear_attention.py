@@ -136,7 +136,9 @@ def _picture(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Picture:
     return Picture.bars("Accuracy at held-out hidden tokens", bars, value=("accuracy", "share"))
 
 
-def _claim(key: str, sentence: str, number: str, judge: Any, cases: tuple[str, ...] = CASES) -> Claim:
+def _claim(
+    key: str, sentence: str, number: str, judge: Any, cases: Sequence[str] = CASES, full: Sequence[str] = ()
+) -> Claim:
     """The claims share their cells: ``KEY`` names what was trained, whichever claim asks."""
     return Claim(
         key=key,
@@ -146,6 +148,15 @@ def _claim(key: str, sentence: str, number: str, judge: Any, cases: tuple[str, .
         cells=lambda scale, seeds: [cell for cell in _cells(scale, seeds) if cell.settings["attention"] in cases],
         measure=_measure,
         judge=judge,
+        full=tuple(map(_full, full)),
+    )
+
+
+def _full(case: str) -> str:
+    """One of them at the size of a real pre-training; a file of your own texts, a line each."""
+    return (
+        f"jieyue train mlm --model small --attention '{case}' --data texts.txt --max-tokens 512 --effective-batch 256 "
+        "--steps 100000 --device cuda"
     )
 
 
@@ -155,12 +166,14 @@ CLAIMS = (
         "Trained alike on the same task, linear maps are worse than softmax",
         "not tested; later remarks: 1 + cos does not work well",
         _judge_maps,
+        full=(SOFTMAX, *MAPS),
     ),
     _claim(
         "linear-band",
         "A band makes a linear map better: its own cut to a window, or softmax near and the map for the rest",
         "a later remark, without numbers: clearly better",
         _judge_band,
+        full=BANDED,
     ),
     _claim(
         "linear-entropies",

@@ -107,11 +107,11 @@ def _thrift(plan: Plan) -> list[tuple[str, Plan]]:
     """(what is added, the plan with it): the undivided batch, micro-batches, checkpointing; what the run did without says so."""
     divided, needless = replace(plan, checkpointing=False), ""
     if plan.micro_batch == plan.effective_batch:
-        divided, needless = replace(divided, micro_batch=max(1, plan.effective_batch // 4)), " (not needed here)"
+        divided, needless = replace(divided, micro_batch=max(1, plan.effective_batch // 4)), " (not needed)"
     return [
         ("undivided batch", replace(divided, micro_batch=plan.effective_batch)),
         (f"micro-batches of {divided.micro_batch}{needless}", divided),
-        ("checkpointing" + ("" if plan.checkpointing else " (not needed here)"), replace(divided, checkpointing=True)),
+        ("checkpointing" + ("" if plan.checkpointing else " (not needed)"), replace(divided, checkpointing=True)),
     ]
 
 
