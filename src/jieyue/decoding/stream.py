@@ -1,4 +1,4 @@
-"""Text of a reply while its tokens come: what is said never changes afterwards, and Chinese has no stray spaces.
+"""Text of a reply while its tokens come: what is said never changes afterwards, lines stay, and Chinese has no stray spaces.
 
 A piece is given out as soon as no later token can change it: not in the middle of a character that is several tokens, not a
 last space that the next token may swallow, not the beginning of a stop word. The tokenizer is passed in as ``decode(ids)``.
@@ -53,8 +53,8 @@ class TextStream:
         if not ids:
             return ""
         text = self._decode(ids)
-        left = text[: len(text) - len(text.lstrip(" "))]
-        right = text[len(text.rstrip(" ")) :] if text.strip(" ") else ""
+        left = text[: len(text) - len(text.lstrip())]
+        right = text[len(text.rstrip()) :] if text.strip() else ""
         return left + join_pieces(text) + right
 
     def _give(self, piece: str, last: bool) -> str:
