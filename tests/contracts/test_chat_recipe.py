@@ -238,6 +238,8 @@ def test_perplexities_and_scores(model, tokenizer):
     assert math.isclose(scores["perplexity_character"], math.exp(loss.total / characters))
     worse = chat.score(["", "at at at at at at"], golds, loss, characters)
     assert worse["bleu_2"] < 0.1 and worse["repetition"] > 0
+    silent = chat.score(["", "…"], golds, loss, characters)
+    assert silent["dist_1"] == silent["dist_2"] == silent["entropy_4"] == silent["mean_words"] == 0
 
 
 @pytest.mark.parametrize("wrong", [{"loss_on": "none"}, {"max_tokens": 1}, {"row_tokens": 0}, {"reply_tokens": 0}])

@@ -23,6 +23,8 @@ from jieyue.data.packing import DialogueRows, next_labels, pack
 from jieyue.errors import InputError
 from jieyue.hf.causal_presets import build_causal
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
+from jieyue.run.talking import open_dialogues
+from jieyue.run.values import Materials
 
 TALK = [["你 好", "你 好 呀", "吃 了 吗"], ["Hi Tom", "Hello"]]
 ROLED = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"text": "Hi"}]}]}
@@ -61,6 +63,27 @@ def test_layouts(tmp_path, packed, encoding):
         assert texts(found) == [["你好", "你好呀", "吃了吗"], ["Hi Tom", "Hello"]]
         assert [one.role for one in found[0]] == ["user", "assistant", "user"]
         assert (findings.counts["dialogues"], findings.counts["turns"]) == (2, 5)
+
+
+def test_parts_are_told_apart_by_name(tmp_path):
+    """Wherever a file has them: what is held out for judging is not learned, and the other way round."""
+    path, plain = tmp_path / "parts.json", tmp_path / "plain.jsonl"
+    valid, train = [["v", "w"]], [[f"q{n}", f"a{n}"] for n in range(120)]
+    path.write_text(json.dumps({"valid": valid, "version": {"a": [1]}, "train": train, "test": [["t", "u"]]}))
+    plain.write_text('["a", "b"]')
+    assert [streams.part_of(path, names) for names in (["train"], ["test", "valid"], ["dev"])] == [
+        "train",
+        "valid",
+        None,
+    ]
+    assert streams.part_of(plain, ["train"]) is None
+    sources = open_dialogues(Materials(data=[path]))
+    assert texts([*sources.train, *sources.held_out]) != texts(sources.train)
+    assert sorted(texts([*sources.train, *sources.held_out])) == sorted(train)
+    sources = open_dialogues(Materials(data=[path], held_out=[path]))
+    assert (texts(sources.train), texts(sources.held_out)) == (train, valid)
+    sources = open_dialogues(Materials(data=[path, plain], held_out=[plain]))
+    assert (texts(sources.train), texts(sources.held_out)) == ([*train, ["a", "b"]], [["a", "b"]])
 
 
 def test_roles_are_kept_and_speakers_become_roles(tmp_path):

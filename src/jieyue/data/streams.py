@@ -13,7 +13,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ from jieyue.errors import InputError, message
 
 from .files import decode
 
-__all__ = ["Unreadable", "records"]
+__all__ = ["Unreadable", "part_of", "records"]
 
 BLOCK = 2**20
 _SPACE = " \t\r\n"
@@ -48,10 +48,31 @@ def records(path: Path, part: str | None = None) -> Iterator[tuple[str, Any]]:
         second = start[1:].lstrip(_SPACE)[:1]
         if start[0] == "[" and (second in "[{]" or second == ""):
             yield from _elements(text, "")
-        elif start[0] == "{" and (found := re.match(_PART, start)) and _is_part(found[1]):
+        elif _has_parts(text):
             yield from _parts(text, part)
         else:
             yield from _lines(text)
+
+
+def part_of(path: Path, wanted: Sequence[str]) -> str | None:
+    """The first list of an object of lists whose name is wanted; None for a file of another layout, or without it.
+
+    Cost: the file is read up to there.
+    """
+    text = _Text(path)
+    with text.stream:
+        text.skip()
+        if _has_parts(text):
+            for name in _names(text):
+                if name.lower() in wanted:
+                    return name
+                _pass_over(text)
+    return None
+
+
+def _has_parts(text: _Text) -> bool:
+    found = re.match(_PART, text.peek(4096))
+    return found is not None and _is_part(found[1])
 
 
 def _is_part(name: str) -> bool:
@@ -183,25 +204,38 @@ def _elements(text: _Text, name: str) -> Iterator[tuple[str, Any]]:
 
 def _parts(text: _Text, part: str | None) -> Iterator[tuple[str, Any]]:
     """The lists of an object; of several the one that is asked for (without a wish: all of them)."""
-    text.take("{")
     names: list[str] = []
+    for name in _names(text):
+        names.append(name)
+        is_wanted = part is None or name == part or (len(names) == 1 and name in ("data", "dialogues"))
+        if is_wanted and text.peek(1) == "[":
+            yield from _elements(text, name)
+        else:
+            _pass_over(text)
+    if part is not None and part not in names and not {"data", "dialogues"} & set(names):
+        raise InputError(message(str(text.path), f"the parts {', '.join(names)}", f"one named {part!r}"))
+
+
+def _names(text: _Text) -> Iterator[str]:
+    """The names in an object; after each, what it names must be read before the next."""
+    text.take("{")
     while True:
         text.skip(also=",")
         if text.peek(1) == "}":
-            break
-        name = text.value()
+            return
+        name = str(text.value())
         text.take(":")
         text.skip()
-        names.append(str(name))
-        if text.peek(1) != "[":
-            text.value()
-        elif part is None or name == part or (len(names) == 1 and name in ("data", "dialogues")):
-            yield from _elements(text, str(name))
-        else:
-            for _ in _elements(text, str(name)):
-                pass
-    if part is not None and part not in names and not {"data", "dialogues"} & set(names):
-        raise InputError(message(str(text.path), f"the parts {', '.join(names)}", f"one named {part!r}"))
+        yield name
+
+
+def _pass_over(text: _Text) -> None:
+    """Reads a value and forgets it, a list element by element."""
+    if text.peek(1) == "[":
+        for _ in _elements(text, ""):
+            pass
+    else:
+        text.value()
 
 
 def _lines(text: _Text) -> Iterator[tuple[str, Any]]:
@@ -217,7 +251,7 @@ def _lines(text: _Text) -> Iterator[tuple[str, Any]]:
             try:
                 yield f"line {number}", _whole(json.loads(line))
             except json.JSONDecodeError as error:
-                yield f"line {number}", Unreadable(f"{error.msg} at column {error.colno}")
+                yield f"line {number}", Unreadable(f"no JSON ({error.msg} at column {error.colno})")
         if end < 0:
             return
 

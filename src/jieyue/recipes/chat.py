@@ -275,17 +275,16 @@ def log_probability(
 def score(replies: Sequence[str], golds: Sequence[str], loss: Tally, characters: int) -> dict[str, float]:
     """The scores of held-out replies, on words and single Chinese characters, and the perplexities of a held-out part."""
     said, wanted = [words(text) for text in replies], [[words(text)] for text in golds]
-    filled = [own for own in said if own] or [[""]]
     return {
         "perplexity_token": math.exp(min(float(loss.mean()), 700.0)),
         "perplexity_character": math.exp(min(float(loss.total) / max(characters, 1), 700.0)),
         "bleu_2": corpus_bleu(said, wanted, 2),
         "bleu_4": corpus_bleu(said, wanted, 4),
         "nist": nist(said, wanted, 4),
-        "dist_1": distinct(filled, 1),
-        "dist_2": distinct(filled, 2),
-        "entropy_4": entropy(filled, 4),
-        "repetition": repetition(filled, 4),
+        "dist_1": distinct(said, 1),
+        "dist_2": distinct(said, 2),
+        "entropy_4": entropy(said, 4),
+        "repetition": repetition(said, 4),
         "mean_words": sum(map(len, said)) / max(len(said), 1),
     }
 

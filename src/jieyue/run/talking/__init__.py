@@ -12,6 +12,7 @@ from jieyue.data.corpora.everyday import Opening, compose_talks, heldout_opening
 from jieyue.data.dialogues import Dialogue, DialogueFiles, contamination
 from jieyue.data.findings import Findings
 from jieyue.data.history import Message
+from jieyue.data.streams import part_of
 from jieyue.errors import InputError
 from jieyue.hf.causal_presets import CAUSAL_PRESETS
 from jieyue.recipes import chat
@@ -27,6 +28,7 @@ __all__ = ["TASK", "Judged", "default_settings", "open_dialogues"]
 HELD_OUT = 0.02  # of files that come without a held-out part
 MOST_JUDGED = 2000  # held-out dialogues; all are read, the first ones judge
 MOST_REPLIES = 200  # replies that are written to be judged
+JUDGING = ("valid", "validation", "dev", "test")  # parts of a file that may be held out
 SHIPPED = "the corpus that ships"
 
 
@@ -61,9 +63,12 @@ def open_dialogues(materials: Materials, seed: int = 0) -> Sources:
         return Sources(SHIPPED, talks, held[:40], held, findings, shared=contamination(talks, held))
     name = ", ".join(Path(path).name for path in materials.data)
     share = 0.0 if materials.held_out else HELD_OUT
-    part = "train" if _has_parts(materials.data) else None
     train = DialogueFiles(
-        list(materials.data), part=part, skip_bad=materials.skip_bad, held_out=share, limit=materials.limit
+        list(materials.data),
+        part=_part(materials.data, ("train",)),
+        skip_bad=materials.skip_bad,
+        held_out=share,
+        limit=materials.limit,
     )
     held, own = _held_out(materials) if materials.held_out else (train.held, None)
     if not held or not len(train):
@@ -74,17 +79,14 @@ def open_dialogues(materials: Materials, seed: int = 0) -> Sources:
     return Sources(name, train, held[:40], held, train.findings, own, contamination(train, held))
 
 
-def _has_parts(paths: Sequence[str | Path]) -> bool:
-    """Whether the files are objects of lists by split, of which "train" is wanted."""
-    from itertools import islice
-
-    from jieyue.data.streams import records
-
-    return all(next((place for place, _ in islice(records(Path(p)), 1)), "").startswith("train[") for p in paths)
+def _part(paths: Sequence[str | Path], wanted: Sequence[str]) -> str | None:
+    """What to take of files that are objects of lists by split: the first list of a wanted name, None = everything."""
+    return next((found for path in paths if (found := part_of(Path(path), wanted))), None)
 
 
 def _held_out(materials: Materials) -> tuple[list[Dialogue], Findings]:
-    files = DialogueFiles(list(materials.held_out), skip_bad=materials.skip_bad, limit=MOST_JUDGED)
+    part = _part(materials.held_out, JUDGING)
+    files = DialogueFiles(list(materials.held_out), part=part, skip_bad=materials.skip_bad, limit=MOST_JUDGED)
     return list(files), files.findings
 
 
