@@ -63,10 +63,7 @@ LIGHT = [  # what is imported (or run), and what of the heavy packages comes wit
     ("import jieyue", ()),
     ("import jieyue.report, jieyue.budget, jieyue.machine, jieyue.tally", ()),
     ("import " + ", ".join(f"jieyue.{room}" for room in MATHEMATICS), ("torch", "numpy")),
-    (
-        "import jieyue.hf, jieyue.run.jobs",
-        ("torch", "numpy", "transformers", "scipy", "peft"),
-    ),  # transformers brings them
+    ("import jieyue.hf, jieyue.run.jobs", ("torch", "numpy", "transformers", "scipy", "peft")),
 ]
 
 
@@ -80,7 +77,9 @@ def imported(code):
 
 @pytest.mark.parametrize(("code", "allowed"), LIGHT, ids=[code for code, _ in LIGHT])
 def test_imports_bring_no_more_than_they_need(code, allowed):
-    assert imported(code) <= set(allowed)
+    """Beyond what this version of transformers brings itself, where transformers is needed."""
+    brought = imported("from transformers import Trainer") if "transformers" in allowed else set()
+    assert imported(code) <= {*allowed, *brought}
 
 
 def test_help_of_every_verb_imports_nothing_heavy():

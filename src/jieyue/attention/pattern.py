@@ -134,7 +134,7 @@ class Pattern:
         for whole in (self, other):
             if bands == whole.bands:
                 return whole
-        return Pattern(bands, f"{self}+{other}")
+        return Pattern(bands, self.text + "+" + other.text)  # not formatted: torch.compile (2.11) must see a constant
 
     def causal(self) -> Pattern:
         """The pattern with only the keys at or before the query."""

@@ -149,15 +149,16 @@ def _per_row(values: Tensor, like: Tensor) -> Tensor:
 @contextmanager
 def _twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Attention with a second derivative inside the ``with``, or a refusal."""
-    attention = str(getattr(getattr(bare(model), "config", None), "_attn_implementation", None))
-    if any(name in attention for name in _ONCE_ONLY):
+    attentions = _attentions(model)
+    once = sorted(one for one in attentions if any(name in one for name in _ONCE_ONLY))
+    if once:
         raise InputError(
             message(
-                "penalize_gradient", f"the attention {attention!r}, which has no second derivative",
+                "penalize_gradient", f"the attention {once[0]!r}, which has no second derivative",
                 "jieyue's, 'eager' or 'sdpa'", "model.set_attn_implementation('eager'), or jieyue.use(...)",
             )
         )  # fmt: skip
-    if attention != "sdpa":
+    if "sdpa" not in attentions:
         yield
         return
     if _is_checkpointed(model):
@@ -173,6 +174,12 @@ def _twice_differentiable(model: nn.Module) -> Iterator[None]:
     )
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def _attentions(model: nn.Module) -> set[str]:
+    """What the model and its parts say they use: an encoder or decoder can have a configuration, and an attention, of its own."""
+    configs = (getattr(module, "config", None) for module in bare(model).modules())
+    return {str(getattr(config, "_attn_implementation", None)) for config in configs if config is not None}
 
 
 def _is_checkpointed(model: nn.Module) -> bool:
