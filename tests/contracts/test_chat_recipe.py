@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, LlamaForCausalLM
 
 from jieyue.data.corpora.everyday import compose_talks
 from jieyue.data.dialogues import DialogueFiles, digest_of
@@ -17,7 +17,10 @@ from jieyue.decoding.sampling import Sampling
 from jieyue.errors import InputError
 from jieyue.hf.causal import made_causal
 from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config
+from jieyue.hf.loading import save
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
+from jieyue.hf.presets import build
+from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.recipes import chat
 from jieyue.run.conversation import Conversation
 from jieyue.run.talking import default_settings, open_dialogues
@@ -293,6 +296,22 @@ def test_a_masked_model_is_turned_causal():
         logits = causal(input_ids=ids).logits
     torch.testing.assert_close(logits[0, :3], logits[1, :3])
     assert torch.equal(causal.bert.embeddings.word_embeddings.weight, masked.bert.embeddings.word_embeddings.weight)
+
+
+def test_eurobert_becomes_the_llama_it_is_under_a_causal_mask(tmp_path):
+    """The presets of reading are EuroBERTs: under a causal mask their logits are those of the Llama with their weights."""
+    tokenizer = make_tokenizer(learn_vocabulary(["one two three four five six"] * 3))
+    model = build("tiny", tokenizer, seed=1).double().eval()
+    save(model, tokenizer, tmp_path, {})
+    talker = open_talker(Materials(model=str(tmp_path)), "causal-lm", list)
+    causal = talker.build()
+    assert isinstance(causal, LlamaForCausalLM) and causal.dtype == torch.float64
+    ids = torch.arange(9)[None] % len(tokenizer)
+    seen = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
+    with torch.no_grad():
+        wanted = model(input_ids=ids, attention_mask=seen).logits
+        torch.testing.assert_close(causal(input_ids=ids).logits, wanted, rtol=1e-11, atol=1e-11)
+        assert not torch.allclose(model(input_ids=ids).logits, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_sources_tell_what_training_and_held_out_share(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import LlamaConfig
 
 from jieyue.errors import InputError
 
@@ -12,7 +13,13 @@ __all__ = ["as_decoder", "made_causal"]
 
 
 def as_decoder(config: Any) -> Any:
-    """The configuration, told to look back only where it can be told (BERT's family)."""
+    """The configuration of the same model looking back only: told so (BERT's family), or that of the class which does.
+
+    EuroBERT is Llama that looks both ways: the same layers, and weights of the same names.
+    """
+    if config.model_type == "eurobert":
+        known = set(LlamaConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
+        return LlamaConfig(**{name: value for name, value in config.to_dict().items() if name in known})
     if getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     return config

@@ -50,11 +50,10 @@ def open_talker(
         build_it: Callable[[], Any] = partial(build_causal, name, own, seed=seed)
         positions = fresh.max_position_embeddings
     else:
-        own, config = load_tokenizer(name), load_config(name)
+        own, config = load_tokenizer(name), as_decoder(load_config(name))
         has_template, own.chat_template = bool(own.chat_template), template_for(own)
         if own.pad_token_id is None:
             own.pad_token = own.eos_token
-        as_decoder(config)
         plain, build_it = (
             partial(model_from_config, config, "causal-lm"),
             partial(_loaded_causal, name, own, has_template),
@@ -73,7 +72,9 @@ def open_talker(
 
 
 def _loaded_causal(name: str, tokenizer: Any, has_template: bool) -> Any:
-    model = made_causal(load_model(name, "causal-lm"))
+    config = load_config(name)
+    causal = as_decoder(config)
+    model = made_causal(load_model(name, "causal-lm", config=None if causal is config else causal))
     if not has_template:
         set_generation(model, tokenizer)
     return model
