@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, LlamaForC
 
 from jieyue.data.corpora.everyday import compose_talks
 from jieyue.data.dialogues import DialogueFiles, digest_of
+from jieyue.data.findings import Findings
 from jieyue.data.history import Message, alternate, encode_talks
 from jieyue.decoding.rerank import rerank
 from jieyue.decoding.sampling import Sampling
@@ -22,10 +24,11 @@ from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_t
 from jieyue.hf.presets import build
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.recipes import chat
+from jieyue.report import Report
 from jieyue.run.conversation import Conversation
-from jieyue.run.talking import default_settings, open_dialogues
+from jieyue.run.talking import TASK, default_settings, open_dialogues
 from jieyue.run.talking.models import open_talker
-from jieyue.run.values import Materials
+from jieyue.run.values import Materials, Sources
 from jieyue.tally import Tally
 from jieyue.training.objective import token_loss
 
@@ -212,6 +215,22 @@ def test_replies_of_a_batch_are_those_of_each_alone(model, tokenizer):
     contexts = [talk[:1] for talk in TALKS[:7]] + [talk[:3] for talk in TALKS[:4]]
     found = chat.answer(model, tokenizer, contexts, settings, batch_size=4)
     assert found == [greedy_alone(model, tokenizer, talk, 12) for talk in contexts]
+
+
+def test_a_turn_that_cannot_be_read_does_not_stop_the_judging(model, tokenizer):
+    """Its reply is silence, and the report says how many; the others are as they would be without it."""
+    talks = [alternate(["hi", "hello there"]), alternate(["word " * 60, "no"]), alternate(["你好", "你好呀"])]
+    settings = chat.ChatSettings(max_tokens=30, reply_tokens=6)
+    sources = Sources("any", [], [], talks, Findings())
+    judged = TASK.judge(model, tokenizer, sources, settings)
+    assert judged.too_long == 1 and judged.replies[1] == ""
+    alone = TASK.judge(model, tokenizer, replace(sources, held_out=[talks[0], talks[2]]), settings)
+    assert alone.too_long == 0 and [judged.replies[0], judged.replies[2]] == alone.replies
+    report = Report("any")
+    TASK.tell(report, judged, {})
+    assert "too long to read" in report.markdown()
+    system = (Message("system", "word " * 60), Message("user", "hi"))
+    assert chat.fits(tokenizer, talks[0], settings) and not chat.fits(tokenizer, system, settings)
 
 
 def test_drawn_replies_are_those_of_each_alone(model, tokenizer):

@@ -47,7 +47,18 @@ from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
 from . import Recipe, Settings
 
-__all__ = ["RECIPE", "ChatSettings", "answer", "encode", "ends_of", "log_probability", "objective", "read", "score"]
+__all__ = [
+    "RECIPE",
+    "ChatSettings",
+    "answer",
+    "encode",
+    "ends_of",
+    "fits",
+    "log_probability",
+    "objective",
+    "read",
+    "score",
+]
 
 _TOGETHER = 256  # dialogues that are tokenised at once
 
@@ -201,6 +212,12 @@ def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
     elif tokenizer.eos_token_id is not None and (template == ENDED or not ends):
         ends.add(int(tokenizer.eos_token_id))
     return frozenset(ends)
+
+
+def fits(tokenizer: Any, talk: Sequence[Message], settings: ChatSettings) -> bool:
+    """Whether at least the newest turn can be read, with what frames it and what the system says before."""
+    least = talk[-1:] if len(talk) == 1 or talk[0].role != "system" else (talk[0], talk[-1])
+    return len(fit_history(tokenizer, least, 2**31).ids) <= settings.max_tokens
 
 
 @torch.inference_mode()

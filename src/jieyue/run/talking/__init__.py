@@ -34,7 +34,8 @@ SHIPPED = "the corpus that ships"
 
 @dataclass(frozen=True)
 class Judged:
-    """What the held-out dialogues say about a model. ``hits``: held-out openings whose reply has its key phrase."""
+    """What the held-out dialogues say about a model. ``hits``: held-out openings whose reply has its key phrase;
+    ``too_long``: newest turns that could not be read."""
 
     scores: Mapping[str, float]
     contexts: list[Dialogue]
@@ -44,6 +45,7 @@ class Judged:
     hits: list[bool]
     seconds: float
     num_dialogues: int
+    too_long: int = 0
 
 
 def default_settings(materials: Materials, seed: int = 0) -> chat.ChatSettings:
@@ -132,11 +134,11 @@ def _judge(
         if context and context[-1].role == "user"
     ]
     started = time.perf_counter()
-    replies = chat.answer(model, tokenizer, [context for context, _ in pairs], settings, batch_size=batch_size)
+    replies, too_long = _replies(model, tokenizer, [context for context, _ in pairs], settings, batch_size)
     seconds = time.perf_counter() - started
     golds = [gold for _, gold in pairs]
     openings = heldout_openings() if sources.name == SHIPPED else []
-    first = chat.answer(model, tokenizer, [(Message("user", one.text),) for one in openings], settings)
+    first, _ = _replies(model, tokenizer, [(Message("user", one.text),) for one in openings], settings, batch_size)
     hits = [one.key.casefold() in said.casefold() for one, said in zip(openings, first, strict=True)]
     scores = chat.score(replies, golds, loss, characters)
     if openings:
@@ -146,8 +148,28 @@ def _judge(
             [o.key for o in openings],
         )
     return Judged(
-        scores, [context for context, _ in pairs], replies, golds, openings, hits, seconds, len(sources.held_out)
+        scores,
+        [context for context, _ in pairs],
+        replies,
+        golds,
+        openings,
+        hits,
+        seconds,
+        len(sources.held_out),
+        too_long,
     )
+
+
+def _replies(
+    model: Any, tokenizer: Any, talks: Sequence[Dialogue], settings: chat.ChatSettings, batch_size: int
+) -> tuple[list[str], int]:
+    """A reply to each talk, "" where its newest turn alone is too long to be read; how many those are."""
+    read = [number for number, talk in enumerate(talks) if chat.fits(tokenizer, talk, settings)]
+    said = chat.answer(model, tokenizer, [talks[number] for number in read], settings, batch_size=batch_size)
+    replies = [""] * len(talks)
+    for number, one in zip(read, said, strict=True):
+        replies[number] = one
+    return replies, len(talks) - len(read)
 
 
 _TOLD = {
@@ -174,6 +196,10 @@ def _tell(report: Report, judged: Judged, fitted: Mapping[str, Any]) -> None:
         section.fact("key phrase said", share, "share", how, key=True)
     rate = len(judged.replies) / max(judged.seconds, 1e-9)
     section.fact("replies", rate, "per second", "greedy, many at once")
+    if judged.too_long:
+        section.fact(
+            "too long to read", judged.too_long, how="newest turns beyond the model's tokens; silence is their reply"
+        )
     hits: list[bool | None] = [*judged.hits] or [None] * len(judged.replies)
     section.examples(
         [
