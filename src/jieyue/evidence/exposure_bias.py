@@ -164,7 +164,7 @@ def _gap(exposure: Mapping[str, Any]) -> float:
     """Right tokens after true words minus those after the model's own, over the places that titles reach."""
     count = sum(exposure["count"])
     pairs = zip(exposure["gold"], exposure["own"], exposure["count"], strict=True)
-    return float(sum((gold - own) * n for gold, own, n in pairs) / count)
+    return math.fsum((gold - own) * n for gold, own, n in pairs) / count
 
 
 def _lines(results: Pairs) -> Picture:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from jieyue.errors import InputError, message
@@ -76,7 +77,7 @@ def by_seed(results: Pairs, number: str, **settings: Any) -> dict[int, float]:
     for cell, numbers in results:
         if all(cell.settings.get(name) == value for name, value in settings.items()):
             found.setdefault(cell.seed, []).append(float(numbers[number]))
-    return {seed: sum(values) / len(values) for seed, values in sorted(found.items())}
+    return {seed: fmean(values) for seed, values in sorted(found.items())}
 
 
 def mean(values: Mapping[int, float]) -> Estimate:

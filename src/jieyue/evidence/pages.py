@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from math import fsum
 from pathlib import Path
 
 from jieyue.report import Picture, Report, Section, write_whole
@@ -82,7 +83,7 @@ def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) ->
         )  # fmt: skip
         if results:
             cells = _once(results)
-            seconds = sum(result.seconds for result in cells)
+            seconds = fsum(result.seconds for result in cells)
             section.fact(f"total time, {scale}", seconds, "seconds", how=f"{len(cells)} cells", key=True)
     seeds = sorted({result.cell.seed for outcome, _ in judged for result in outcome.results})
     section.note(
@@ -100,7 +101,7 @@ def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) ->
 
 def _tell_claim(section: Section, judged: Iterable[tuple[Outcome, Verdict]]) -> None:
     for outcome, verdict in judged:
-        seconds = sum(result.seconds for result in outcome.results)
+        seconds = fsum(result.seconds for result in outcome.results)
         section.fact(f"scale {outcome.scale}", verdict.word, how=verdict.why)
         section.fact("the article", outcome.claim.articles_number)
         if not outcome.results:
@@ -127,7 +128,7 @@ def _tell_machines(report: Report, outcomes: Sequence[Outcome]) -> None:
             section.fact(name, ", ".join(values))
     for command in dict.fromkeys(result.command for result in results if result.command):
         cells = [result for result in results if result.command == command]
-        section.fact(command, sum(result.seconds for result in cells), "seconds", how=f"{len(cells)} cells")
+        section.fact(command, fsum(result.seconds for result in cells), "seconds", how=f"{len(cells)} cells")
 
 
 def _tell_full(report: Report) -> None:

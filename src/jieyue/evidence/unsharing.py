@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jieyue.budget import Budget
@@ -204,7 +205,7 @@ def _curve(results: Pairs, way: str) -> dict[float, float]:
     for _, numbers in results:
         for update, score in numbers[way]["curve"]:
             points.setdefault(update, []).append(score)
-    return {update: sum(scores) / len(scores) for update, scores in points.items()}
+    return {update: fmean(scores) for update, scores in points.items()}
 
 
 def _ahead(results: Pairs) -> Mapping[str, Estimate]:
