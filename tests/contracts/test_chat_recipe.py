@@ -23,6 +23,7 @@ from jieyue.hf.loading import save
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 from jieyue.hf.presets import build
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.hf.use import use
 from jieyue.recipes import chat
 from jieyue.report import Report
 from jieyue.run.conversation import Conversation
@@ -331,6 +332,21 @@ def test_eurobert_becomes_the_llama_it_is_under_a_causal_mask(tmp_path):
         wanted = model(input_ids=ids, attention_mask=seen).logits
         torch.testing.assert_close(causal(input_ids=ids).logits, wanted, rtol=1e-11, atol=1e-11)
         assert not torch.allclose(model(input_ids=ids).logits, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pattern_that_was_saved_stays_when_eurobert_turns_causal(tmp_path):
+    tokenizer = make_tokenizer(learn_vocabulary(["one two three four five six"] * 3))
+    model = build("tiny", tokenizer, seed=1)
+    use(model, attention="local(2)")
+    save(model, tokenizer, tmp_path, {})
+    causal = open_talker(Materials(model=str(tmp_path)), "causal-lm", list).build()
+    ids = torch.arange(12)[None] % len(tokenizer)
+    with torch.no_grad():
+        one = causal(input_ids=ids).logits[0]
+        ids[0, 0] += 1
+        other = causal(input_ids=ids).logits[0]
+    reach = 2 * causal.config.num_hidden_layers
+    assert not torch.equal(one[reach], other[reach]) and torch.equal(one[reach + 1 :], other[reach + 1 :])
 
 
 def test_sources_tell_what_training_and_held_out_share(tmp_path):

@@ -18,8 +18,8 @@ def as_decoder(config: Any) -> Any:
     EuroBERT is Llama that looks both ways: the same layers, and weights of the same names.
     """
     if config.model_type == "eurobert":
-        known = set(LlamaConfig().to_dict()) - {"model_type", "architectures", "transformers_version"}
-        return LlamaConfig(**{name: value for name, value in config.to_dict().items() if name in known})
+        own = {"model_type", "architectures", "transformers_version", "mask_token_id", "classifier_pooling"}
+        return LlamaConfig(**{name: value for name, value in config.to_dict().items() if name not in own})
     if getattr(config, "is_decoder", None) is False:
         config.is_decoder = True
     return config

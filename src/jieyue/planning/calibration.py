@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from jieyue.timer import median_seconds
+from jieyue.timer import take_turns
 from jieyue.training.accumulation import backward_pieces, gradient_norm, gradients_of, scale_gradients
 from jieyue.training.checkpointing import checkpointed
 from jieyue.training.in_backward import Folding
@@ -133,6 +133,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     repeats = 2 * max(1, int(min(3, ENOUGH_SECONDS / 2 / max(time.perf_counter() - started, 1e-6)))) + 1
-    fastest = min(median_seconds({"": call}, repeats, warmup=0)[""])
+    fastest = min(take_turns({"": call}, repeats, warmup=0)[""])
     gc.collect()
     return fastest
