@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy
 import torch
 import transformers
+from jieyue.data.readers import Passage, Question
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jieyue import machine
-from jieyue.data.readers import Passage, Question
 from jieyue.decoding.constraints import SuffixOrder, best_slots, read_slots
 from jieyue.recipes.read import ReadSettings, answer
 from jieyue.report import Report

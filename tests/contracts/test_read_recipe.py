@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from jieyue.data.batch import collate
 from jieyue.data.findings import MEANING
-from jieyue.data.readers import Passage, Question
+from jieyue.data.qa_files import Passage, Question
 from jieyue.data.windows import specials, tokenize
 from jieyue.errors import InputError
 from jieyue.recipes import Recipe

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reading_tokenizer import TOKENIZER
 
 from jieyue.data.batch import collate
-from jieyue.data.readers import Passage, Question
+from jieyue.data.qa_files import Passage, Question
 from jieyue.data.windows import specials, tokenize, windows
 from jieyue.decoding.spans import best_span
 from jieyue.hf.prefix import as_prefix_lm

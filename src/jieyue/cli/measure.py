@@ -144,7 +144,7 @@ def verify_attention(
 def _model_and_batches(name: str, text: Path | None, rows: int, max_tokens: int, max_texts: int) -> tuple[Any, Any]:
     """The model, and labelled batches of the text's lines (of the corpus's passages without one)."""
     from jieyue.data.corpora import heldout_path
-    from jieyue.data.readers import read_questions
+    from jieyue.data.qa_files import read_questions
     from jieyue.hf.loading import head_of, load
     from jieyue.hf.row_losses import text_batches
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from .readers import Passage, Question
+from .questions import Passage, Question
 from .windows import Tokens, windows
 
 __all__ = ["Candidate", "candidates"]

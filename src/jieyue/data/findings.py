@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from jieyue.text import normalize
 
-if TYPE_CHECKING:
-    from .readers import Question
+from .questions import Question
 
 __all__ = ["MEANING", "Findings", "note_duplicates", "overlap"]
 

@@ -204,6 +204,6 @@ def _texts(path: Path) -> list[str]:
 
 def _shipped() -> Sequence[str]:
     from jieyue.data.corpora import heldout_path
-    from jieyue.data.readers import read_questions
+    from jieyue.data.qa_files import read_questions
 
     return [passage.text for question in read_questions(heldout_path())[0] for passage in question.passages]

@@ -12,7 +12,7 @@ from typing import Any
 from jieyue.data.corpora import heldout_path
 from jieyue.data.findings import Findings
 from jieyue.data.labelled import Labelled, note_repeated, shared_texts
-from jieyue.data.readers import Question, read_questions
+from jieyue.data.qa_files import Question, read_questions
 from jieyue.errors import InputError
 from jieyue.metrics.calibration import calibration_error
 from jieyue.metrics.classification import gain_over, most_frequent, naive_bayes, score_labels

@@ -13,7 +13,7 @@ from typing import Any
 from jieyue.data.corpora import heldout_path
 from jieyue.data.findings import Findings
 from jieyue.data.plain import note_repeated_lines, shared_lines, split_blocks
-from jieyue.data.readers import read_questions
+from jieyue.data.qa_files import read_questions
 from jieyue.errors import InputError
 from jieyue.recipes import mlm
 from jieyue.report import Report

@@ -22,7 +22,7 @@ import numpy
 from torch import Tensor
 
 from jieyue.data.candidates import candidates
-from jieyue.data.readers import Question, read_questions
+from jieyue.data.qa_files import Question, read_questions
 from jieyue.data.windows import specials, tokenize
 from jieyue.recipes import Recipe
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jieyue.data.batch import IGNORED, token_batch
 from jieyue.data.candidates import Candidate
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.data.windows import Specials, Tokens
 from jieyue.decoding.constraints import SEARCHES, Reading
 from jieyue.decoding.slots import slot_logits, slot_probabilities

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jieyue.data.batch import token_batch
 from jieyue.data.candidates import Candidate
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.data.windows import Specials, Tokens, specials
 from jieyue.decoding.constraints import Interval, Reading
 from jieyue.decoding.search import Step

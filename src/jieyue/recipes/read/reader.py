@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 
 from jieyue.data.candidates import Candidate
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.data.windows import Specials, Tokens, specials, tokenize, windows
 from jieyue.decoding.constraints import Reading, SuffixOrder
 from jieyue.decoding.slots import positions_of

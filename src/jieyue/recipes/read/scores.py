@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.errors import InputError
 from jieyue.metrics.baselines import compare_baselines
 from jieyue.metrics.calibration import Calibration, calibration_error, cross_fit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jieyue.data.batch import collate
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.data.windows import specials
 from jieyue.decoding.constraints import Reading
 from jieyue.decoding.vote import merge_windows, vote

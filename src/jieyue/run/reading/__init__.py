@@ -9,7 +9,7 @@ from typing import Any
 
 from jieyue.data.corpora import heldout_path
 from jieyue.data.findings import overlap
-from jieyue.data.readers import Question, read_questions
+from jieyue.data.qa_files import Question, read_questions
 from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.presets import PRESETS
 from jieyue.recipes import read as reading

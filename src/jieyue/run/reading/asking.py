@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jieyue.data.readers import Passage, Question
+from jieyue.data.qa_files import Passage, Question
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, read_record
 from jieyue.recipes import read as reading

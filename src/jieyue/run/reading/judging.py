@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.metrics.scores import exact_matches
 from jieyue.recipes import read as reading
 from jieyue.run.values import Sources

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jieyue.data.corpora import compose, heldout_path
 from jieyue.data.findings import Findings, overlap
-from jieyue.data.readers import Question, read_questions
+from jieyue.data.qa_files import Question, read_questions
 from jieyue.errors import InputError
 from jieyue.run.values import Sources
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from jieyue.data.curriculum import Curriculum, crop
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.run.values import Course
 
 __all__ = ["PRESET_CURRICULUM", "cropped", "curriculum_of", "stages_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jieyue.data.readers import Question
+from jieyue.data.qa_files import Question
 from jieyue.recipes.read import Answer
 from jieyue.report import Estimate, Example, Picture, Report
 

@@ -12,7 +12,6 @@ the nearest occurrence of the answer, or kept as a gold without a place; either 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,9 @@ from jieyue.errors import InputError, message
 
 from .files import Document, load
 from .findings import Findings, note_duplicates
+from .questions import Passage, Question
 
 __all__ = ["Passage", "Question", "read_questions"]
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A text and where the question's answers stand in it: ``spans`` of characters, half-open, best first.
-
-    ``unplaced``: an answer is given for this very passage, but does not stand in it letter for letter.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...] = ()
-    unplaced: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and what it is asked about. ``golds``: the accepted answers; ``()`` = there is none; None = not known."""
-
-    id: str
-    text: str
-    passages: tuple[Passage, ...]
-    golds: tuple[str, ...] | None = None
-    title: str = ""
-    topic: str = ""
-    language: str = ""
-
-    @property
-    def answerable(self) -> bool:
-        return bool(self.golds)
 
 
 class _Broken(Exception):
