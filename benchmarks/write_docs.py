@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from jieyue.report import Report, write_whole
+from jieyue.report import Report, save_picture, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -36,7 +36,7 @@ def text_of(path: Path, level: int = 2, title: str | None = None) -> str:
     for number, picture in enumerate(report.pictures()):
         if picture in chosen.pictures():
             file = DOCS / "benchmarks" / f"{path.stem}-{number}.svg"
-            picture.save(file)
+            save_picture(picture, file)
             text += f"\n![{picture.title}](benchmarks/{file.name})\n"
     return text
 

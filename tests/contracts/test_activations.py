@@ -28,6 +28,7 @@ from jieyue.activations.pictures import error_picture, fit_report, function_pict
 from jieyue.activations.texts import fit_text, read_criterion, read_domain, read_fixed, read_form, read_target
 from jieyue.bench.activation import EXACT, bench_activation, saved_bytes
 from jieyue.errors import InputError
+from jieyue.report import save_picture
 
 PAGE = Path(__file__).parents[2] / "docs" / "gelu.md"
 PAIRS = [(form, target) for form in FORMS for target in ("erf", "phi", "gelu", "gelu'")]
@@ -177,7 +178,7 @@ def test_report_and_pictures(tmp_path):
     )
     points = error_picture({"error": found}, "Errors").series[1]
     assert sum(y == y for y in points.y) == 3  # the equal extremes, each followed by a gap
-    path = function_picture({"fit": found}, "Function").save(tmp_path / "function.svg")
+    path = save_picture(function_picture({"fit": found}, "Function"), tmp_path / "function.svg")
     assert path.read_text(encoding="utf-8").count("<svg") == 1
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jieyue.evidence import exposure_bias
-from jieyue.evidence.claims import FAILS, HOLDS, Cell, Place
+from jieyue.evidence.claims import FAILS, HOLDS, UNDECIDED, Cell, Place
 from jieyue.evidence.exposure_bias import ARMS, BASELINE, CLAIMS, KEY, PENALTY, SEQUENCE, WIDTHS
 from jieyue.evidence.running import digest
 from jieyue.training.remedies.texts import parse_remedy
@@ -72,7 +72,8 @@ def test_verdicts():
     """Both remedies better at every width with clear intervals, or else the claim does not hold."""
     clear = REMEDIES.judge(results({SEQUENCE: 0.02, PENALTY: 0.03}))
     assert clear.word == HOLDS and clear.why.count("above 0") == 6
-    assert REMEDIES.judge(results({SEQUENCE: -0.001, PENALTY: 0.03})).word == FAILS
+    assert REMEDIES.judge(results({SEQUENCE: -0.001, PENALTY: 0.03})).word == UNDECIDED
+    assert REMEDIES.judge(results({SEQUENCE: -0.02, PENALTY: 0.03})).word == FAILS
     assert all(len(row) == len(clear.columns) for row in clear.rows)
     baseline = clear.rows[0]
     assert baseline[1].value == pytest.approx(0.35) and baseline[-1] == "63.81 · 64.44 · 64.75"

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from jieyue.bench.attention_rows import AttentionBench, RivalRow, crossing
+from jieyue.bench.attention_rows import AttentionBench
 from jieyue.bench.linear_attention import bench_linear, operations
 from jieyue.bench.linear_rivals import LINEAR_RIVALS, linear
+from jieyue.bench.rival_rows import RivalRow, crossing
 from jieyue.report import Report
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jieyue.evidence.claims import FAILS, HOLDS, UNTESTED, Cell, Place
+from jieyue.evidence.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Cell, Place
 from jieyue.evidence.unsharing import CLAIMS, POINTS, WAYS, _constant, _files, _pretrained
 from jieyue.run.tasks import task
 from jieyue.run.training import prepare
@@ -29,7 +29,7 @@ def results(gap, constant=0.3):
 
 @pytest.mark.parametrize(
     ("gap", "tie", "gain"),
-    [(0.0, HOLDS, FAILS), (0.1, FAILS, HOLDS), (-0.1, FAILS, FAILS)],
+    [(0.0, HOLDS, UNDECIDED), (0.1, FAILS, HOLDS), (-0.1, FAILS, FAILS)],
 )
 def test_verdicts(gap, tie, gain):
     assert [claim.judge(results(gap)).word for claim in CLAIMS] == [tie, gain]

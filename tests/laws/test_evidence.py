@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from jieyue.errors import InputError, MissingExtra
 from jieyue.evidence.articles import ARTICLES, choose, claims_of
-from jieyue.evidence.claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Result, Untestable, Verdict
+from jieyue.evidence.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Cell, Claim, Result, Untestable, Verdict
 from jieyue.evidence.judging import by_seed, decide, difference, factor, verdict_of
 from jieyue.evidence.pages import build, publish, published, write
 from jieyue.evidence.running import Outcome, digest, measure
@@ -53,16 +53,18 @@ def holds_by_means(results):
 
 
 def lawful(word, gains):
-    """Nothing holds whose 95 % interval reaches 0, written out anew with Student's table."""
+    """Nothing holds, and nothing fails, whose 95 % interval reaches 0, written out anew with Student's table."""
     quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}[len(gains)]
-    half = quantile * statistics.stdev(gains) / math.sqrt(len(gains))
-    return word != HOLDS or statistics.mean(gains) - half * (1 - 1e-3) > 0
+    half = quantile * statistics.stdev(gains) / math.sqrt(len(gains)) * (1 - 1e-3)
+    if word == HOLDS:
+        return statistics.mean(gains) - half > 0
+    return word != FAILS or statistics.mean(gains) + half < 0
 
 
 @given(NUMBERS)
 def test_nothing_holds_whose_interval_reaches_zero(gains):
     verdict = verdict_of(claim(), results_of(gains))
-    assert verdict.word in (HOLDS, FAILS)
+    assert verdict.word in (HOLDS, FAILS, UNDECIDED)
     assert lawful(verdict.word, gains)
 
 
@@ -77,6 +79,7 @@ def test_the_alarm_rings():
     """The twin that reads means calls a gain of one good seed in three a success; the law catches it."""
     gains = [9.0, -1.0, -1.0]
     assert not lawful(holds_by_means(results_of(gains)), gains)
+    assert not lawful(holds_by_means(results_of([-gain for gain in gains])), gains)  # nor is its opposite a failure
     assert lawful(verdict_of(claim(), results_of(gains)).word, gains)
 
 
@@ -88,8 +91,16 @@ def test_one_seed_never_gives_a_verdict(gain):
         judge([(r.cell, r.numbers) for r in results_of([gain])])
 
 
-def test_numbers_that_are_not_finite_never_hold():
-    assert decide({"gain": Estimate(1.0, 0.5, math.inf)}).word == FAILS
+def test_one_part_that_fails_decides_and_one_that_is_open_keeps_the_rest_open():
+    good, bad, open_ = Estimate(2.0, 1.0, 3.0), Estimate(-2.0, -3.0, -1.0), Estimate(2.0, -1.0, 5.0)
+    assert decide({"a": good, "b": good}).word == HOLDS
+    assert decide({"a": good, "b": open_}).word == UNDECIDED
+    assert decide({"a": open_, "b": bad, "c": good}).word == FAILS
+
+
+def test_numbers_that_are_not_finite_decide_nothing():
+    assert decide({"gain": Estimate(1.0, 0.5, math.inf)}).word == UNDECIDED
+    assert decide({"gain": Estimate(-1.0, -math.inf, -0.5)}).word == UNDECIDED
     with pytest.raises(InputError):
         decide({})
 

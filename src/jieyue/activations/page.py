@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from jieyue.report import Picture, write_whole
+from jieyue.report import Picture, save_picture, write_whole
 
 from .arithmetic import slope
 from .fitting import Fit, fit, given
@@ -28,7 +28,7 @@ def write_page(folder: str | Path) -> list[Path]:
     """Writes ``gelu.md`` and the pictures ``gelu/*.svg`` into ``folder``; returns the paths. The folder is made if missing."""
     folder = Path(folder)
     fits = page_fits()
-    written = [picture.save(folder / "gelu" / f"{name}.svg") for name, picture in page_pictures(fits).items()]
+    written = [save_picture(picture, folder / "gelu" / f"{name}.svg") for name, picture in page_pictures(fits).items()]
     return [write_whole(folder / "gelu.md", page_text(fits)), *written]
 
 

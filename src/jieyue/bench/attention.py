@@ -24,18 +24,16 @@ from jieyue.timer import peak_bytes, take_turns, timed
 
 from .attention_rows import (
     CELLS,
-    COLD_SECONDS,
     CUDA_CELLS,
-    SLOW_SECONDS,
     TITLES,
     AttentionBench,
     Cell,
     LongRow,
-    RivalRow,
     ShareRow,
 )
 from .linear_attention import bench_linear
 from .linear_rivals import LINEAR_CURVES
+from .rival_rows import COLD_SECONDS, SLOW_SECONDS, RivalRow
 from .rivals import RIVALS, Attention, Rival, sdpa
 
 __all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "bench_attention"]

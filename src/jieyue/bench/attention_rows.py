@@ -5,36 +5,29 @@ A part is a section, and says when, where and by which command it was measured: 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jieyue.errors import InputError
 from jieyue.machine import describe
 from jieyue.report import Column, Picture, Report, Section
 
-if TYPE_CHECKING:
-    from .linear_attention import LinearBench
+from .linear_rows import LinearBench
+from .rival_rows import RivalRow, crossing
 
 __all__ = [
     "CELLS",
-    "COLD_SECONDS",
     "CUDA_CELLS",
-    "SLOW_SECONDS",
     "TITLES",
     "AttentionBench",
     "Cell",
     "LongRow",
-    "RivalRow",
     "ShareRow",
-    "crossing",
     "joined",
 ]
 
 DENSE = "SDPA, full"
-SLOW_SECONDS = 1.0  # a call that takes longer is measured once
-COLD_SECONDS = 30.0  # and one that takes this long is measured cold
 RIVAL_GOALS = (
     "Goals: 2.5 times FlexAttention's rate forward, 5 times local-attention's forward + backward, in every row. Where a row is below, "
     "the goal is missed: on visible pairs ours runs at about the dense kernel's rate (first table), which bounds it, and ratios "
@@ -95,21 +88,6 @@ class ShareRow:
     def reached(self) -> bool:
         both = self.cell.both_goal is None or self.both_share >= self.cell.both_goal
         return both and self.forward_share >= self.cell.forward_goal
-
-
-@dataclass(frozen=True)
-class RivalRow:
-    """A contestant at one pattern and length: median seconds, how many times ours, peak bytes; or why it did not run."""
-
-    pattern: str
-    n: int
-    name: str
-    forward_seconds: float | None = None
-    both_seconds: float | None = None
-    forward_times: float | None = None
-    both_times: float | None = None
-    peak_bytes: int | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -273,19 +251,6 @@ def joined(earlier: Report, later: Report) -> Report:
         )
     found = {section.title: section for report in (earlier, later) for section in report.sections}
     return replace(later, sections=[found[title] for title in TITLES.values() if title in found])
-
-
-def crossing(dense: dict[int, float], ours: dict[int, float]) -> float | None:
-    """The N from which ``ours`` is faster, straight lines between measured points on logarithmic axes; None: nowhere."""
-    shared = sorted(dense.keys() & ours.keys())
-    gaps = [math.log(dense[n] / ours[n]) for n in shared]
-    if not shared or gaps[-1] < 0:
-        return None
-    for i in range(len(shared) - 1, 0, -1):
-        if gaps[i - 1] < 0:
-            n, m, before, after = shared[i - 1], shared[i], gaps[i - 1], gaps[i]
-            return float(round(n * (m / n) ** (-before / (after - before))))
-    return float(shared[0])
 
 
 def _add_rivals(section: Section, rows: Sequence[RivalRow], against: str, note: str = "") -> None:

@@ -12,101 +12,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jieyue.linear import LinearState
-from jieyue.report import Picture, Section
 from jieyue.timer import median_seconds, peak_bytes, take_turns
 
-from .attention_rows import COLD_SECONDS, SLOW_SECONDS, RivalRow, crossing
 from .linear_rivals import LINEAR_RIVALS, linear
+from .linear_rows import DecodingRow, GoalRow, LinearBench
+from .rival_rows import COLD_SECONDS, SLOW_SECONDS, RivalRow, crossing
 from .rivals import Attention
 
-__all__ = ["DecodingRow", "GoalRow", "LinearBench", "bench_linear"]
+__all__ = ["bench_linear"]
 
 HEADS, DEPTH, CHUNK, LONG = 12, 64, 64, 65536
-ALLOWED_BYTES = 4 * 2**30
 GOALS = {True: 0.5, False: 0.6}
 RIVAL_LENGTHS = (64, 256, 1024, 4096, 16384)
 STATE_CONTEXTS = (4096, 32768, 131072)
 MODEL_CONTEXTS = {"linear(elu)": (1024, 4096, 16384, 65536), "full()": (1024, 4096, 16384)}
 _MOST_DENSE = 16384  # positions of dense attention, forward and backward, that are worth waiting for on a CPU
-
-
-@dataclass(frozen=True)
-class GoalRow:
-    """A long sequence: best seconds, shares of the matrix-product rate, and tensor bytes at the peak, inputs among them."""
-
-    causal: bool
-    n: int
-    forward_seconds: float
-    both_seconds: float
-    forward_share: float
-    both_share: float
-    goal: float
-    tensor_bytes: int
-
-
-@dataclass(frozen=True)
-class DecodingRow:
-    """One more token after ``context``: median seconds, and bytes that are kept between tokens."""
-
-    what: str
-    context: int
-    seconds: float
-    held_bytes: int
-
-
-@dataclass(frozen=True)
-class LinearBench:
-    """What ``bench_linear`` measured; ``crossover``: from which N ours beats dense attention, per causality (None: nowhere)."""
-
-    rate: float
-    goals: tuple[GoalRow, ...] = ()
-    rivals: tuple[RivalRow, ...] = ()
-    crossover: dict[str, float | None] | None = None
-    decoding: tuple[DecodingRow, ...] = ()
-
-    def add_to(self, section: Section) -> None:
-        """Tables, the crossover, and a picture of decoding."""
-        section.fact("matrix product, 1024³ float32", self.rate, "FLOP/s", how="best of the repeats")
-        if self.goals:
-            section.table(
-                ["linear(elu)", "N", ("forward", "seconds"), "share", ("forward + backward", "seconds"), "share ", "goal",
-                 "reached", ("tensors", "bytes"), "within 4 GiB"],
-                [["causal" if r.causal else "all keys", r.n, r.forward_seconds, r.forward_share, r.both_seconds, r.both_share,
-                  r.goal, r.both_share >= r.goal, r.tensor_bytes, r.tensor_bytes <= ALLOWED_BYTES] for r in self.goals],
-                note="Share of the matrix-product rate, operations counted at chunks of 64 positions.",
-            )  # fmt: skip
-        if self.rivals:
-            section.table(
-                ["what", "N", "by", ("forward", "seconds"), ("forward + backward", "seconds"), ("of ours", "x"),
-                 ("peak", "bytes"), "note"],
-                [[r.pattern, r.n, r.name, r.forward_seconds, r.both_seconds, r.both_times, r.peak_bytes, r.note]
-                 for r in self.rivals],
-            )  # fmt: skip
-        for what, n in (self.crossover or {}).items():
-            shortest = min(r.n for r in self.rivals)
-            text = "not up to the longest N measured" if n is None else n
-            how = "the shortest measured: it may be less" if n == shortest else "between measured N, by straight lines"
-            section.fact(
-                f"{what}: faster than dense attention from N", text, "" if n is None else "tokens", how=how, key=True
-            )
-        if self.decoding:
-            section.table(
-                ["one more token", ("context", "tokens"), ("time", "seconds"), ("kept", "bytes")],
-                [[r.what, r.context, r.seconds, r.held_bytes] for r in self.decoding],
-            )
-            curves = {
-                name: {r.context: r.seconds for r in self.decoding if r.what == name}
-                for name in dict.fromkeys(r.what for r in self.decoding)
-            }
-            title = "Time for one more token against the context"
-            section.picture(Picture.lines(title, curves, x=("context", "tokens"), y=("time", "seconds"), log="xy"))
 
 
 def bench_linear(

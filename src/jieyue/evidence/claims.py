@@ -22,6 +22,7 @@ __all__ = [
     "HOLDS",
     "JSON",
     "SCALES",
+    "UNDECIDED",
     "UNTESTED",
     "Cell",
     "Claim",
@@ -36,9 +37,10 @@ __all__ = [
 JSON = None | bool | int | float | str | Sequence[Any] | Mapping[str, Any]
 Scale = Literal["minutes", "hour", "full"]
 SCALES: tuple[Scale, ...] = ("minutes", "hour", "full")
-Word = Literal["holds", "does not hold at this scale", "cannot be tested here"]
+Word = Literal["holds", "fails", "not decided", "cannot be tested here"]
 HOLDS: Word = "holds"
-FAILS: Word = "does not hold at this scale"
+FAILS: Word = "fails"
+UNDECIDED: Word = "not decided"
 UNTESTED: Word = "cannot be tested here"
 
 
@@ -88,7 +90,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found. ``why``: one sentence that says which interval decided. ``columns`` and ``rows``: the table, as
+    """What was found at this scale. ``why``: one sentence that says which interval decided. ``columns`` and ``rows``: the table, as
     ``report.Section.table`` takes them, the article's numbers beside ours where there are any; cells may be ``Estimate``.
     ``lines``: a picture of it."""
 

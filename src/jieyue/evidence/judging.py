@@ -1,7 +1,8 @@
 """From numbers to words: a claim holds where every difference's interval lies on the claimed side, and only there.
 
-The intervals are Student's t over seeds, of differences (or logarithms of ratios) paired by seed; see ``metrics.intervals``.
-A mean on the right side whose interval reaches the border is "does not hold at this scale": nothing was shown.
+It fails where one of the intervals lies wholly on the other side. Where an interval reaches the border nothing was shown,
+either way, whatever its mean is: "not decided". The intervals are Student's t over seeds, of differences (or logarithms of
+ratios) paired by seed; see ``metrics.intervals``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from jieyue.errors import InputError, message
 from jieyue.metrics.intervals import student
 from jieyue.report import Estimate, Picture, format_value
 
-from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Result, Verdict
+from .claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Cell, Claim, Result, Verdict, Word
 
-__all__ = ["by_seed", "decide", "difference", "factor", "mean", "verdict_of"]
+__all__ = ["by_seed", "decide", "difference", "factor", "mean", "side", "together", "verdict_of"]
 
 Pairs = Sequence[tuple[Cell, Mapping[str, Any]]]
 
@@ -46,25 +47,41 @@ def decide(
     rows: Sequence[Sequence[Any]] = (),
     lines: Picture | None = None,
 ) -> Verdict:
-    """Holds where every gain's interval lies above ``border`` (0 for differences, 1 for factors); says what decided.
+    """Holds where every gain's interval lies above ``border`` (0 for differences, 1 for factors), fails where one lies below.
+
+    Otherwise it is not decided; a gain that is not finite decides nothing. The sentence says which interval lay where.
 
     >>> decide({"F1 over the baseline": Estimate(0.02, 0.01, 0.03)}, unit="share").why
     'F1 over the baseline 2.0% [1.0%, 3.0%]: above 0'
     >>> decide({"F1 over the baseline": Estimate(0.02, -0.01, 0.05)}, unit="share").word
-    'does not hold at this scale'
+    'not decided'
+    >>> decide({"F1 over the baseline": Estimate(-0.02, -0.03, -0.01)}, unit="share").word
+    'fails'
     """
     if not gains:
         raise InputError(message("decide(gains)", "no gain", "at least one interval"))
-    told, word = [], HOLDS
+    told, words = [], []
     for name, gain in gains.items():
+        words.append(side(gain, border))
         if not all(map(math.isfinite, (gain.value, gain.low, gain.high))):
-            how, word = "not finite", FAILS
-        elif gain.low > border:
-            how = f"above {border:g}"
+            how = "not finite"
         else:
-            how, word = f"below {border:g}" if gain.high < border else f"the interval reaches {border:g}", FAILS
+            where = {HOLDS: "above", FAILS: "below"}.get(words[-1], "the interval reaches")
+            how = f"{where} {border:g}"
         told.append(f"{name} {format_value(gain, unit)}: {how}")
-    return Verdict(word, "; ".join(told), columns, rows, lines)
+    return Verdict(together(words), "; ".join(told), columns, rows, lines)
+
+
+def side(gain: Estimate, border: float) -> Word:
+    """Where the interval lies: above the border it holds, below it fails, on it or not finite it is not decided."""
+    if not all(map(math.isfinite, (gain.value, gain.low, gain.high))):
+        return UNDECIDED
+    return HOLDS if gain.low > border else FAILS if gain.high < border else UNDECIDED
+
+
+def together(words: Sequence[Word]) -> Word:
+    """The word of a claim that has several parts: one part that fails decides, else one that is not decided."""
+    return FAILS if FAILS in words else UNDECIDED if UNDECIDED in words else HOLDS
 
 
 def by_seed(results: Pairs, number: str, **settings: Any) -> dict[int, float]:

@@ -19,13 +19,14 @@ from jieyue.budget import Budget
 from jieyue.hf.steps import rereading
 from jieyue.recipes.read import READERS, ReadSettings, answer, score
 from jieyue.recipes.read import prefix as writing
+from jieyue.report import Estimate
 from jieyue.run.comparison import train_on
 from jieyue.run.tasks import task
 from jieyue.run.values import Course, Materials, Prepared
 from jieyue.timer import take_turns
 
 from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Place, Scale, Verdict
-from .judging import by_seed, difference, factor, mean
+from .judging import by_seed, difference, factor, mean, side, together
 
 __all__ = ["CLAIMS"]
 
@@ -119,20 +120,21 @@ def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
     if best < LEARNED:
         why = f"no reader learned to read: the best Final is {best:.1%}, and below {LEARNED:.0%} nothing is compared"
         return Verdict(UNTESTED, why, columns, rows)
-    good, fast = gain.low > -MARGIN, times.low > 1
+    good, fast = side(gain, -MARGIN), side(times, 1)
+    where = {HOLDS: "above", FAILS: "below"}.get(good, "the interval reaches")
     why = (
-        f"Final over the written {_points(gain)}: {'above' if good else 'the interval reaches'} −{MARGIN:g}; "
-        f"{_times(times)} as many questions a second as with a cache{'' if fast else ' (not shown to be more)'}, "
+        f"Final over the written {_points(gain)}: {where} −{MARGIN:g}; "
+        f"{_times(times)} as many questions a second as with a cache{'' if fast == HOLDS else ' (not shown to be more)'}, "
         f"{_times(plain)} without one; Final over the span head {_points(span)}"
     )
-    return Verdict(HOLDS if good and fast else FAILS, why, columns, rows)
+    return Verdict(together([good, fast]), why, columns, rows)
 
 
-def _points(gain: Any) -> str:
+def _points(gain: Estimate) -> str:
     return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
-def _times(times: Any) -> str:
+def _times(times: Estimate) -> str:
     return f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}] times"
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from math import fsum
 from pathlib import Path
 
-from jieyue.report import Picture, Report, Section, write_whole
+from jieyue.report import Picture, Report, Section, save_picture, write_whole
 
 from .articles import ARTICLES, choose, claims_of
-from .claims import HOLDS, SCALES, UNTESTED, Claim, Result, Verdict
+from .claims import FAILS, HOLDS, SCALES, UNDECIDED, UNTESTED, Claim, Result, Verdict
 from .running import Outcome, encode, parse
 
 __all__ = ["build", "publish", "published", "write"]
@@ -79,7 +79,8 @@ def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) ->
         results = [result for outcome, _ in judged for result in outcome.results if outcome.scale == scale]
         section.fact(
             f"claims that hold, {scale}", words.count(HOLDS),
-            how=f"of {len(words)}; {words.count(UNTESTED)} cannot be tested here", key=True,
+            how=f"of {len(words)}; {words.count(FAILS)} fail, {words.count(UNDECIDED)} are not decided, "
+            f"{words.count(UNTESTED)} cannot be tested here", key=True,
         )  # fmt: skip
         if results:
             cells = _once(results)
@@ -87,8 +88,8 @@ def _tell_verdicts(report: Report, judged: Sequence[tuple[Outcome, Verdict]]) ->
             section.fact(f"total time, {scale}", seconds, "seconds", how=f"{len(cells)} cells", key=True)
     seeds = sorted({result.cell.seed for outcome, _ in judged for result in outcome.results})
     section.note(
-        "A claim holds where the 95 % interval over the seeds lies wholly on the claimed side; a mean on the right side whose "
-        f"interval reaches the border shows nothing. Seeds: {', '.join(map(str, seeds)) or 'none'}."
+        "A claim holds where the 95 % interval over the seeds lies wholly on the claimed side, and fails where it lies wholly on "
+        f"the other; where it reaches the border nothing was decided, whatever the mean. Seeds: {', '.join(map(str, seeds)) or 'none'}."
     )
     words_of = {(outcome.claim.key, outcome.scale): verdict.word for outcome, verdict in judged}
     claims = dict.fromkeys(outcome.claim for outcome, _ in judged)
@@ -155,7 +156,7 @@ def _write_markdown(report: Report, folder: Path) -> Path:
         _, _, text = Report(section.title, sections=[section]).markdown().partition("\n\n")
         parts.append(text.rstrip())
         for place, item in enumerate(item for item in section.items if isinstance(item, Picture)):
-            file = item.save(folder / NAME / f"{number}-{place}.svg")
+            file = save_picture(item, folder / NAME / f"{number}-{place}.svg")
             parts.append(f"![{item.title}]({NAME}/{file.name})")
             drawn.add(file)
     for old in set((folder / NAME).glob("[0-9]*-[0-9]*.svg")) - drawn:  # of sections that are elsewhere now

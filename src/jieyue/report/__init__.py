@@ -17,6 +17,7 @@ file, opens offline, asks nothing of the network). Nothing here computes: what i
 from .amounts import Estimate, format_value
 from .card import model_card
 from .document import Report, Saved
+from .drawing import save_picture
 from .files import write_whole
 from .picture import Axis, Picture, Series
 from .values import Column, Example, Examples, Fact, Note, Section, Table
@@ -37,5 +38,6 @@ __all__ = [
     "Table",
     "format_value",
     "model_card",
+    "save_picture",
     "write_whole",
 ]

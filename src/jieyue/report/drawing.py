@@ -21,7 +21,7 @@ from .colours import DARK, LIGHT
 from .files import write_whole
 from .picture import Picture
 
-__all__ = ["png", "save", "svg", "svg_file"]
+__all__ = ["png", "save_picture", "svg", "svg_file"]
 
 SPACE = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
@@ -84,10 +84,12 @@ def svg_file(picture: Picture, *, width: int) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def save(picture: Picture, path: Path, width: int) -> Path:
+def save_picture(picture: Picture, path: str | Path, *, width: int = 720) -> Path:
+    """Writes the picture with its title, as .svg (follows light and dark mode) or .png by the name's end. Returns the path."""
+    path = Path(path)
     kind = path.suffix.lower()
     if kind not in (".svg", ".png"):
-        raise InputError(f"Picture.save({str(path)!r}): expected a name that ends in .svg or .png")
+        raise InputError(f"save_picture({str(path)!r}): expected a name that ends in .svg or .png")
     return write_whole(path, svg_file(picture, width=width) if kind == ".svg" else png(picture, width=width))
 
 

@@ -1,17 +1,23 @@
 """A report as one page of HTML: no script, no outside request, good from 360 pixels up, in light and in dark.
 
-The page is built as a tree of elements, so text from data can only ever become text; the one style sheet is allowed by
-its hash, everything else is forbidden by the page's own Content-Security-Policy.
+``page.html.jinja`` says what stands where; its environment escapes everything, so text from data can only ever become text.
+The one style sheet is allowed by its hash, everything else is forbidden by the page's own Content-Security-Policy.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import itertools
 import math
+import re
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from xml.etree.ElementTree import Element, tostring
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+from xml.etree.ElementTree import tostring
 
 from .amounts import Cell, Estimate, format_value
 from .colours import DARK, LIGHT, root_rules
@@ -19,115 +25,59 @@ from .drawing import svg
 from .languages import language_of, runs
 from .picture import Picture, Series
 from .plaintext import explain, numeric
-from .values import Column, Example, Examples, Fact, Note, Section, Table
+from .values import Column, Example, Examples, Fact, Item, Section, Table
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["page"]
 
 _WIDE, _NARROW = 720, 336
 _EXCERPT = 700
 _FEW_POINTS = 80
+_SHORT_TITLE = 48
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath fill='none' "
     "stroke='%230b7a70' stroke-width='2' d='M2 13V3m0 10h12M4.500 10c3 0 3-5 9-6'/%3E%3C/svg%3E"
 )
+Kind = Literal["facts", "table", "picture", "examples", "note"]
 
 
-def page(title: str, about: str, language: str, sections: list[Section]) -> str:
-    style = Element("style")
-    style.text = _style()
-    digest = base64.b64encode(hashlib.sha256(style.text.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    head = _e(
-        "head",
-        {},
-        _e("meta", {"charset": "utf-8"}),
-        _e("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
-        _e("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        _e("meta", {"name": "color-scheme", "content": "light dark"}),
-        _e("meta", {"name": "referrer", "content": "no-referrer"}),
-        _e("title", {}, title),
-        _e("link", {"rel": "icon", "href": _ICON}),
-        style,
-    )
-    numbered = list(enumerate(sections, 1))
-    body = _e(
-        "body",
-        {},
-        _e(
-            "header",
-            {},
-            _said("h1", title, language),
-            *([_said("p", about, language, "about")] if about else []),
-            *_tiles(
-                [item for section in sections for item in section.items if isinstance(item, Fact) and item.key],
-                language,
-            ),
-            *([_contents(numbered, language)] if len(sections) > 1 else []),
+def page(title: str, about: str, language: str, sections: Sequence[Section]) -> str:
+    """The whole page. ``language``: that of the page's own words; text in another one says so."""
+    from jinja2 import Environment, StrictUndefined  # on the first page, never before
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {
+        "language_of": language_of, "runs": runs, "parts": _parts, "explain": explain, "numeric": numeric,
+        "paragraphs": _paragraphs, "grouped": _grouped, "marked": _marked, "numbers": _numbers, "csv_link": _csv_link,
+        "file_name": _file_name, "short": _short, "wide": _WIDE, "narrow": _NARROW, "few_points": _FEW_POINTS,
+        "drawn": _drawn, "lang_attribute": lambda tag: Markup(' lang="{}"').format(tag) if tag else "",
+        "scope": lambda of: Markup(' scope="{}"').format(of), "link": lambda number: Markup(f' href="#s{number:d}"'),
+        "heading": lambda number: Markup(f' id="s{number:d}h"'),
+    }  # fmt: skip
+    style = _style()
+    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
+    text = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")).render(
+        title=title,
+        about=about,
+        language=language,
+        sections=sections,
+        tiles=[item for section in sections for item in section.items if isinstance(item, Fact) and item.key],
+        style=Markup(style),  # ours, and the only text that the hash allows
+        policy=Markup(
+            f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
         ),
-        _e("main", {}, *(_section(number, section, language) for number, section in numbered)),
-        _e(
-            "footer",
-            {},
-            _e("p", {}, "Written by jieyue. The same numbers, and the data of every picture, are in report.json."),
-        ),
+        icon=_ICON,
     )
-    root = _e("html", {"lang": language}, head, body)
-    return "<!doctype html>\n" + tostring(root, encoding="unicode", method="html") + "\n"
+    return text.strip() + "\n"
 
 
 def _style() -> str:
     roles = "".join(f".f-{role}{{fill:var(--{role})}}.k-{role}{{stroke:var(--{role})}}" for role in LIGHT)
     assert LIGHT.keys() == DARK.keys()
     return root_rules() + roles + "\n" + files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-
-
-def _e(tag: str, attributes: dict[str, str], *children: Element | str) -> Element:
-    """An element; texts among the children are text nodes, whatever they hold."""
-    element = Element(tag, attributes)
-    last: Element | None = None
-    for child in children:
-        if isinstance(child, Element):
-            element.append(child)
-            last = child
-        elif last is None:
-            element.text = (element.text or "") + child
-        else:
-            last.tail = (last.tail or "") + child
-    return element
-
-
-def _said(tag: str, text: str, language: str, name: str = "") -> Element:
-    """Text that says its language where that differs from the page's: as a whole, or piece by piece where it is mixed."""
-    own = language_of(text)
-    attributes = {"class": name} if name else {}
-    if own and not language.startswith(own):
-        return _e(tag, {**attributes, "lang": own}, text)
-    pieces = [(piece, "" if own or language.startswith(found or "-") else found) for piece, found in runs(text)]
-    return _e(tag, attributes, *(_e("span", {"lang": found}, piece) if found else piece for piece, found in pieces))
-
-
-def _tiles(facts: list[Fact], language: str) -> list[Element]:
-    if not facts:
-        return []
-    tiles = []
-    for fact in facts:
-        value, interval = _parts(fact.value, fact.unit)
-        tiles.append(
-            _e(
-                "div",
-                {"class": "tile"},
-                _said("dt", fact.what, language),
-                _e(
-                    "dd",
-                    {},
-                    _e("span", {"class": "value"}, value),
-                    *([_e("span", {"class": "interval"}, interval)] if interval else []),
-                ),
-                *([_said("dd", fact.how, language, "how")] if fact.how else []),
-            )
-        )
-    columns = 3 if len(tiles) in (3, 5, 6, 9) else 4
-    return [_e("dl", {"class": f"tiles of{columns}"}, *tiles)]
 
 
 def _parts(value: Cell, unit: str) -> tuple[str, str]:
@@ -140,97 +90,41 @@ def _parts(value: Cell, unit: str) -> tuple[str, str]:
     return number + suffix, low.replace(", ", " to ")
 
 
-def _contents(numbered: list[tuple[int, Section]], language: str) -> Element:
-    links = []
-    for number, section in numbered:
-        link = _said("a", section.title, language)
-        link.set("href", f"#s{number}")
-        links.append(_e("li", {}, link))
-    return _e("nav", {"aria-label": "Sections"}, _e("ul", {}, *links))
+def _paragraphs(text: str) -> list[str]:
+    return [part for part in text.split("\n\n") if part.strip()] or [""]
 
 
-def _section(number: int, section: Section, language: str) -> Element:
-    heading = _said("h2", section.title, language)
-    heading.set("id", f"s{number}h")
-    made = _e("section", {"id": f"s{number}", "aria-labelledby": f"s{number}h"}, heading)
-    facts: Element | None = None
-    for place, item in enumerate(section.items, 1):
-        if not isinstance(item, Fact):
-            facts = None
-        if isinstance(item, Fact):
-            if facts is None:
-                facts = _e("dl", {"class": "facts"})
-                made.append(facts)
-            facts.append(_fact(item, language))
-        elif isinstance(item, Table):
-            made.append(_table(item, language))
-        elif isinstance(item, Picture):
-            made.append(_picture(item, f"p{number}-{place}", language))
-        elif isinstance(item, Examples):
-            made.append(_examples(item, language))
-        else:
-            made.append(_note(item, language))
-    return made
+def _short(title: str) -> str:
+    """A title as the list of contents has it: its first part, at a word's end where it is still long."""
+    if len(title) <= _SHORT_TITLE:
+        return title
+    first = re.split(r"(?<=[^\d\s])[:,;，；：]\s?", title, maxsplit=1)[0]
+    first = first if 12 <= len(first) <= _SHORT_TITLE else title
+    return first if len(first) <= _SHORT_TITLE else first[:_SHORT_TITLE].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
 
 
-def _fact(fact: Fact, language: str) -> Element:
-    value, interval = _parts(fact.value, fact.unit)
-    shown = _said("dd", value, language, "value" if fact.value is not None else "value none")
-    if interval:
-        shown.append(_e("span", {"class": "interval"}, interval))
-    how = explain(fact)
-    return _e("div", {}, _said("dt", fact.what, language), shown, *([_said("dd", how, language, "how")] if how else []))
+def _grouped(section: Section) -> Iterator[tuple[Kind, int, Item | list[Fact]]]:
+    """The section's items with their places, neighbouring facts in one list."""
+    places = enumerate(section.items, 1)
+    for is_fact, group in itertools.groupby(places, key=lambda placed: isinstance(placed[1], Fact)):
+        if is_fact:
+            yield "facts", 0, [item for _, item in group if isinstance(item, Fact)]
+            continue
+        for place, item in group:
+            if isinstance(item, Table):
+                yield "table", place, item
+            elif isinstance(item, Picture):
+                yield "picture", place, item
+            elif isinstance(item, Examples):
+                yield "examples", place, item
+            else:
+                yield "note", place, item
 
 
-def _note(note: Note, language: str) -> Element:
-    paragraphs = [part for part in note.text.split("\n\n") if part.strip()] or [""]
-    return _e("div", {"class": "note"}, *(_said("p", part, language) for part in paragraphs))
+def _drawn(picture: Picture, width: int, prefix: str) -> Markup:
+    from markupsafe import Markup
 
-
-def _table(table: Table, language: str) -> Element:
-    right = numeric(table)
-    head = _e(
-        "tr", {}, *(_head(column.name, number, language) for column, number in zip(table.columns, right, strict=True))
-    )
-    body = []
-    for row in table.rows:
-        cells: list[Element] = []
-        for cell, column, number in zip(row, table.columns, right, strict=True):
-            value, interval = _parts(cell, column.unit)
-            names = cells == [] and not number and cell is not None  # the first column names its row
-            made = _said("th" if names else "td", value, language, "number" if number else "")
-            if names:
-                made.set("scope", "row")
-            if cell is None:
-                made.set("class", "number none" if number else "none")
-            if interval:
-                made.append(_e("span", {"class": "interval"}, interval))
-            cells.append(made)
-        body.append(_e("tr", {}, *cells))
-    grid = _e("table", {}, _e("thead", {}, head), _e("tbody", {}, *body))
-    name = table.title or "Table: " + ", ".join(column.name for column in table.columns)
-    box = _e("div", {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": name}, grid)
-    figure = _e("div", {"class": "table"}, *([_said("h3", table.title, language)] if table.title else []), box)
-    if table.note:
-        figure.append(_said("p", table.note, language, "caption"))
-    return figure
-
-
-def _head(name: str, number: bool, language: str) -> Element:
-    cell = _said("th", name, language, "number" if number else "")
-    cell.set("scope", "col")
-    return cell
-
-
-def _picture(picture: Picture, prefix: str, language: str) -> Element:
-    figure = _e("figure", {}, _said("h3", picture.title, language))
-    for name, width in (("wide", _WIDE), ("narrow", _NARROW)):
-        figure.append(_e("div", {"class": name}, svg(picture, width=width, prefix=f"{prefix}{name[0]}")))
-    if picture.note:
-        figure.append(_said("figcaption", picture.note, language))
-    if 0 < picture.num_points <= _FEW_POINTS:
-        figure.append(_e("details", {}, _e("summary", {}, "The numbers"), _table(_numbers(picture), language)))
-    return figure
+    return Markup(tostring(svg(picture, width=width, prefix=prefix), encoding="unicode", method="html"))
 
 
 def _numbers(picture: Picture) -> Table:
@@ -260,96 +154,41 @@ def _numbers(picture: Picture) -> Table:
     return Table((Column("series"), across, Column(name, along)), points)
 
 
-def _examples(item: Examples, language: str) -> Element:
-    made = _e("div", {"class": "examples"})
-    if item.title:
-        made.append(_said("h3", item.title, language))
-    if any(example.passage for example in item.examples):
-        made.append(
-            _e(
-                "p",
-                {"class": "legend"},
-                "In each passage: ",
-                _e("mark", {"class": "answer"}, "the answer given"),
-                ", ",
-                _e("span", {"class": "gold"}, "the gold answer"),
-                ".",
-            )
-        )
-    if item.note:
-        made.append(_said("p", item.note, language, "caption"))
-    made.extend(_example(example, language, "h4" if item.title else "h3") for example in item.examples)
-    return made
+def _csv_link(picture: Picture) -> str:
+    """The picture's data as an address that holds a CSV file: a row a point, every digit, no script needed."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    ends = any(series.low for series in picture.series)
+    writer.writerow(["series", picture.x.label or "x", picture.y.label or "y", *(["low", "high"] if ends else [])])
+    for series in picture.series:
+        for i, y in enumerate(series.y):
+            between = [series.low[i], series.high[i]] if series.low else [""] * 2 * ends
+            writer.writerow([series.name, series.x[i], y, *between])
+    return "data:text/csv;charset=utf-8," + quote(out.getvalue(), safe="")
 
 
-def _example(example: Example, language: str, heading: str) -> Element:
-    own = example.language or language_of(example.passage + example.question) or language
-    lang = {} if language.startswith(own) else {"lang": own}
-    badges = []
-    if example.right is not None:
-        badges.append(
-            _e("span", {"class": "badge right"}, "✓ right")
-            if example.right
-            else _e("span", {"class": "badge wrong"}, "✗ wrong")
-        )
-    if lang:
-        badges.append(_e("span", {"class": "badge"}, own))
-    if example.confidence is not None:
-        badges.append(_sure(example.confidence))
-    rows = [("Answer", example.answer or ""), ("Gold", " / ".join(example.gold))]
-    said = [
-        _e(
-            "div",
-            {},
-            _e("dt", {}, name),
-            _e("dd", dict(lang), text) if text else _e("dd", {"class": "none"}, "no answer"),
-        )
-        for name, text in rows
-    ]
-    return _e(
-        "article",
-        {"class": "example" + (" missed" if example.right is False else "")},
-        _e("div", {"class": "badges"}, *badges),
-        _e(heading, {"class": "question", **lang}, example.question),
-        *([_e("p", {"class": "from", **lang}, example.title)] if example.title else []),
-        *([_e("p", {"class": "passage", **lang}, *_marked(example))] if example.passage else []),
-        _e("dl", {}, *said),
-    )
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w-]+", "-", title).strip("-")[:60] or "picture"
 
 
-def _sure(confidence: float) -> Element:
-    bar = _e(
-        "svg",
-        {"viewBox": "0 0 48 6", "class": "meter", "aria-hidden": "true"},
-        _e("rect", {"width": "48", "height": "6", "rx": "3", "class": "f-line"}),
-        _e("rect", {"width": f"{48 * min(max(confidence, 0.0), 1.0):.1f}", "height": "6", "rx": "3", "class": "f-s1"}),
-    )
-    return _e("span", {"class": "sure"}, bar, f"{format_value(confidence, 'share')} sure")
-
-
-def _marked(example: Example) -> list[Element | str]:
-    """The passage cut at every border of a span; a long one is shown around its marks, and says what it leaves out."""
+def _marked(example: Example) -> list[tuple[str, str]]:
+    """(kind, text): the passage cut at every border of a span; a long one around its marks, saying what it leaves out."""
     answers, golds = example.places()
     spans = [span for span in (*answers, *golds) if span[0] < span[1]]
-    start, end = _window(len(example.passage), spans)
+    start, end = _excerpt(len(example.passage), spans)
     cuts = sorted({start, end, *(min(max(place, start), end) for span in spans for place in span)})
-    parts: list[Element | str] = [_left_out(start)] if start else []
+    parts = [("cut", f"{start:,}")] if start else []
     for low, high in itertools.pairwise(cuts):
-        text = example.passage[low:high]
         given = any(a <= low and high <= b for a, b in answers)
         gold = any(a <= low and high <= b for a, b in golds)
         names = " ".join(name for name, holds in (("answer", given), ("gold", gold)) if holds)
-        parts.append(_e("mark" if given else "span", {"class": names}, text) if names else text)
+        parts.append((names, example.passage[low:high]))
     if end < len(example.passage):
-        parts.append(_left_out(len(example.passage) - end))
+        parts.append(("cut", f"{len(example.passage) - end:,}"))
     return parts
 
 
-def _left_out(count: int) -> Element:
-    return _e("span", {"class": "cut"}, f" … {count:,} more characters … ")
-
-
-def _window(num_characters: int, spans: list[tuple[int, int]]) -> tuple[int, int]:
+def _excerpt(num_characters: int, spans: list[tuple[int, int]]) -> tuple[int, int]:
     """What of a passage is shown: all, or about ``_EXCERPT`` characters around the first marks."""
     if num_characters <= _EXCERPT * 3 // 2:
         return 0, num_characters

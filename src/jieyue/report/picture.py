@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jieyue.errors import InputError
@@ -64,8 +63,8 @@ class Series:
 class Picture:
     """Series on two axes. ``rules`` are labelled straight lines across the values: a budget, a baseline.
 
-    Make one with ``Picture.lines``, ``.points``, ``.bars``, ``.waterfall`` or ``.histogram``. ``save(path)`` writes .svg
-    (follows light and dark mode) or .png.
+    Make one with ``Picture.lines``, ``.points``, ``.bars``, ``.waterfall`` or ``.histogram``; ``report.save_picture(picture,
+    path)`` draws it into a file.
     """
 
     title: str
@@ -247,12 +246,6 @@ class Picture:
             for v, u in ((y0, unit), (x0, self.x.unit), (y1, unit), (x1, self.x.unit), (low, unit), (high, unit))
         ]
         return f"{name}{say[0]} at {say[1]} to {say[2]} at {say[3]} (lowest {say[4]}, highest {say[5]}, {len(known):,} points)"
-
-    def save(self, path: str | Path, *, width: int = 720) -> Path:
-        """Writes the picture with its title; .svg or .png by the name's end. Returns the path."""
-        from .drawing import save
-
-        return save(self, Path(path), width)
 
 
 def _axis(axis: str | tuple[str, str] | Axis, log: bool) -> Axis:
