@@ -207,6 +207,7 @@ def fit_gelu(
     from jieyue.activations.page import write_page
     from jieyue.activations.pictures import error_picture, fit_report
     from jieyue.activations.texts import fit_text
+    from jieyue.report import save_picture
 
     door = Door(as_json)
     if page is not None:
@@ -216,7 +217,8 @@ def fit_gelu(
     found = fit_text(form, target, criterion, domain, fixed)
     show(door, fit_report(found, f"{form} for {target}, {criterion}"), out=out, name="fit")
     if picture is not None:
-        door.fact("wrote", path=str(error_picture({str(found): found}, f"Error on {target}").save(picture)))
+        drawn = error_picture({str(found): found}, f"Error on {target}")
+        door.fact("wrote", path=str(save_picture(drawn, picture)))
     if language is not None:
         text = code(found, language)
         if as_json:

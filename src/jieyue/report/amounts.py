@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import SupportsFloat
 
 from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 
-__all__ = ["Cell", "Estimate", "format_tick", "format_ticks", "format_value", "is_told", "plain", "plain_text"]
+__all__ = ["Cell", "Estimate", "Given", "format_tick", "format_ticks", "format_value", "is_told", "plain", "plain_text"]
 
 NOT_MEASURED = "not measured"
 
@@ -47,6 +48,9 @@ class Estimate:
 
 
 Cell = None | bool | int | float | str | Estimate
+Given = (
+    Cell | PurePath | SupportsFloat | Sequence["Given"]
+)  # what programs have; NumPy and torch scalars are SupportsFloat
 
 
 def plain_text(text: str) -> str:
@@ -54,7 +58,7 @@ def plain_text(text: str) -> str:
     return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
-def number(value: Any, argument: str) -> int | float:
+def number(value: Given, argument: str) -> int | float:
     """A Python int or float from any scalar (NumPy and torch ones too); ``InputError`` for anything else."""
     found = plain(value, argument)
     if isinstance(found, bool) or not isinstance(found, int | float):
@@ -62,15 +66,16 @@ def number(value: Any, argument: str) -> int | float:
     return found
 
 
-def plain(value: Any, argument: str = "value") -> Cell:
+def plain(value: Given, argument: str = "value") -> Cell:
     """What a report may hold, from what programs have: NumPy and torch scalars become Python's, paths and lists text.
 
     >>> plain((0.9, 0.999)), plain(True), plain(float("nan")) is math.nan
     ('0.9, 0.999', True, True)
     """
-    if hasattr(value, "item"):
+    item = getattr(value, "item", None)
+    if item is not None:
         try:
-            value = value.item()
+            value = item()
         except (RuntimeError, ValueError, TypeError):
             raise InputError(f"{argument}: found {type(value).__name__} of many values, expected one number") from None
     if value is None or isinstance(value, bool | Estimate):

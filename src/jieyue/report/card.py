@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError
 
@@ -22,7 +22,7 @@ def model_card(
     *,
     command: str | Sequence[str],
     license: str = "apache-2.0",
-    header: Mapping[str, Any] | None = None,
+    header: Mapping[str, str | Sequence[str]] | None = None,
     usage: str = "",
     limits: str = "",
 ) -> str:
@@ -34,7 +34,12 @@ def model_card(
     """
     import shlex
 
-    entries: dict[str, Any] = {"license": license, "library_name": "transformers", "tags": ["jieyue"], **(header or {})}
+    entries: dict[str, str | Sequence[str]] = {
+        "license": license,
+        "library_name": "transformers",
+        "tags": ["jieyue"],
+        **(header or {}),
+    }
     lines = ["---"]
     for name, value in entries.items():
         if not (name.isidentifier() and isinstance(value, str | list | tuple)):
@@ -57,7 +62,7 @@ def model_card(
     return "\n\n".join(parts + ([f"## {rest}"] if rest else [])).rstrip() + "\n"
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"model_card(header=...): found {value!r} in a list, expected a text")
     plain = value and all(char.isascii() and (char.isalnum() or char in "-./") for char in value) and value[0].isalpha()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jieyue.errors import InputError
 
@@ -14,7 +14,7 @@ from .amounts import plain_text
 from .files import write_whole
 from .picture import Picture
 from .plaintext import Block, blocks, markdown, text
-from .values import Fact, Section, decode, encode
+from .values import JSON, Fact, Section, decode, encode
 
 __all__ = ["FORMAT", "Report", "Saved"]
 
@@ -95,7 +95,7 @@ class Report:
     def parse(cls, text: str) -> Report:
         """The report that ``json()`` gave; ``InputError`` for anything else."""
         try:
-            found: Any = json.loads(text)
+            found: JSON = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"report: found text that is not JSON ({error}), expected a report.json") from None
         if not isinstance(found, dict) or found.get("format") != FORMAT:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -121,7 +122,7 @@ def _bare(root: ElementTree.Element, prefix: str) -> None:
         root.attrib.pop(fixed, None)
 
 
-def _attributes(found: dict[str, str], prefix: str, pointed: set[str]) -> Any:
+def _attributes(found: dict[str, str], prefix: str, pointed: set[str]) -> Iterator[tuple[str, str]]:
     classes = []
     for name, value in found.items():
         if name == "style":

@@ -11,16 +11,17 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from jieyue.errors import InputError
 
-from .amounts import Estimate, format_value, number, plain_text
+from .amounts import Estimate, Given, format_value, number, plain_text
 
 __all__ = ["Axis", "Picture", "Series"]
 
 FORMS = ("line", "scatter", "bar", "stack", "waterfall", "histogram")
-Values = Sequence[Any] | Mapping[Any, Any]
+Numbers = Sequence[Given]
+Values = tuple[Sequence[float], Numbers] | tuple[Sequence[str], Numbers] | Mapping[Any, Given]
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Picture:
     def histogram(
         cls,
         title: str,
-        values: Sequence[Any] | Mapping[str, Sequence[Any]],
+        values: Numbers | Mapping[str, Numbers],
         *,
         bins: int | Sequence[float] = 20,
         x: str | tuple[str, str] | Axis = "",
@@ -253,13 +254,25 @@ def _axis(axis: str | tuple[str, str] | Axis, log: bool) -> Axis:
     return Axis(made.label, made.unit, made.log or log)
 
 
-def _frame(x: Any, y: Any, log: str, rules: Mapping[str, float] | None, note: str) -> dict[str, Any]:
+class _Frame(TypedDict):
+    """What every form's picture has beside its series."""
+
+    x: Axis
+    y: Axis
+    rules: tuple[tuple[str, float], ...]
+    note: str
+
+
+Label = str | tuple[str, str] | Axis
+
+
+def _frame(x: Label, y: Label, log: str, rules: Mapping[str, float] | None, note: str) -> _Frame:
     if log not in ("", "x", "y", "xy"):
         raise InputError(f"log={log!r}: expected '', 'x', 'y' or 'xy'")
     return {"x": _axis(x, "x" in log), "y": _axis(y, "y" in log), "rules": tuple((rules or {}).items()), "note": note}
 
 
-def _noted(frame: dict[str, Any], series: tuple[Series, ...]) -> dict[str, Any]:
+def _noted(frame: _Frame, series: tuple[Series, ...]) -> _Frame:
     """The frame, its note saying how many points have no place on its axes: none is left out in silence."""
 
     def placeless(value: float | str, axis: Axis) -> bool:
@@ -279,9 +292,8 @@ def _series(name: str, values: Values, title: str) -> Series:
     where = f"picture {title!r}, series {name!r}"
     if not isinstance(values, Mapping) and len(values) != 2:
         raise InputError(f"{where}: found {len(values)} sequences, expected (xs, ys) or a mapping from x to y")
-    xs, ys = (
-        (list(values), list(values.values())) if isinstance(values, Mapping) else (list(values[0]), list(values[1]))
-    )
+    xs: list[float | str] = list(values) if isinstance(values, Mapping) else [*values[0]]
+    ys = list(values.values()) if isinstance(values, Mapping) else list(values[1])
     ends: list[tuple[float, float, float]] = [
         (y.value, y.low, y.high) if isinstance(y, Estimate) else (number(y, where),) * 3 for y in ys
     ]

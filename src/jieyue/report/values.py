@@ -13,10 +13,11 @@ from typing import Any
 
 from jieyue.errors import InputError
 
-from .amounts import Cell, Estimate, plain, plain_text
+from .amounts import Cell, Estimate, Given, number, plain, plain_text
 from .picture import Axis, Picture, Series
 
 __all__ = [
+    "JSON",
     "Column",
     "Example",
     "Examples",
@@ -152,6 +153,7 @@ class Note:
         _plain_texts(self, "text")
 
 
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 Item = Fact | Table | Picture | Examples | Note
 
 
@@ -168,7 +170,7 @@ class Section:
     def fact(
         self,
         what: str,
-        value: Any,
+        value: Given,
         unit: str = "",
         how: str = "",
         *,
@@ -180,11 +182,11 @@ class Section:
         ``value`` may be an ``Estimate`` (from ``metrics.intervals``) instead; None says "not measured", ``how`` says why.
         """
         if interval is not None:
-            value = Estimate(value, *interval)
-        self.items.append(Fact(what, value, unit, how, key))
+            value = Estimate(number(value, f"fact {what!r}"), *interval)
+        self.items.append(Fact(what, plain(value, f"fact {what!r}"), unit, how, key))
         return self
 
-    def facts(self, values: Mapping[str, Any], unit: str = "", how: str = "") -> Section:
+    def facts(self, values: Mapping[str, Given], unit: str = "", how: str = "") -> Section:
         """One fact for each entry, in order: settings, counts."""
         for what, value in values.items():
             self.fact(what, value, unit, how)
@@ -225,14 +227,14 @@ _KINDS: dict[str, type] = {
 }
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any) -> JSON:
     """The value as JSON's types: a dataclass becomes {"kind": its name, its fields that differ from their default}."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, list | tuple):
         return [encode(part) for part in value]
     if type(value).__name__.lower() in _KINDS:
-        found: dict[str, Any] = {"kind": type(value).__name__.lower()}
+        found: dict[str, JSON] = {"kind": type(value).__name__.lower()}
         for each in fields(value):
             content = getattr(value, each.name)
             if each.default is MISSING or content != each.default:
@@ -241,7 +243,7 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(found: Any) -> Any:
+def decode(found: JSON) -> Any:
     """The value that ``encode`` gave; ``InputError`` names what it cannot read."""
     if isinstance(found, list):
         return tuple(decode(part) for part in found)
