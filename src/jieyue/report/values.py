@@ -71,10 +71,10 @@ class Table:
 
     def __post_init__(self) -> None:
         _plain_texts(self, "title", "note")
-        for number, row in enumerate(self.rows, 1):
+        for place, row in enumerate(self.rows, 1):
             if len(row) != len(self.columns):
                 raise InputError(
-                    f"table {self.title!r}, row {number}: found {len(row)} cells, expected {len(self.columns)}, one for each of "
+                    f"table {self.title!r}, row {place}: found {len(row)} cells, expected {len(self.columns)}, one for each of "
                     + ", ".join(column.name for column in self.columns)
                 )
         rows = tuple(tuple(plain(cell, f"table {self.title!r}") for cell in row) for row in self.rows)
