@@ -32,21 +32,46 @@ def drop_weights(seed, batch, heads, n, m, dropout, q_offset=0):
     return keep.double() / (1 - dropout)
 
 
-def definition(q, k, v, pattern, *, key_mask=None, scale=None, q_offset=0, drop=None):
-    """out and lse by the whole mask: matmul, softmax, matmul in the dtype of q."""
-    repeats = q.shape[1] // k.shape[1]
+def definition(q, k, v, pattern, *, key_mask=None, scale=None, q_offset=0, drop=None, **more):
+    """out and lse by the whole mask: matmul, softmax, matmul in the dtype of q; ``more``: segments, sinks, softcap, offset_bias."""
+    repeats, (n, m) = q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
     keys, values = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    sees = pattern.mask(q.shape[2], k.shape[2], q_offset, q.device)[None, None]
+    segments, softcap = more.get("segments"), more.get("softcap")
+    sees = visible(pattern, n, m, q_offset, segments)
     if key_mask is not None:
         sees = sees & key_mask[:, None, None, :]
     scores = q @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if more.get("offset_bias") is not None:
+        bias = more["offset_bias"].to(q.dtype)
+        scores = scores + torch.stack([bias[:, i + m - 1 - torch.arange(m)] for i in range(n)], 1)
     empty = ~sees.any(-1, keepdim=True)
     scores = torch.where(sees | empty, scores, -torch.inf)
-    weights = torch.where(empty, 0.0, scores.softmax(-1))
-    lse = torch.where(empty[..., 0], -torch.inf, scores.logsumexp(-1))
+    if more.get("sinks") is None:
+        weights = torch.where(empty, 0.0, scores.softmax(-1))
+        lse = torch.where(empty[..., 0], -torch.inf, scores.logsumexp(-1))
+    else:
+        absent = torch.zeros(len(q), n, dtype=torch.bool) if segments is None else segments == -1
+        sink = more["sinks"].to(q.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        joined = torch.cat([scores.masked_fill(empty, -torch.inf), sink], -1)
+        weights = joined.softmax(-1)[..., :-1]
+        lse = torch.where(absent[:, None], -torch.inf, joined.logsumexp(-1))
     if drop is not None:
         weights = weights * drop.to(weights)
     return weights @ values, lse
+
+
+def visible(pattern, n, m, q_offset=0, segments=None):
+    """[B or 1, 1, N, M], pair by pair from the words of the contract: positions, first and global count from the run's start."""
+    if segments is None:
+        return pattern.mask(n, m, q_offset)[None, None]
+    sees = torch.zeros(len(segments), 1, n, n, dtype=torch.bool)
+    for b, ids in enumerate(segments.tolist()):
+        for own in set(ids) - {-1}:
+            run = slice(ids.index(own), n - ids[::-1].index(own))
+            sees[b, 0, run, run] = pattern.mask(run.stop - run.start, run.stop - run.start)
+    return sees
 
 
 def gradients(out, lse, inputs, grad_out, grad_lse):

@@ -1,6 +1,8 @@
 """The Triton kernels run by Triton's interpreter on the CPU, against the definition: run by test_fused.py, in a process whose
 environment has TRITON_INTERPRET=1. Tiles are made small, so that short inputs have edges, middles and many tiles."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,9 +73,7 @@ def test_any_call(case):
 
 def test_the_alarm_rings(monkeypatch):
     """The broken twin: a window one key too wide."""
-    wider = fused.Fused.forward_union
-    monkeypatch.setattr(
-        fused.Fused, "forward_union", lambda self, q, k, v, bands, **more: wider(self, q, k, v, local(6).bands, **more)
-    )
+    right = fused.Fused.attend
+    monkeypatch.setattr(fused.Fused, "attend", lambda self, call: right(self, replace(call, pattern=local(6))))
     with pytest.raises(AssertionError, match="out"):
         check("fused", (1, 1, 1, 40, 40, 8, 8), local(5), torch.float32)

@@ -1,5 +1,7 @@
 """Every engine × pattern × dtype × layout × groups × padding × dropout against the definition in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_cases import definition, drop_weights, gradients, tensors
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_near
 
-from jieyue.attention import ENGINES, Call, attend, full, local, parse, pick, why
+from jieyue.attention import ENGINES, Call, attend, first, full, global_tokens, local, parse, pick, why
 from jieyue.attention.dropout import draw_seed
 from jieyue.attention.engines import named
 from jieyue.errors import InputError
@@ -28,6 +30,7 @@ def check(
     q_offset=0,
     with_lse=True,
     device="cpu",
+    **more,
 ):
     """out, lse and gradients of one engine within the computed tolerance; the engine asked for is the one that ran."""
     batch, heads, _, n, m, _, width = shape
@@ -35,24 +38,31 @@ def check(
     call = Call(*inputs, pattern, key_mask, dropout=dropout, q_offset=q_offset)
     lifted = Call(*(x.float() for x in inputs), pattern) if dtype in HALF and device == "cpu" else call
     assert pick(lifted, engine).name == engine
+    extra = [x.requires_grad_() for x in (more.get("sinks"), more.get("offset_bias")) if x is not None]
     grad_out = torch.randn(batch, heads, n, width, dtype=torch.float64).to(device)
     grad_lse = torch.randn(batch, heads, n, dtype=torch.float64).to(device) if with_lse else None
     torch.manual_seed(7)
     drop = drop_weights(int(draw_seed()), batch, heads, n, m, dropout, q_offset) if dropout else None
     torch.manual_seed(7)
     out, lse = attend(
-        *inputs, pattern, key_mask=key_mask, dropout=dropout, q_offset=q_offset, engine=engine, return_lse=True
+        *inputs, pattern, key_mask=key_mask, dropout=dropout, q_offset=q_offset, engine=engine, return_lse=True, **more
     )
     assert out.dtype == dtype and out.transpose(1, 2).is_contiguous()
-    options = {"key_mask": key_mask, "q_offset": q_offset, "drop": drop}
-    found = out, lse, *gradients(out, lse, inputs, grad_out.to(dtype), grad_lse)
+    options = {"key_mask": key_mask, "q_offset": q_offset, "drop": drop} | more
+    found = out, lse, *(x.to(dtype) for x in gradients(out, lse, [*inputs, *extra], grad_out.to(dtype), grad_lse))
     exact, plain = [], []
     for results, to in ((exact, torch.float64), (plain, dtype)):
         leaves = [x.detach().to(to).requires_grad_() for x in inputs]
         o, s = definition(*leaves, pattern, **options)
-        results += [o, s, *gradients(o, s, leaves, grad_out.to(dtype), grad_lse)]
+        results += [o, s, *(x.to(to) for x in gradients(o, s, [*leaves, *extra], grad_out.to(dtype), grad_lse))]
     assert_near(found[:2], exact[:2], plain[:2], names=["out", "lse"])
-    assert_near(found[2:], exact[2:], plain[2:], gradient=True, names=["dq", "dk", "dv"])
+    assert_near(
+        found[2:],
+        exact[2:],
+        plain[2:],
+        gradient=True,
+        names=["dq", "dk", "dv", "one more", "and another"][: len(found) - 2],
+    )
 
 
 def skip_unless_it_runs(engine, dtype):
@@ -138,6 +148,62 @@ def test_any_call(engine, case):
     check(engine, shape, pattern, dtype, **settings_of_call)
 
 
+@st.composite
+def packed(draw, batch, n):
+    """[batch, n] ids, each in one run, some rows of no segment; not in any order."""
+    rows = []
+    for _ in range(batch):
+        lengths = draw(st.lists(st.integers(1, max(1, n // 2)), min_size=1, max_size=6))
+        ids = draw(st.permutations([-1, *range(len(lengths))]))[: len(lengths)]
+        row = [number for number, length in zip(ids, lengths, strict=True) for _ in range(length)][:n]
+        rows.append(row + [-1 if row[-1] != -1 and -1 not in row else 90] * (n - len(row)))
+    return torch.tensor(rows)
+
+
+@st.composite
+def wearing(draw):
+    """A call as in ``calls``, with first keys, global rows, segments, sinks, soft-capping and offset biases in any mixture."""
+    case = draw(calls())
+    batch, heads, groups, n, m, *sizes = case["shape"]
+    pattern, generator = case["pattern"], torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    ends = draw(st.sampled_from(["", "first", "first", "global", "both"]))
+    if ends in ("first", "both"):
+        pattern = pattern | first(draw(st.integers(1, 9)))
+    if ends in ("global", "both"):
+        pattern = pattern | global_tokens(draw(st.integers(1, 4)))
+    if draw(st.booleans()):
+        pattern = pattern.causal()
+    if draw(st.booleans()):
+        case |= {"shape": (batch, heads, groups, n, n, *sizes), "q_offset": 0, "segments": draw(packed(batch, n))}
+        m = n
+    if draw(st.booleans()):
+        case["sinks"] = torch.randn(heads, generator=generator, dtype=torch.float64)
+    if draw(st.booleans()):
+        case["softcap"] = draw(st.sampled_from([0.5, 2.0, 30.0]))
+    if draw(st.booleans()):
+        rows = draw(st.sampled_from([1, heads]))
+        case["offset_bias"] = torch.randn(rows, n + m - 1, generator=generator, dtype=torch.float64)
+    return case | {"pattern": pattern}
+
+
+@settings(max_examples=80)
+@given(case=wearing())
+@pytest.mark.parametrize("engine", ON_CPU)
+def test_any_call_that_wears_something(engine, case):
+    dtype = torch.float32 if engine == "native" else torch.float64
+    skip_unless_it_runs(engine, dtype)
+    options = dict(case)
+    shape, pattern, seed = (options.pop(name) for name in ("shape", "pattern", "key_mask_seed"))
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        options["key_mask"] = torch.rand(shape[0], shape[4], generator=generator) > seed / 99
+    try:
+        check(engine, shape, pattern, dtype, **options)
+    except InputError as error:  # an engine may refuse what it cannot do, by name
+        if engine == "dense" or f"the {engine} engine has no" not in str(error):
+            raise
+
+
 class WrongWindow:
     """A broken twin: sees one key too many."""
 
@@ -149,21 +215,24 @@ class WrongWindow:
     def refuses(self, call):
         return None
 
-    def forward_union(self, q, k, v, bands, **options):
-        return self.engine.forward_union(q, k, v, local(6).bands, **options)
+    def attend(self, call):
+        return self.engine.attend(replace(call, pattern=local(6)))
 
-    def backward_union(self, *arguments, **options):
-        return self.engine.backward_union(*arguments, **options)
+    def differentiate(self, call, given):
+        return self.engine.differentiate(call, given)
+
+    def delta(self, grad_out, out):
+        return self.engine.delta(grad_out, out)
 
 
 class ForgetfulBackward(WrongWindow):
     """A broken twin: leaves the gradient through lse out."""
 
-    def forward_union(self, *arguments, **options):
-        return self.engine.forward_union(*arguments, **options)
+    def attend(self, call):
+        return self.engine.attend(call)
 
-    def backward_union(self, grad_out, q, k, v, lse, delta, bands, *, out=None, **options):
-        return self.engine.backward_union(grad_out, q, k, v, lse, delta + 1.0, bands, **options)
+    def differentiate(self, call, given):
+        return self.engine.differentiate(call, given._replace(delta=given.delta + 1.0))
 
 
 @pytest.mark.parametrize(("twin", "names"), [(WrongWindow, "out"), (ForgetfulBackward, "dq|dk")])

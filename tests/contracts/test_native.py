@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jieyue.attention import Call, full
 from jieyue.attention.engines import library, native
 from jieyue.attention.engines.native import NATIVE, Native
 
@@ -281,8 +282,8 @@ class Broken(Native):
 
 def test_refusals_name_the_reason(monkeypatch):
     q = torch.zeros(1, 1, 2, 4)
-    call = SimpleNamespace(q=q, k=q, v=q)
+    call = Call(q, q, q, full())
     assert NATIVE.refuses(call) is None
-    assert "v is torch.float64" in NATIVE.refuses(SimpleNamespace(q=q, k=q, v=q.double()))
+    assert "v is torch.float64" in NATIVE.refuses(Call(q, q, q.double(), full()))
     monkeypatch.setattr(native, "_missing", lambda: "the native library is not built")
     assert "not built" in NATIVE.refuses(call)

@@ -82,6 +82,22 @@ def test_derivatives_of_both_orders(engine, text):
         assert torch.autograd.gradgradcheck(call, (q, k, v))
 
 
+@pytest.mark.parametrize("engine", ["dense"])
+@pytest.mark.parametrize("text", ["causal(first(1)+local(1))", "global(1)+atrous(2)"])
+def test_derivatives_of_both_orders_of_what_real_models_wear(engine, text):
+    """Segments, one row of none, sinks, soft-capping and offset biases together, grouped heads, the gradient of lse."""
+    q, k, v, sinks, bias = randoms((1, 2, 5, 2), (1, 1, 5, 2), (1, 1, 5, 1), (2,), (2, 9))
+    segments, key_mask = torch.tensor([[3, 3, 3, -1, 0]]), torch.tensor([[True, False, True, True, True]])
+
+    def call(q, k, v, sinks, bias):
+        options = {"segments": segments, "key_mask": key_mask, "softcap": 1.5, "engine": engine, "return_lse": True}
+        out, lse = attend(q, k, v, text, sinks=sinks, offset_bias=bias, **options)
+        return out, finite(lse)
+
+    assert torch.autograd.gradcheck(call, (q, k, v, sinks, bias))
+    assert torch.autograd.gradgradcheck(call, (q, k, v, sinks, bias))
+
+
 def test_derivatives_with_dropout():
     q, k, v = randoms((1, 2, 4, 2), (1, 1, 4, 2), (1, 1, 4, 1))
 
@@ -216,8 +232,12 @@ def test_operators_are_well_made():
     q, k, v = randoms((1, 2, 5, 3), (1, 1, 5, 3), (1, 1, 5, 2))
     key_mask = torch.tensor([[True, True, False, True, True]])
     for mask, seed, dropout in ((None, None, 0.0), (key_mask, torch.tensor(5), 0.5)):
-        arguments = (q, k, v, mask, seed, "local(2)", 0.5, dropout, 0, "")
+        arguments = (q, k, v, None, None, mask, None, seed, "local(2)", 0.5, dropout, 0, 0.0, "")
         torch.library.opcheck(torch.ops.jieyue.attend.default, arguments)
+    runs = torch.ops.jieyue.runs(torch.tensor([[1, 1, -1, 0, 0]]))
+    arguments = (q, k, v, *randoms((2,), (1, 9)), key_mask, runs, None, "first(1)+local(2)", 0.5, 0.0, 0, 2.0, "dense")
+    torch.library.opcheck(torch.ops.jieyue.attend.default, arguments)
+    torch.library.opcheck(torch.ops.jieyue.runs.default, (torch.tensor([[1, 1, -1, 0, 0]]),))
 
 
 def test_compiled_graph_is_whole():
@@ -259,6 +279,7 @@ def test_autocast_casts_as_torch_does():
 
 
 Q, K, V = (torch.zeros(2, 4, 5, 3), torch.zeros(2, 2, 6, 3), torch.zeros(2, 2, 6, 3))
+SAME = {"k": K[:, :, :5], "v": V[:, :, :5]}
 
 
 @pytest.mark.parametrize(
@@ -284,6 +305,19 @@ Q, K, V = (torch.zeros(2, 4, 5, 3), torch.zeros(2, 2, 6, 3), torch.zeros(2, 2, 6
         ({"q_offset": 1.5}, "q_offset=1.5"),
         ({"scale": float("nan")}, "scale=nan"),
         ({"engine": "magic"}, "engine='magic'"),
+        ({"segments": torch.zeros(2, 5)}, "segments is torch.float32, expected a tensor of whole numbers"),
+        ({"segments": torch.zeros(2, 6).long()}, r"segments has shape \[2, 6\], expected \[2, 5\]"),
+        ({"segments": torch.zeros(2, 5).long()}, "segments with 5 queries and 6 keys, expected as many"),
+        (SAME | {"segments": torch.tensor([[0, 0, 1, 1, 0]] * 2)}, "in row 0 the id 0 fills more than one run"),
+        (SAME | {"segments": torch.tensor([[0, 0, -1, 0, 0]] * 2)}, "the id 0 fills more than one run"),
+        (SAME | {"segments": torch.tensor([[0, 0, -2, 1, 1]] * 2)}, "segments holds -2, expected ids from 0 on"),
+        (SAME | {"segments": torch.zeros(2, 5).long(), "q_offset": 1}, "segments with q_offset=1, expected 0"),
+        ({"sinks": torch.zeros(2)}, r"sinks has shape \[2\], expected \[4\]"),
+        ({"sinks": torch.zeros(4).long()}, "sinks has dtype torch.int64"),
+        ({"softcap": 0.0}, "softcap=0.0, expected a finite number above 0"),
+        ({"softcap": "much"}, "softcap='much'"),
+        ({"offset_bias": torch.zeros(4, 11)}, r"offset_bias has shape \[4, 11\], expected \[4, 10\] or \[1, 10\]"),
+        ({"offset_bias": [1.0]}, "offset_bias is list"),
     ],
 )
 def test_wrong_arguments_are_named(change, says):

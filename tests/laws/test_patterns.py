@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from jieyue.attention import Band, Pattern, atrous, full, local, parse, sparse
+from jieyue.attention import Band, Pattern, atrous, first, full, global_tokens, local, parse, sparse
 from jieyue.attention.lowering import lower
 from jieyue.attention.pattern import shown
 from jieyue.errors import InputError
@@ -127,6 +127,67 @@ def test_union_and_causal_are_set_operations(a, b):
         assert union.causal().causal() == union.causal()
 
 
+@st.composite
+def wholes(draw):
+    """A pattern with first keys and global rows, causal in part or whole, and its set of (i, j)."""
+    pattern, inside = draw(patterns().map(lambda drawn: (drawn[0], _of_pairs(drawn[1]))))
+    for _ in range(draw(st.integers(0, 3))):
+        count, rows = draw(st.integers(1, 9)), draw(st.booleans())
+        one = global_tokens(count) if rows else first(count)
+        within = _first_or_global(count, rows)
+        if draw(st.booleans()):
+            one, within = one.causal(), _past(within)
+        pattern, inside = draw(st.sampled_from([pattern | one, one | pattern])), _both(inside, within)
+    if draw(st.booleans()):
+        try:
+            pattern, inside = pattern.causal(), _past(inside)
+        except InputError:
+            assume(False)
+    return pattern, inside
+
+
+def _of_pairs(inside):
+    return lambda i, j: inside(i - j)
+
+
+def _first_or_global(count, rows):
+    return lambda i, j: j < count or (rows and i < count)
+
+
+def _past(within):
+    return lambda i, j: j <= i and within(i, j)
+
+
+def _both(a, b):
+    return lambda i, j: a(i, j) or b(i, j)
+
+
+@given(wholes(), sizes)
+def test_first_keys_and_global_rows_join_exactly(drawn, size):
+    """The mask is the set, the pairs are its size, the parts cut it up, and text goes both ways."""
+    (pattern, inside), (n, m, q_offset) = drawn, size
+    mask = pattern.mask(n, m, q_offset)
+    assert mask.tolist() == [[inside(i + q_offset, j) for j in range(m)] for i in range(n)]
+    assert pattern.pairs(n, m, q_offset) == mask.sum()
+    assert parse(str(pattern)) == pattern and parse(str(Pattern(pattern.bands, "", *pattern._ends))) == pattern
+    found = torch.zeros(n, m, dtype=torch.int64)
+    for rows, keys, bands in pattern.parts(n, m, q_offset):
+        i, j = torch.arange(*rows) + q_offset, torch.arange(*keys)
+        found[slice(*rows), slice(*keys)] += shown(bands, i, j)
+    assert torch.equal(found, mask.long()), "every visible pair is in one part"
+
+
+def test_first_and_global_of_the_articles():
+    assert str(first(4) | local(512)) == "first(4)+local(512)" and parse("global(2)") == global_tokens(2)
+    assert global_tokens(3).causal() == first(3).causal()
+    assert full() | first(4) == full() and first(2) | global_tokens(5) == global_tokens(5)
+    assert full().causal() | first(4).causal() == full().causal()
+    assert first(2) | first(5) == first(5)
+    n = 10**9
+    assert (first(4) | local(128)).causal().pairs(n, n) == n * 133 - 128 * 129 // 2 - (0 + 1 + 2 + 3) - 4 * 129
+    assert not global_tokens(1).is_causal and first(1).causal().is_causal
+
+
 def test_defaults_of_the_article():
     assert sparse(32) == local(31) | atrous(32)
     assert str(local(64) | atrous(32)) == "local(64)+atrous(32)"
@@ -153,6 +214,9 @@ def test_defaults_of_the_article():
         ("atrous(2, 3)", "'3' in atrous"),
         ("atrous(inf)", "'inf' in atrous"),
         ("local(1.5)", "'1.5' in local"),
+        ("first(0)", "count=0.*at least 1"),
+        ("global()", "no count"),
+        ("globl(3)", "did you mean global"),
         ("band(4, 1, 3)", "no multiple of 4"),
         ("causal(band(1, -5, -1))", "no offset"),
         ("atrous(4)+atrous(6)", "step 4 and one with step 6"),

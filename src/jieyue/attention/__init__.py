@@ -1,9 +1,10 @@
 """Exact attention over patterns of keys: full, local, atrous and their unions, forward, backward and decoding."""
 
 from .engines import ENGINES, Call, pick, why
+from .grammar import GRAMMAR, parse
 from .operator import attend
 from .partial import Partial
-from .pattern import GRAMMAR, Band, Pattern, atrous, full, local, parse, sparse
+from .pattern import Band, Pattern, atrous, first, full, global_tokens, local, sparse
 from .state import State
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "State",
     "atrous",
     "attend",
+    "first",
     "full",
+    "global_tokens",
     "local",
     "parse",
     "pick",

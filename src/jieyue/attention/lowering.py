@@ -15,9 +15,14 @@ _WIDEST_HOLE = 15  # offsets between two bands of a step that are worth walking 
 class BandLike(Protocol):
     """i + q_offset - j is a multiple of step within [lo, hi]; None = unbounded."""
 
-    step: int
-    lo: int | None
-    hi: int | None
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def lo(self) -> int | None: ...
+
+    @property
+    def hi(self) -> int | None: ...
 
 
 class Steps(NamedTuple):

@@ -1,39 +1,32 @@
-"""Which keys a query may read: a pattern is a frozen set of disjoint bands over the offset d = i − j.
+"""Which keys a query may read: a pattern is a frozen set of disjoint bands over the offset d = i − j, first keys and global rows.
 
-    Band(step, lo, hi) = {d : d mod step = 0, lo ≤ d ≤ hi},      query i sees key j  ⇔  i + q_offset − j lies in a band
+    Band(step, lo, hi) = {d : d mod step = 0, lo ≤ d ≤ hi}
+    query i sees key j  ⇔  d = i + q_offset − j lies in a band,  or j < first,  or j < first_past and d ≥ 0,
+                           or i + q_offset < global_rows
 
 so every pattern is a few integers, and its causal form, its union with another, its mask and its number of visible pairs
-are arithmetic on them. Text is the same thing: ``parse(str(pattern)) == pattern``.
+are arithmetic on them. ``grammar`` reads and writes the same thing as text: ``parse(str(pattern)) == pattern``.
 
-    pattern = term {"+" term}
-    term    = "full()" | "local(window[, step])" | "atrous(rate)" | "sparse(rate[, window])"
-            | "band(step, lo, hi)" | "causal(" pattern ")"
-
-Source: J. Su, "Less is more: from standard to sparse attention" (kexue.fm 6853, 2019), which names atrous, local, sparse.
+Sources: J. Su, "Less is more: from standard to sparse attention" (kexue.fm 6853, 2019), which names atrous, local, sparse;
+global rows as in Longformer (Beltagy et al. 2020) and BigBird (Zaheer et al. 2020); first keys as in G. Xiao et al., "Efficient
+streaming language models with attention sinks" (2024).
 
 Letters: N queries, M keys, i a query, j a key, d = i + q_offset − j.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jieyue.errors import InputError
 
-__all__ = ["GRAMMAR", "Band", "Pattern", "atrous", "full", "local", "parse", "shown", "sparse"]
-
-GRAMMAR = (
-    "a pattern is term+term+..., a term one of full(), local(window), local(window, step), atrous(rate), "
-    "sparse(rate), sparse(rate, window), band(step, lo, hi), causal(pattern)"
-)
+__all__ = ["Band", "Part", "Pattern", "atrous", "first", "full", "global_tokens", "local", "shown", "sparse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +85,39 @@ class Band:
         )
 
 
+class Part(NamedTuple):
+    """Disjoint bands between the queries start..stop and the keys start..stop: a rectangle of the whole."""
+
+    rows: tuple[int, int]
+    keys: tuple[int, int]
+    bands: tuple[Band, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A frozen set of disjoint bands: what one softmax reads. Two patterns are equal when their bands are.
+    """A frozen set of disjoint bands, with first keys and global rows: what one softmax reads.
 
-    Build one with ``full``, ``local``, ``atrous``, ``sparse`` or ``parse``; ``a | b`` unites, ``.causal()`` keeps j ≤ i.
-    Refuses overlapping bands, and unions that are no set of bands (steps of which neither divides the other).
+    ``first``: keys j < first are seen by every query; ``first_past``: keys j < first_past by the queries from them on (the causal
+    form of first); ``global_rows``: the queries at positions below it see every key. Two patterns are equal when all of these are.
+
+    Build one with ``full``, ``local``, ``atrous``, ``sparse``, ``first``, ``global_tokens`` or ``parse``; ``a | b`` unites,
+    ``.causal()`` keeps j ≤ i. Refuses overlapping bands, and unions that are no set of bands (steps of which neither divides the
+    other).
 
     >>> (local(4) | atrous(8)).causal().bands
     (Band(step=1, lo=0, hi=4), Band(step=8, lo=8, hi=None))
-    >>> str(local(64) | atrous(32)), parse("causal(sparse(8))").pairs(1000, 1000)
-    ('local(64)+atrous(32)', 69972)
+    >>> str(local(64) | atrous(32)), (first(4) | local(512)).causal().pairs(1000, 1000)
+    ('local(64)+atrous(32)', 383614)
     """
 
     bands: tuple[Band, ...]
     text: str = field(default="", compare=False)
+    first: int = 0
+    first_past: int = 0
+    global_rows: int = 0
 
     def __post_init__(self) -> None:
-        if not self.bands:
+        if not self.bands and not max(self.first, self.first_past, self.global_rows):
             raise InputError(f"pattern {self.text!r}: found no offset that it shows, expected at least one")
         for position, band in enumerate(self.bands):
             if Band.tidy(band.step, band.lo, band.hi) != band:
@@ -117,13 +125,35 @@ class Pattern:
             for other in self.bands[:position]:
                 if _common(band, other) is not None:
                     raise InputError(f"pattern: found {other} and {band}, which share offsets; expected disjoint bands")
+        self._leave_out_what_is_shown_already()
         if not self.text:
-            object.__setattr__(self, "text", "+".join(_band_text(band) for band in self.bands))
+            object.__setattr__(self, "text", "+".join(self._terms()))
+
+    def _leave_out_what_is_shown_already(self) -> None:
+        """So that one set is one value: global rows need no more first keys, first keys no first_past, full() neither."""
+        every = any(band.step == 1 and band.lo is None and band.hi is None for band in self.bands)
+        past = every or any(
+            band.step == 1 and (band.lo is None or band.lo <= 0) and band.hi is None for band in self.bands
+        )
+        object.__setattr__(self, "global_rows", 0 if every else self.global_rows)
+        object.__setattr__(self, "first", 0 if every else max(self.first, self.global_rows))
+        object.__setattr__(self, "first_past", 0 if past or self.first_past <= self.first else self.first_past)
+
+    def _terms(self) -> list[str]:
+        terms = [_band_text(band) for band in self.bands]
+        if self.first > self.global_rows:
+            terms.append(f"first({self.first})")
+        if self.first_past:
+            terms.append(f"causal(first({self.first_past}))")
+        if self.global_rows:
+            terms.append(f"global({self.global_rows})")
+        return terms
 
     def __str__(self) -> str:
         return self.text
 
     def __contains__(self, d: int) -> bool:
+        """Whether a query sees the key at offset d wherever it stands: first keys and global rows aside."""
         return any(d in band for band in self.bands)
 
     def __or__(self, other: Pattern) -> Pattern:
@@ -131,15 +161,29 @@ class Pattern:
         if not isinstance(other, Pattern):
             return NotImplemented
         bands = _disjoint(self.bands + other.bands)
+        ends = [max(a, b) for a, b in zip(self._ends, other._ends, strict=True)]
+        text = self.text + "+" + other.text  # not formatted: torch.compile (2.11) must see a constant
+        united = Pattern(bands, text, *ends)
         for whole in (self, other):
-            if bands == whole.bands:
+            if united.bands == whole.bands and united._ends == whole._ends:
                 return whole
-        return Pattern(bands, self.text + "+" + other.text)  # not formatted: torch.compile (2.11) must see a constant
+        return united
+
+    @property
+    def _ends(self) -> tuple[int, int, int]:
+        return self.first, self.first_past, self.global_rows
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query sees a key after it."""
+        return not self.first and not self.global_rows and all(b.lo is not None and b.lo >= 0 for b in self.bands)
 
     def causal(self) -> Pattern:
         """The pattern with only the keys at or before the query."""
+        if self.is_causal:
+            return self
         bands = tuple(kept for band in self.bands if (kept := band.clip(0, None)) is not None)
-        return self if bands == self.bands else Pattern(_disjoint(bands), f"causal({self})")
+        return Pattern(_disjoint(bands), "causal(" + self.text + ")", 0, max(self.first, self.first_past), 0)
 
     def mask(self, n: int, m: int, q_offset: int = 0, device: torch.device | str | None = None) -> Tensor:
         """The definition as a boolean [n, m], True = sees. Memory n·m: for small sizes, tests and pictures.
@@ -147,11 +191,45 @@ class Pattern:
         >>> sparse(3, window=1).mask(4, 6).int().tolist()
         [[1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 1], [1, 0, 1, 1, 1, 0]]
         """
-        return shown(self.bands, torch.arange(q_offset, q_offset + n, device=device), torch.arange(m, device=device))
+        return self.sees(torch.arange(q_offset, q_offset + n, device=device), torch.arange(m, device=device))
+
+    def sees(self, i: Tensor, j: Tensor) -> Tensor:
+        """Boolean [..., len(i), len(j)]: whether a query at position i sees the key at j."""
+        found = shown(self.bands, i, j)
+        i, j = i[..., :, None], j[..., None, :]
+        if self.first:
+            found |= j < self.first
+        if self.first_past:
+            found |= (j < self.first_past) & (i >= j)
+        if self.global_rows:
+            found |= i < self.global_rows
+        return found
+
+    def parts(self, n: int, m: int, q_offset: int = 0) -> list[Part]:
+        """The visible pairs cut into at most four disjoint rectangles of bands: global rows, first keys (two), and the rest.
+
+        Within a part, query rows.start + a sees key keys.start + b where a − b + (q_offset + rows.start − keys.start) is in a band.
+        """
+        everything = (Band(1, None, None),)
+        top = min(max(self.global_rows - q_offset, 0), n) if self.global_rows else 0
+        end = min(self.first, m)
+        past = max(end, min(self.first_past, m))
+        ahead = tuple(kept for band in self.bands if (kept := band.clip(None, -1)) is not None)
+        found = [
+            Part((0, top), (0, m), everything),
+            Part((top, n), (0, end), everything),
+            Part((top, n), (end, past), (Band(1, 0, None), *ahead)),
+            Part((top, n), (past, m), self.bands),
+        ]
+        return [part for part in found if part.rows[0] < part.rows[1] and part.keys[0] < part.keys[1] and part.bands]
 
     def pairs(self, n: int, m: int, q_offset: int = 0) -> int:
         """The number of True in ``mask(n, m, q_offset)``, in O(1)."""
-        return sum(band.pairs(n, m, q_offset) for band in self.bands)
+        return sum(
+            band.pairs(rows[1] - rows[0], keys[1] - keys[0], q_offset + rows[0] - keys[0])
+            for rows, keys, bands in self.parts(n, m, q_offset)
+            for band in bands
+        )
 
 
 def shown(bands: Iterable[Band], i: Tensor, j: Tensor) -> Tensor:
@@ -206,92 +284,24 @@ def sparse(rate: int, window: int | None = None) -> Pattern:
     )
 
 
-def _one_band(step: int, lo: int | None, hi: int | None) -> Pattern:
-    _check("band", "step", step, 1)
-    band = Band.tidy(step, lo, hi)
-    if band is None:
-        raise InputError(f"band({step}, {lo}, {hi}): found no multiple of {step} between {lo} and {hi}, expected one")
-    return Pattern((band,))
+def first(count: int) -> Pattern:
+    """Keys j < count for every query; causal, for the queries that come after them.
 
-
-_TERMS: dict[str, tuple[Callable[..., Pattern], tuple[str, ...]]] = {
-    "full": (full, ()),
-    "local": (local, ("window", "step")),
-    "atrous": (atrous, ("rate",)),
-    "sparse": (sparse, ("rate", "window")),
-    "band": (_one_band, ("step", "lo", "hi")),
-}
-
-
-@functools.lru_cache(maxsize=256)
-def parse(text: str) -> Pattern:
-    """The pattern that a text names; the grammar is in this module's docstring, spaces are free.
-
-    >>> parse("sparse(32)") == parse("local(31) + atrous(32)")
-    True
-    >>> parse("locl(64)")
-    Traceback (most recent call last):
-    jieyue.errors.InputError: attention pattern 'locl(64)': found the name 'locl', did you mean local? ...
+    >>> str((first(4) | local(512)).causal())
+    'causal(first(4)+local(512))'
     """
-    if not isinstance(text, str):
-        raise InputError(f"parse(text): found {text!r} of type {type(text).__name__}, expected text: {GRAMMAR}")
-    terms = _split(text, text)
-    pattern = _term(terms[0], text)
-    for term in terms[1:]:
-        pattern = pattern | _term(term, text)
-    return pattern
+    _check("first", "count", count, 1)
+    return Pattern((), f"first({count})", first=count)
 
 
-def _wrong(whole: str, what: str) -> InputError:
-    return InputError(f"attention pattern {whole!r}: found {what}; {GRAMMAR}")
+def global_tokens(count: int) -> Pattern:
+    """The first ``count`` tokens see every key and are seen by every query; text ``global(count)``.
 
-
-def _split(text: str, whole: str) -> list[str]:
-    """The terms between the plus signs that stand outside parentheses."""
-    terms, depth = [""], 0
-    for char in text:
-        depth += (char == "(") - (char == ")")
-        if depth < 0:
-            raise _wrong(whole, "a ) without its (")
-        if char == "+" and depth == 0:
-            terms.append("")
-        else:
-            terms[-1] += char
-    if depth:
-        raise _wrong(whole, "a ( without its )")
-    return terms
-
-
-def _term(text: str, whole: str) -> Pattern:
-    match = re.fullmatch(r"\s*([^\W\d]\w*)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
-    if match is None:
-        raise _wrong(whole, f"{text.strip()!r} where a term should be" if text.strip() else "an empty term")
-    name, inside = match[1], match[2] or ""
-    if name == "causal":
-        return _united(_split(inside, whole), whole).causal()
-    if name not in _TERMS:
-        near = difflib.get_close_matches(name.lower(), [*_TERMS, "causal"], n=1, cutoff=0.0)[0]
-        raise _wrong(whole, f"the name {name!r}, did you mean {near}?")
-    make, names = _TERMS[name]
-    return make(**_arguments(name, inside, names, whole))
-
-
-def _united(terms: list[str], whole: str) -> Pattern:
-    return functools.reduce(Pattern.__or__, [_term(term, whole) for term in terms])
-
-
-def _arguments(name: str, inside: str, names: tuple[str, ...], whole: str) -> dict[str, int | None]:
-    given: dict[str, int | None] = {}
-    for position, piece in enumerate(inside.split(",") if inside.strip() else []):
-        match = re.fullmatch(r"\s*(?:([a-z_]+)\s*=)?\s*([+-]?\d+|[+-]?inf)\s*", piece)
-        key = (match[1] or (names[position] if position < len(names) else None)) if match else None
-        if match is None or key not in names or key in given or (match[2].endswith("inf") and key not in ("lo", "hi")):
-            raise _wrong(whole, f"{piece.strip()!r} in {name}({', '.join(names)}), where whole numbers should be")
-        given[key] = None if match[2].endswith("inf") else int(match[2])
-    required = names[: 3 if name == "band" else 1]
-    if missing := [key for key in required if key not in given]:
-        raise _wrong(whole, f"no {missing[0]} in {name}({', '.join(names)})")
-    return given
+    >>> global_tokens(2).mask(3, 4).int().tolist(), global_tokens(2).causal() == first(2).causal()
+    ([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]], True)
+    """
+    _check("global_tokens", "count", count, 1)
+    return Pattern((), f"global({count})", global_rows=count)
 
 
 def _band_text(band: Band) -> str:

@@ -9,25 +9,21 @@ With P the weights, dP = g·vᵀ, δ_i = Σ_j P_ij dP_ij − l_i, dS = P∘(dP �
     ∂q = scale·(G·k + dS·b)     ∂k = scale·(Gᵀ·q + dSᵀ·a)
 
 (a kept weight is P∘K, dP is K∘(g·vᵀ) under dropout K). Rows of queries are independent in L, so they are taken a few at a time
-and the gradients added: memory is a chunk's scores, not N·M. Where a further order is asked for, L is plain differentiable torch.
+and the gradients added: memory is a chunk's scores, not N·M. Where a further order is asked for, and with sinks, soft-capping or
+offset biases (L then has a term for the gradient of each), L is plain differentiable torch.
 
 Letters: B batch, H query heads, N queries, M keys, g gradient of out, l gradient of lse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .call import Call, Upstream
 from .engines.dense import DENSE
-
-if TYPE_CHECKING:
-    from jieyue.attention.pattern import Band
-
-    from .engines import Call
 
 __all__ = ["second_backward"]
 
@@ -40,16 +36,18 @@ def second_backward(
     grad_lse: Tensor | None,
     call: Call,
 ) -> list[Tensor | None]:
-    """Gradients of L with respect to (grad_out, grad_lse, q, k, v); ``weights`` are (a, b, c), None = zero."""
+    """Gradients of L by (grad_out, grad_lse, q, k, v, sinks, offset_bias); ``weights`` are those of dq, dk, dv and of the
+    gradients of sinks and offset_bias, None = zero."""
     again = torch.is_grad_enabled()
     n, m = call.q.shape[2], call.k.shape[2]
     rows = max(1, _CHUNK_SCORES // m)
-    if not again:
-        return _closed(weights, grad_out, grad_lse, call, rows)
-    inputs = [grad_out, grad_lse, call.q, call.k, call.v]
+    plain = call.sinks is None and call.offset_bias is None and not call.softcap
+    if plain and not again:
+        return [*_closed(weights[:3], grad_out, grad_lse, call, rows), None, None]
+    inputs = [grad_out, grad_lse, call.q, call.k, call.v, call.sinks, call.offset_bias]
     with torch.enable_grad():
         leaves = [_leaf(x, again) for x in inputs]
-        total: list[Tensor | None] = [None] * 5
+        total: list[Tensor | None] = [None] * len(inputs)
         for start in range(0, n, rows):
             inner = _inner(weights, leaves, call, slice(start, min(n, start + rows)))
             if inner is None:
@@ -72,9 +70,7 @@ def _closed(
         part = slice(start, start + rows)
         a, b, c = (None if x is None else x[:, :, part] if at == 0 else x for at, x in enumerate(weights))
         own_lse = None if grad_lse is None else grad_lse[:, :, part]
-        options = call.options | {"q_offset": call.q_offset + start}
-        chunk = _Chunk(q[:, :, part], k, v, grad_out[:, :, part], call.pattern.bands, options)
-        of_g, of_l, of_q, of_k, of_v = chunk.gradients(own_lse, a, b, c)
+        of_g, of_l, of_q, of_k, of_v = _Chunk(_some_rows(call, part), grad_out[:, :, part]).gradients(own_lse, a, b, c)
         found[0][:, :, part], found[1][:, :, part] = of_g, of_q
         found[2] += of_k
         found[3] += of_v
@@ -83,24 +79,34 @@ def _closed(
     return [found[0], found_lse, *found[1:]]
 
 
+def _some_rows(call: Call, rows: slice) -> Call:
+    """The call for these queries alone, with zeros where nobody looks."""
+    call = DENSE.without_hidden(call)
+    bias, m = call.offset_bias, call.k.shape[2]
+    return replace(
+        call,
+        q=call.q[:, :, rows],
+        q_offset=call.q_offset + rows.start,
+        runs=None if call.runs is None else call.runs[:, :, rows],
+        offset_bias=None if bias is None else bias[:, rows.start : rows.start + call.q[:, :, rows].shape[2] + m - 1],
+    )
+
+
 class _Chunk:
     """Some queries against all keys; scores [B, H, N, M], the heads of a group beside one another: [B, G, R·N, M]."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, bands: tuple[Band, ...], options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, call: Call, g: Tensor) -> None:
+        q, k, v = call.q, call.k, call.v
         self.heads, self.groups = q.shape[:3], k.shape[1]
+        self.absent = None if call.runs is None else (call.runs[1] == 0)[:, None, :, None]
+        g = g if self.absent is None else g.masked_fill(self.absent, 0.0)
         self.q, self.k, self.v, self.g = self._beside(q), k, v, self._beside(g)
-        self.scale = options["scale"]
-        places = [options[name] for name in ("key_mask", "scale", "q_offset")]
-        scores = DENSE.scores(q, k, bands, *places)
+        self.scale = call.scale
+        scores = DENSE.scores(call)
         blind = torch.isneginf(scores.amax(-1, keepdim=True))
         self.p = self._beside(scores.masked_fill_(blind, 0.0).softmax(-1).masked_fill_(blind, 0.0))
         self.blind = self._beside(blind)[..., 0]
-        keep = options["dropout"] and DENSE.keep_scale(
-            q, k.shape[2], options["dropout"], options["seed"], options["q_offset"]
-        )
-        self.keep: Tensor | None = self._beside(keep) if isinstance(keep, Tensor) else None
+        self.keep = self._beside(DENSE.keep_scale(call)) if call.dropout else None
 
     def gradients(self, grad_lse: Tensor | None, a: Tensor | None, b: Tensor | None, c: Tensor | None) -> list[Tensor]:
         """∂g, ∂l, ∂q, ∂k, ∂v."""
@@ -141,21 +147,23 @@ class _Chunk:
 
 def _inner(weights: tuple[Tensor | None, ...], leaves: list[Tensor | None], call: Call, rows: slice) -> Tensor | None:
     """L over these rows of queries, as differentiable torch."""
-    grad_out, grad_lse, q, k, v = leaves
+    grad_out, grad_lse, q, k, v, sinks, offset_bias = leaves
     assert grad_out is not None and q is not None and k is not None and v is not None
-    a, b, c = weights
-    g, q = grad_out[:, :, rows], q[:, :, rows]
-    options = call.options | {"q_offset": call.q_offset + rows.start}
-    out, lse = DENSE.forward_union(q, k, v, call.pattern.bands, **options)
+    a, b, c, of_sinks, of_bias = (*weights, None, None)[:5]
+    g = grad_out[:, :, rows]
+    part = _some_rows(replace(call, q=q, k=k, v=v, sinks=sinks, offset_bias=offset_bias), rows)
+    out, lse = DENSE.attend(part)
     delta = (g * out).sum(-1)
     if grad_lse is not None:
         delta = delta - torch.where(torch.isneginf(lse), 0.0, grad_lse[:, :, rows])
-    grads = DENSE.backward_union(g, q, k, v, lse, delta, call.pattern.bands, **options)
-    terms = [
-        (weight * grad).sum()
-        for weight, grad in zip((None if a is None else a[:, :, rows], b, c), grads, strict=True)
-        if weight is not None
-    ]
+    grads = DENSE.differentiate(part, Upstream(g, lse, delta))
+    pairs = list(zip((None if a is None else a[:, :, rows], b, c), grads[:3], strict=True))
+    if of_bias is not None and grads.offset_bias is not None:
+        pairs.append((of_bias[:, rows.start : rows.start + grads.offset_bias.shape[1]], grads.offset_bias))
+    if of_sinks is not None and sinks is not None:
+        shares = (sinks[:, None] - lse.masked_fill(torch.isneginf(lse), torch.inf)).exp()
+        pairs.append((of_sinks, -(shares * delta).sum((0, 2))))
+    terms = [(weight * grad).sum() for weight, grad in pairs if weight is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.dropout import kept, row_keys
 from jieyue.attention.partial import Partial
 from jieyue.attention.pattern import Band, shown
@@ -32,6 +33,7 @@ __all__ = ["COMPOSED", "Composed"]
 _CPU_SCORES = 2**18  # elements of one piece of scores per thread: 1 MiB of float32, the second-level cache
 _DEVICE_SCORES = 2**24
 _WIDEST_TILE = 1024
+_ABILITIES = ("sinks",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,33 @@ class Composed:
 
     name = "composed"
 
-    def refuses(self, call: Any) -> str | None:
-        return None
+    def refuses(self, call: Call) -> str | None:
+        return call.beyond(self.name, _ABILITIES)
+
+    def attend(self, call: Call) -> tuple[Tensor, Tensor]:
+        """out and lse of the call."""
+        whole: Partial | None = None
+        for band in call.bands:
+            part = self.forward(
+                *(call.q, call.k, call.v, band),
+                key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
+            )  # fmt: skip
+            whole = Partial(*part) if whole is None else whole.merge(Partial(*part))
+        assert whole is not None
+        whole = call.with_sinks(whole)
+        return whole.out, whole.lse
+
+    def differentiate(self, call: Call, given: Upstream) -> Gradients:
+        """dq, dk, dv of the call."""
+        found = self.backward_union(
+            *(given.grad_out, call.q, call.k, call.v, given.lse, given.delta, call.bands), out=given.out,
+            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
+        )  # fmt: skip
+        return Gradients(*found)
+
+    def delta(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """Σ grad_out·out over the last dimension."""
+        return torch.linalg.vecdot(grad_out, out)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, band: Band, **settings: Any) -> tuple[Tensor, Tensor]:
         """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N] of one band."""

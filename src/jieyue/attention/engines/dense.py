@@ -1,7 +1,7 @@
 """The dense engine: the definition, computed with the whole score matrix. The oracle, and the engine for small sizes.
 
-    s_ij = scale·q_i·k_j where the pattern and the key mask show (i, j), −∞ elsewhere;  lse_i = log Σ_j e^s_ij;
-    out_i = Σ_j kept_ij e^(s_ij − lse_i) v_j / (1 − dropout);   a query that sees nothing gives out = 0, lse = −∞.
+    s_ij = softcap(scale·q_i·k_j) + bias_ij where i sees j, −∞ elsewhere;  lse_i = log(e^sink + Σ_j e^s_ij);
+    out_i = Σ_j kept_ij e^(s_ij − lse_i) v_j / (1 − dropout);   a query that sees nothing gives out = 0.
 
 Memory B·H·N·M: refuses N·M > 512². Any device and any floating type.
 
@@ -10,13 +10,15 @@ Letters: B batch, H query heads, G key heads, R = H/G, N queries, M keys, D size
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.dropout import kept, row_keys
-from jieyue.attention.pattern import Band, shown
+from jieyue.attention.partial import Partial
+from jieyue.attention.pattern import shown
 
 __all__ = ["DENSE", "MOST_PAIRS", "Dense"]
 
@@ -24,91 +26,107 @@ MOST_PAIRS = 512 * 512
 
 
 class Dense:
-    """The engine; ``weights`` is the part that both passes share."""
+    """The engine; ``scores`` is the part that both passes share. Differentiable itself, to any order."""
 
     name = "dense"
 
-    def refuses(self, call: Any) -> str | None:
+    def refuses(self, call: Call) -> str | None:
         n, m = call.q.shape[2], call.k.shape[2]
         if n * m > MOST_PAIRS:
             return f"the dense engine keeps all scores, and N·M = {n}·{m} is more than 512²"
         return None
 
-    def forward_union(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bands: tuple[Band, ...],
-        *,
-        key_mask: Tensor | None,
-        scale: float,
-        dropout: float,
-        seed: int,
-        q_offset: int,
-    ) -> tuple[Tensor, Tensor]:
-        """out [B, H, N, V] and lse [B, H, N] of disjoint bands in one softmax."""
-        scores = self.scores(q, k, bands, key_mask, scale, q_offset)
+    def attend(self, call: Call) -> tuple[Tensor, Tensor]:
+        """out [B, H, N, V] and lse [B, H, N]."""
+        call = self.without_hidden(call)
+        scores = self.scores(call)
         lse = scores.logsumexp(-1)
         weights = (scores - _anchor(lse)[..., None]).exp()
-        if dropout:
-            weights = weights * self.keep_scale(q, k.shape[2], dropout, seed, q_offset)
-        groups = k.shape[1]
-        out = (_grouped(weights, groups) @ v[:, :, None]).flatten(1, 2)
-        return out, lse
+        if call.dropout:
+            weights = weights * self.keep_scale(call)
+        out = (_grouped(weights, call.k.shape[1]) @ call.v[:, :, None]).flatten(1, 2)
+        whole = call.with_sinks(Partial(out, lse))
+        return whole.out, whole.lse
 
-    def backward_union(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lse: Tensor,
-        delta: Tensor,
-        bands: tuple[Band, ...],
-        *,
-        key_mask: Tensor | None,
-        scale: float,
-        dropout: float,
-        seed: int,
-        q_offset: int,
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """dq, dk, dv, given lse and delta of the whole softmax (of which these bands may be a part)."""
-        groups = k.shape[1]
-        weights = (self.scores(q, k, bands, key_mask, scale, q_offset) - _anchor(lse)[..., None]).exp()
+    def differentiate(self, call: Call, given: Upstream) -> Gradients:
+        """Gradients, given lse and delta of the whole softmax (of which this call may be a part)."""
+        call = self.without_hidden(call)
+        q, k, v, groups, lse = call.q, call.k, call.v, call.k.shape[1], given.lse
+        grad_out = _without(given.grad_out, _absent_rows(call))
+        scores, slope = self._scores_and_slope(call)
+        weights = (scores - _anchor(lse)[..., None]).exp()
         weights = weights.masked_fill(torch.isneginf(lse)[..., None], 0.0)
         grad_weights = (_grouped(grad_out, groups) @ v.transpose(-1, -2)[:, :, None]).flatten(1, 2)
         dropped = weights
-        if dropout:
-            keep = self.keep_scale(q, k.shape[2], dropout, seed, q_offset)
+        if call.dropout:
+            keep = self.keep_scale(call)
             dropped, grad_weights = weights * keep, grad_weights * keep
-        grad_scores = _grouped(weights * (grad_weights - delta[..., None]) * scale, groups)
+        delta = _without(given.delta[..., None], _absent_rows(call))
+        grad_logits = weights * (grad_weights - delta)
+        of_bias = None
+        if call.offset_bias is not None:
+            of_bias = _along_diagonals(grad_logits).sum(0)
+            of_bias = of_bias.sum(0, keepdim=True) if len(call.offset_bias) == 1 else of_bias
+        grad_scores = grad_logits * call.scale if slope is None else grad_logits * slope * call.scale
+        grad_scores = _grouped(grad_scores, groups)
         dq = (grad_scores @ k[:, :, None]).flatten(1, 2)
         dk = (grad_scores.transpose(-1, -2) @ _grouped(q, groups)).sum(2)
         dv = (_grouped(dropped, groups).transpose(-1, -2) @ _grouped(grad_out, groups)).sum(2)
-        return dq, dk, dv
+        return Gradients(dq, dk, dv, of_bias)
 
-    @staticmethod
-    def scores(
-        q: Tensor, k: Tensor, bands: tuple[Band, ...], key_mask: Tensor | None, scale: float, q_offset: int
-    ) -> Tensor:
+    def delta(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """Σ grad_out·out over the last dimension."""
+        return torch.linalg.vecdot(grad_out, out)
+
+    def scores(self, call: Call) -> Tensor:
         """[B, H, N, M], −∞ where a query does not see a key."""
-        n, m = q.shape[2], k.shape[2]
-        i = torch.arange(q_offset, q_offset + n, device=q.device)
-        sees = shown(bands, i, torch.arange(m, device=q.device))
-        if key_mask is not None:
-            sees = sees & key_mask[:, None, None, :]
-        scores = (_grouped(q, k.shape[1]) @ k.transpose(-1, -2)[:, :, None]).flatten(1, 2)
-        return (scores * scale).masked_fill(~sees, -torch.inf)
+        return self._scores_and_slope(call)[0]
+
+    def _scores_and_slope(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Scores, and the derivative of softcap at them."""
+        q, k, slope = call.q, call.k, None
+        scores = (_grouped(q, k.shape[1]) @ k.transpose(-1, -2)[:, :, None]).flatten(1, 2) * call.scale
+        if call.softcap:
+            bent = (scores / call.softcap).tanh()
+            scores, slope = bent * call.softcap, 1 - bent * bent
+        if call.offset_bias is not None:
+            scores = scores + _diagonals(call.offset_bias, q.shape[2], k.shape[2]).to(scores)
+        return scores.masked_fill(~self.sees(call)[:, None], -torch.inf), slope
 
     @staticmethod
-    def keep_scale(q: Tensor, m: int, dropout: float, seed: int, q_offset: int) -> Tensor:
+    def sees(call: Call) -> Tensor:
+        """Boolean [B or 1, N, M]: the pattern, the segments and the key mask together."""
+        n, m, device = call.q.shape[2], call.k.shape[2], call.q.device
+        i = torch.arange(call.q_offset, call.q_offset + n, device=device)
+        j = torch.arange(m, device=device)
+        if call.runs is None:
+            found = call.pattern.sees(i, j)[None]
+        else:
+            start, stop = (end[..., None] for end in call.runs)  # [B, N, 1]
+            from_start, own, rows = j - start, (j >= start) & (j < stop), i[:, None] - start
+            found = (
+                shown(call.pattern.bands, i, j) | (from_start < call.pattern.first) | (rows < call.pattern.global_rows)
+            )
+            found = (found | ((from_start < call.pattern.first_past) & (j <= i[:, None]))) & own
+        return found if call.key_mask is None else found & call.key_mask[:, None, :]
+
+    @staticmethod
+    def without_hidden(call: Call) -> Call:
+        """Zeros where nobody looks, so that what stands there (NaN, infinities) takes no part: 0 · NaN is NaN."""
+        hidden = None if call.key_mask is None else ~call.key_mask
+        absent = _absent_rows(call)
+        if absent is not None and call.runs is not None and call.runs.shape[2] == call.k.shape[2]:
+            hidden = absent if hidden is None else hidden | absent
+        return replace(call, q=_without(call.q, absent), k=_without(call.k, hidden), v=_without(call.v, hidden))
+
+    @staticmethod
+    def keep_scale(call: Call) -> Tensor:
         """What each weight is multiplied by: 0, or 1/(1 − dropout)."""
-        i = torch.arange(q_offset, q_offset + q.shape[2], device=q.device)
+        q = call.q
+        i = torch.arange(call.q_offset, call.q_offset + q.shape[2], device=q.device)
         heads = torch.arange(q.shape[0] * q.shape[1], device=q.device).view(q.shape[:2])
-        keep = kept(row_keys(seed, heads, i), torch.arange(m, device=q.device), dropout)
-        return keep.to(q.dtype) / (1 - dropout)
+        keep = kept(row_keys(call.seed, heads, i), torch.arange(call.k.shape[2], device=q.device), call.dropout)
+        return keep.to(q.dtype) / (1 - call.dropout)
 
 
 DENSE = Dense()
@@ -122,3 +140,25 @@ def _anchor(lse: Tensor) -> Tensor:
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """[B, H, ...] as [B, G, R, ...]: query head h reads key head h // R."""
     return x.unflatten(1, (groups, x.shape[1] // groups))
+
+
+def _absent_rows(call: Call) -> Tensor | None:
+    """[B, N], True for a row of no segment."""
+    return None if call.runs is None else call.runs[1] == 0
+
+
+def _without(x: Tensor, hidden: Tensor | None) -> Tensor:
+    """x [B, H, N, D] with zeros in the rows that ``hidden`` [B, N] names."""
+    return x if hidden is None else x.masked_fill(hidden[:, None, :, None], 0.0)
+
+
+def _diagonals(bias: Tensor, n: int, m: int) -> Tensor:
+    """bias [H, N + M − 1] as [H, N, M]: entry i − j + M − 1."""
+    return bias[:, torch.arange(n, device=bias.device)[:, None] - torch.arange(m, device=bias.device) + m - 1]
+
+
+def _along_diagonals(x: Tensor) -> Tensor:
+    """Sums of x [..., N, M] along its diagonals: [..., N + M − 1], the adjoint of ``_diagonals``."""
+    n, m = x.shape[-2:]
+    at = torch.arange(n, device=x.device)[:, None] - torch.arange(m, device=x.device) + m - 1
+    return x.new_zeros(*x.shape[:-2], n + m - 1).index_add(-1, at.flatten(), x.flatten(-2))

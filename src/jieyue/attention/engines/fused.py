@@ -26,12 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.lowering import BandLike, Steps, in_steps
+from jieyue.attention.partial import Partial
 
 __all__ = ["FUSED", "Fused", "tiles"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 256
+_ABILITIES = ("sinks",)
 
 
 class Fused:
@@ -39,8 +42,8 @@ class Fused:
 
     name = "fused"
 
-    def refuses(self, call: Any) -> str | None:
-        """Why ``call`` (its tensors q, k, v) cannot run here, or None."""
+    def refuses(self, call: Call) -> str | None:
+        """Why ``call`` cannot run here, or None."""
         if importlib.util.find_spec("triton") is None:
             return "the fused engine needs Triton, which is not installed"
         for name in ("q", "k", "v"):
@@ -51,7 +54,24 @@ class Fused:
                 return f"the fused engine computes on CUDA, {name} is on {x.device.type}"
             if x.shape[3] > _WIDEST:
                 return f"the fused engine takes rows of at most {_WIDEST} numbers, those of {name} have {x.shape[3]}"
-        return None
+        return call.beyond(self.name, _ABILITIES)
+
+    def attend(self, call: Call) -> tuple[Tensor, Tensor]:
+        """out and lse of the call."""
+        out, lse = self.forward_union(
+            call.q, call.k, call.v, call.bands,
+            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
+        )  # fmt: skip
+        whole = call.with_sinks(Partial(out, lse))
+        return whole.out, whole.lse
+
+    def differentiate(self, call: Call, given: Upstream) -> Gradients:
+        """dq, dk, dv of the call."""
+        found = self.backward_union(
+            given.grad_out, call.q, call.k, call.v, given.lse, given.delta, call.bands, out=given.out,
+            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
+        )  # fmt: skip
+        return Gradients(*found)
 
     def forward_union(
         self,

@@ -26,7 +26,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.lowering import BandLike, Steps, in_steps
+from jieyue.attention.partial import Partial
 
 from .library import Parallel, View, parallel, room, workspace
 
@@ -34,6 +36,7 @@ __all__ = ["NATIVE", "Native", "builds"]
 
 _LIBRARY = Path(__file__).parents[1] / "libband.so"
 _MOST_ROWS = 1 << 30
+_ABILITIES = ("sinks",)
 
 
 class Native:
@@ -44,8 +47,8 @@ class Native:
     def __init__(self, rank: int = 0) -> None:
         self.rank = rank
 
-    def refuses(self, call: Any) -> str | None:
-        """Why `call` (its tensors q, k, v) cannot run here, or None."""
+    def refuses(self, call: Call) -> str | None:
+        """Why `call` cannot run here, or None."""
         missing = _missing()
         if missing is not None:
             return missing
@@ -55,7 +58,24 @@ class Native:
                 return f"the native engine computes float32 on the CPU, {name} is {x.dtype} on {x.device.type}"
             if x.shape[2] >= _MOST_ROWS:
                 return f"the native engine takes fewer than {_MOST_ROWS} rows, {name} has {x.shape[2]}"
-        return None
+        return call.beyond(self.name, _ABILITIES)
+
+    def attend(self, call: Call) -> tuple[Tensor, Tensor]:
+        """out and lse of the call."""
+        out, lse = self.forward_union(
+            call.q, call.k, call.v, call.bands,
+            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
+        )  # fmt: skip
+        whole = call.with_sinks(Partial(out, lse))
+        return whole.out, whole.lse
+
+    def differentiate(self, call: Call, given: Upstream) -> Gradients:
+        """dq, dk, dv of the call."""
+        found = self.backward_union(
+            given.grad_out, call.q, call.k, call.v, given.lse, given.delta, call.bands, out=given.out,
+            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
+        )  # fmt: skip
+        return Gradients(*found)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, band: BandLike, **options: Any) -> tuple[Tensor, Tensor]:
         """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N] of one band; options as in `forward_union`."""
@@ -177,7 +197,7 @@ class Native:
         library, threads = _library(), torch.get_num_threads()
         kept = {name: x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for name, x in views.items()}
         pointers = {name: View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()}
-        call = _Call(*sizes, **pointers, **fields, threads=threads, parallel=parallel())
+        call = _Arguments(*sizes, **pointers, **fields, threads=threads, parallel=parallel())
         if key_mask is not None:
             call.key_mask, call.mask_batch, call.mask_key = key_mask.data_ptr(), *key_mask.stride()
         floats = library.jieyue_band_workspace(self.rank, ctypes.byref(call), int(which == "backward"))
@@ -203,7 +223,7 @@ class _Band(ctypes.Structure):
     ]
 
 
-class _Call(ctypes.Structure):
+class _Arguments(ctypes.Structure):
     """csrc/band.h, field by field."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
@@ -230,14 +250,14 @@ def _opened() -> ctypes.CDLL | str:
     except OSError as error:
         return f"the native library cannot be loaded: {error}"
     library.jieyue_band_call_bytes.restype = ctypes.c_int64
-    if library.jieyue_band_call_bytes() != ctypes.sizeof(_Call):
+    if library.jieyue_band_call_bytes() != ctypes.sizeof(_Arguments):
         return "the native library was built from another version of jieyue: install it again"
     library.jieyue_band_name.restype = ctypes.c_char_p
     library.jieyue_band_name.argtypes = [ctypes.c_int64]
     library.jieyue_band_workspace.restype = ctypes.c_int64
-    library.jieyue_band_workspace.argtypes = [ctypes.c_int64, ctypes.POINTER(_Call), ctypes.c_int]
+    library.jieyue_band_workspace.argtypes = [ctypes.c_int64, ctypes.POINTER(_Arguments), ctypes.c_int]
     for function in (library.jieyue_band_forward, library.jieyue_band_backward, library.jieyue_band_delta):
-        function.restype, function.argtypes = None, [ctypes.c_int64, ctypes.POINTER(_Call)]
+        function.restype, function.argtypes = None, [ctypes.c_int64, ctypes.POINTER(_Arguments)]
     return library
 
 
