@@ -156,7 +156,7 @@ def test_optimizers_that_cannot_be_told_are_refused():
     model = make()
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    with pytest.raises(ValueError, match="a AdamW that holds the shared weights"):
+    with pytest.raises(ValueError, match="a AdamW that holds the weights"):
         jieyue.unshare(model)
     del optimizer, schedule
     gc.collect()

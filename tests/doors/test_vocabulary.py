@@ -167,3 +167,50 @@ def test_refusals(settings, found):
     assert (
         json.dumps(model.config.to_dict(), default=str) == before and model.get_input_embeddings().num_embeddings == 21
     )
+
+
+LATE = ["们", "我", *SPECIAL_TOKENS.values(), *WORDS[2:]]  # padding at 2: with 们 gone it moves
+OTHERS = {
+    "roberta": lambda **s: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**s)),
+    "xlm-roberta": lambda **s: transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**s)),
+    "mobilebert": lambda **s: transformers.MobileBertForMaskedLM(
+        transformers.MobileBertConfig(**s, embedding_size=8, intra_bottleneck_size=8)
+    ),
+    "deberta-v2": lambda **s: transformers.DebertaV2ForMaskedLM(transformers.DebertaV2Config(**s, legacy=False)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_positions_and_heads_of_their_own(name, tmp_path):
+    """Positions counted from the padding's number move with it; a head with tokens along its columns is cut there."""
+    tokenizer = make_tokenizer(LATE)
+    model = OTHERS[name](**SIZES | {"vocab_size": len(LATE), "pad_token_id": 2}).double().eval()
+    before = model(**tokenizer(["我 a 。", "我"], padding=True, return_tensors="pt")).logits
+    _, made = prune_vocabulary(model, tokenizer, ["我 a 。"])
+    kept = list(made.get_vocab())
+    assert made.pad_token_id == model.config.pad_token_id == 1
+    given = made(["我 a 。", "我"], padding=True, return_tensors="pt")
+    expected = before[..., tokenizer.convert_tokens_to_ids(kept)]
+    new = made.convert_tokens_to_ids(kept)
+    assert torch.allclose(model(**given).logits[..., new], expected, rtol=0, atol=1e-12)
+    model.save_pretrained(tmp_path)
+    plain, info = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float64)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    if name != "deberta-v2":  # AutoModel takes the other head's class from the same configuration
+        assert torch.allclose(plain.eval()(**given).logits[..., new], expected, rtol=0, atol=1e-12)
+
+
+def test_a_model_that_is_not_understood_is_left_as_it_was():
+    """MPNet takes token 1 for padding, whatever its configuration says."""
+    tokenizer = make_tokenizer(LATE)
+    settings = SIZES | {"vocab_size": len(LATE), "pad_token_id": 2}
+    model = transformers.MPNetForMaskedLM(transformers.MPNetConfig(**settings))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="MPNetEmbeddings, which takes token 1"):
+        prune_vocabulary(model, tokenizer, ["我"])
+    wider = pair()[0]
+    wider.extra = torch.nn.Linear(3, 21)
+    with pytest.raises(ValueError, match=r"extra\.weight"):
+        prune_vocabulary(wider, pair()[1], ["我"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.config.vocab_size == len(LATE) and wider.config.vocab_size == 21

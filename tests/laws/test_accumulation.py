@@ -123,7 +123,7 @@ def test_trimmed_pieces_are_narrow_and_bounded():
     assert shapes == [(2, 2), (1, 3), (1, 6), (1, 7)]
     assert all(a * b <= 8 for a, b in shapes)
     square = {"attention_mask": batch["attention_mask"], "pairs": torch.ones(5, 1, 7, 7), "scores": torch.ones(5, 3)}
-    piece = list(MicroBatch(2, mask="attention_mask").pieces(square))[1]
+    piece = list(MicroBatch(2, mask="attention_mask", columns=("pairs",)).pieces(square))[1]
     assert piece["pairs"].shape == (2, 1, 3, 3) and piece["scores"].shape == (2, 3)
     batch["labels"][1, 5] = 4
     with pytest.raises(InputError, match="padding"):
@@ -331,3 +331,112 @@ def test_no_warning_in_ordinary_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         accumulate(objective, Encoder(), ragged([7, 3], [2, 1]), micro_batch=1)
+
+
+def test_weights_outside_the_model_are_refused():
+    """Their gradient would be the sum over the batch, N times the mean's, and survive a retry."""
+    batch, model = ragged([7, 2, 3, 1], [7, 2, 3, 1]), Encoder()
+    outside = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def scaled(model, batch):
+        return token_loss(model(batch["input_ids"], batch["attention_mask"]) * outside, batch["labels"])
+
+    with pytest.raises(InputError, match="not the model's"):
+        accumulate(scaled, model, batch, micro_batch=2)
+    assert outside.grad is None and not gradients(model)
+    model.register_parameter("scale", outside)
+    whole = undivided(model, batch, scaled)
+    model.zero_grad()
+    accumulate(scaled, model, batch, micro_batch=2)
+    assert gap(gradients(model), whole) <= 1e-12
+
+
+@pytest.mark.parametrize("earlier", ["dense", "sparse"])
+def test_sparse_gradients_join_earlier_ones(earlier):
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True)).double()
+    weight, batch = model[0].weight, {"x": torch.tensor([1, 2, 3])}
+    before = torch.arange(15.0, dtype=torch.float64).view(5, 3)
+    weight.grad = before.clone() if earlier == "dense" else before.to_sparse(1)
+    accumulate(lambda m, b: Tally(m(b["x"]).sum(), len(b["x"])), model, batch, micro_batch=2)
+    expected = before.clone()
+    expected[1:4] += 1 / 3
+    assert torch.equal(weight.grad.to_dense(), expected)
+
+
+@pytest.mark.parametrize("kind", ["parametrization", "hook"])
+def test_spectral_norm_is_refused_where_passes_matter(kind):
+    norm = nn.utils.parametrizations.spectral_norm if kind == "parametrization" else nn.utils.spectral_norm
+    model = nn.Sequential(norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    batch = {"x": torch.randn(6, 3), "y": torch.randint(0, 2, (6,))}
+
+    def run(model, batch):
+        return token_loss(model(batch["x"]), batch["y"])
+
+    with pytest.raises(InputError, match="spectral_norm"):
+        accumulate(run, model, batch, micro_batch=2)
+    accumulate(run, model, batch, micro_batch=6)
+    accumulate(run, model, batch, micro_batch=2, allow=("spectral_norm",))
+    accumulate(run, model.eval(), batch, micro_batch=2)
+    twice = nn.Sequential(nn.ModuleList([norm(nn.Linear(3, 3))]))
+    with pytest.raises(InputError, match="spectral_norm"):
+        accumulate(run, twice, batch, micro_batch=Plan(effective_batch=6, micro_batch=6, checkpointing=True))
+
+
+def test_features_as_wide_as_the_mask_are_not_cut():
+    mask = torch.tensor([[1, 1, 0, 0]] * 4)
+    batch = {"input_ids": mask, "attention_mask": mask, "features": torch.randn(4, 4), "labels": torch.zeros(4)}
+    with pytest.raises(InputError, match=r"features.*columns"):
+        list(MicroBatch(2, mask="attention_mask").pieces(batch))
+    piece = next(MicroBatch(2, mask="attention_mask", columns=("input_ids",)).pieces(batch))
+    assert piece["features"].shape == (2, 4) and piece["input_ids"].shape == piece["attention_mask"].shape == (2, 2)
+    several = {"attention_mask": mask, "labels": torch.rand(4, 4)}  # of four classes each
+    with pytest.raises(InputError, match=r"labels.*columns"):
+        list(MicroBatch(2, mask="attention_mask").pieces(several))
+    target = {"input_ids": mask, "attention_mask": mask, "decoder_input_ids": mask}
+    assert next(MicroBatch(2, mask="attention_mask").pieces(target))["decoder_input_ids"].shape == (2, 4)
+    for wrong in ({"columns": "input_ids", "mask": "attention_mask"}, {"columns": ("input_ids",)}):
+        with pytest.raises(InputError, match="columns"):
+            MicroBatch(2, **wrong)
+
+
+def test_a_batch_without_counted_labels_is_left_out_where_asked():
+    batch, model = ragged([3, 2], [3, 2]), Encoder()
+    batch["labels"][:] = -100
+    model.head.bias.grad = torch.ones_like(model.head.bias)
+    with pytest.raises(InputError, match=r"weight 0.*skip"):
+        accumulate(objective, model, batch, micro_batch=1)
+    micro = MicroBatch(1)
+    with pytest.warns(UserWarning, match="left out"):
+        tally = accumulate(objective, model, batch, micro_batch=micro, non_finite="skip")
+    assert tally.weight == 0 and micro.skipped == 1
+    assert torch.equal(model.head.bias.grad, torch.ones_like(model.head.bias)) and model.head.weight.grad is None
+
+
+def test_compiled_and_checkpointed_compiles_once():
+    """What torch.compile sees of a checkpointed layer is the same at every update."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    model = Layered()
+    run = torch.compile(model, backend=backend)
+    batch = {"x": torch.randint(0, 9, (4, 5)), "y": torch.randint(0, 9, (4, 5))}
+    plan = Plan(effective_batch=4, micro_batch=2, checkpointing=True)
+    for _ in range(3):
+        accumulate(lambda m, b: token_loss(m(b["x"]), b["y"]), run, batch, micro_batch=plan)
+    assert len(compiled) == 1
+
+
+class Layered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.layers = nn.Embedding(9, 4), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 9)
+
+    def forward(self, ids):
+        hidden = self.words(ids)
+        for layer in self.layers:
+            hidden = hidden + torch.tanh(layer(hidden))
+        return self.head(hidden)

@@ -75,7 +75,9 @@ CACHED = CachedGradients(embed, loss)
 @given(rows=st.integers(1, 11), size=st.integers(1, 12), tokens=st.none() | st.integers(1, 30), seed=st.integers(0, 9))
 def test_pieces_equal_the_whole(rows, size, tokens, seed):
     batch, model, whole = data(rows, seed), fresh(), fresh()
-    tally = accumulate(CACHED, model, batch, micro_batch=MicroBatch(size, mask="mask", tokens=tokens))
+    tally = accumulate(
+        CACHED, model, batch, micro_batch=MicroBatch(size, mask="mask", tokens=tokens, columns=("ids", "other"))
+    )
     reference = CACHED(whole, batch)
     reference.mean().backward()
     assert gap(gradients(model), gradients(whole)) < 1e-12
@@ -173,3 +175,18 @@ def test_refusals():
         accumulate(CachedGradients(embed, lambda m, *p: p[0].sum()), model, batch, micro_batch=2)
     with pytest.raises(InputError, match="without a graph"):
         accumulate(CachedGradients(embed, lambda m, *p: Tally(torch.ones(()), 1)), model, batch, micro_batch=2)
+
+
+def test_a_temperature_outside_the_model_is_refused():
+    """It would get no gradient at all."""
+    model, outside = fresh(), nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+    in_loss = CachedGradients(embed, lambda m, q, p, kind: token_loss(q @ p.T * outside, torch.arange(len(q))))
+
+    def scaled(model, piece):
+        questions, passages, kind = embed(model, piece)
+        return questions * outside, passages, kind
+
+    for objective in (in_loss, CachedGradients(scaled, loss)):
+        with pytest.raises(InputError, match="not the model's"):
+            accumulate(objective, model, data(6), micro_batch=2)
+        assert outside.grad is None and not gradients(model)

@@ -469,3 +469,52 @@ def test_refusals():
     optimizer.step()
     with pytest.raises(InputError, match="all of one kind"):
         optimizer.step(weight=3)
+
+
+class Modal(torch.optim.SGD):
+    """Like the schedule-free optimizers: other weights in evaluation than in training."""
+
+    mode = "train"
+
+    def train(self):
+        self.mode = "train"
+
+    def eval(self):
+        self.mode = "eval"
+
+
+def test_modes_reach_the_inner_optimizer():
+    weight = nn.Parameter(torch.zeros(2))
+    inner = Modal([weight], lr=0.1)
+    optimizer = AccumulatedOptimizer(inner, steps=2)
+    optimizer.eval()
+    assert inner.mode == "eval"
+    optimizer.train()
+    assert inner.mode == "train"
+    AccumulatedOptimizer(torch.optim.SGD([weight], lr=0.1), steps=2).eval()  # has no modes: nothing to do
+
+
+def test_accelerate_must_not_count_as_well():
+    """It would call ``step`` on every fourth micro-batch, and the window would be of 4·2."""
+    accelerate = pytest.importorskip("accelerate")
+    state = accelerate.state.GradientState()
+    before = state.plugin_kwargs
+    weight = nn.Parameter(torch.zeros(2))
+    try:
+        accelerator = accelerate.Accelerator(gradient_accumulation_steps=4, cpu=True)
+        alone = AccumulatedOptimizer(torch.optim.SGD([weight], lr=0.1), steps=2)
+        weight.sum().backward()
+        alone.step()  # another one in the process, not under accelerate
+        wrapped = accelerator.prepare(AccumulatedOptimizer(torch.optim.SGD([weight], lr=0.1), steps=2))
+
+        def micro_step():
+            with accelerator.accumulate(nn.Linear(1, 1)):
+                accelerator.backward(weight.sum())
+                wrapped.step()
+
+        for _ in range(3):
+            micro_step()
+        with pytest.raises(InputError, match="gradient_accumulation_steps=4"):
+            micro_step()
+    finally:
+        state.plugin_kwargs = before

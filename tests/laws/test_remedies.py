@@ -476,3 +476,49 @@ def test_text_and_refusals():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(InputError, match="no second derivative"):
         penalize_gradient()(objective)(model, batch)
+
+
+class Classifier(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.drop, self.out = nn.Dropout(0.5), nn.Linear(4, classes)
+        self.double()
+
+    def forward(self, x):
+        return self.out(self.drop(x))
+
+
+def several_loss(model, batch):
+    total = F.binary_cross_entropy_with_logits(model(batch["x"]), batch["labels"], reduction="sum")
+    return Tally(total, batch["labels"].numel())
+
+
+def test_rdrop_of_classes_that_do_not_exclude_one_another():
+    """A Bernoulli each, and the KL of each both ways; as many rows as classes is no special case."""
+    torch.manual_seed(0)
+    model = Classifier().train()
+    labels = torch.randint(0, 2, (3, 3)).double()
+    batch = {"x": torch.randn(3, 4).double(), "labels": labels, "seeds": torch.arange(3)}
+    torch.manual_seed(1)
+    found = rdrop(0.9)(several_loss)(model, batch)
+    torch.manual_seed(1)
+    passes = [model(batch["x"]) for _ in range(2)]
+    plain = sum(F.binary_cross_entropy_with_logits(one, labels, reduction="sum") for one in passes) / 2
+    apart = torch.zeros((), dtype=torch.float64)
+    for one, other in (passes, passes[::-1]):
+        for p, q in zip(one.sigmoid().flatten(), other.sigmoid().flatten(), strict=True):
+            apart = apart + p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert float(found.total) == pytest.approx(float(plain + 0.9 / 4 * apart), rel=1e-12)
+    accumulate(rdrop(0.9)(several_loss), model, batch, micro_batch=2)  # and any cut runs
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3)])
+def test_rdrop_refuses_a_regression(shape):
+    model = Classifier(shape[-1] if len(shape) == 2 else 1).train()
+    batch = {"x": torch.randn(4, 4).double(), "labels": torch.randn(shape).double() * 5, "seeds": torch.arange(4)}
+
+    def squares(model, batch):
+        return Tally((model(batch["x"]).view(shape) - batch["labels"]).square().sum(), 4)
+
+    with pytest.raises(InputError, match="regression"):
+        rdrop(1.0)(squares)(model, batch)

@@ -191,3 +191,32 @@ def test_other_refusals():
         reshare_modules(Looped(False), "inner.block")
     with pytest.raises(ValueError, match="not in every copy"):
         average([nn.Linear(2, 2), nn.Linear(2, 3)])
+
+
+def test_resharing_tells_the_optimizer():
+    """The weights that go leave its groups, the states that stay are the mean; one that is not named is refused."""
+    model = albert()
+    unshare(model, 6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    blocks = model.albert.encoder.albert_layer_groups
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    moments = [optimizer.state[block.albert_layers[0].ffn.weight]["exp_avg"].clone() for block in blocks]
+    weights = [block.albert_layers[0].ffn.weight.detach().clone() for block in blocks]
+    with pytest.raises(ValueError, match="a AdamW that holds the weights"):
+        reshare(model, 2)
+    assert all(torch.equal(b.albert_layers[0].ffn.weight, w) for b, w in zip(blocks, weights, strict=True))
+    reshare(model, 2, optimizer=optimizer)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()} and len(optimizer.state) == len(held)
+    for number, block in enumerate(model.albert.encoder.albert_layer_groups):
+        found = optimizer.state[block.albert_layers[0].ffn.weight]["exp_avg"]
+        assert torch.allclose(found, torch.stack(moments[number * 3 : number * 3 + 3]).mean(0), rtol=0, atol=1e-14)
+    looped = Looped(True)
+    unshare_modules(looped, "inner.block")
+    other = torch.optim.SGD(looped.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="a SGD that holds the weights"):
+        reshare_modules(looped, "inner.block")
+    reshare_modules(looped, "inner.block", optimizer=other)
+    assert {id(p) for p in other.param_groups[0]["params"]} == {id(p) for p in looped.parameters()}

@@ -19,7 +19,7 @@ from torch import nn
 from jieyue.errors import InputError, message
 
 from .activations import known_mismatch
-from .sharing import average, split
+from .sharing import merge, split
 from .surgery import own_config
 
 __all__ = ["Sharing", "encoder_of", "reshare", "set_blocks", "sharing_of", "unshare"]
@@ -85,11 +85,12 @@ def unshare(model: Model, groups: int | None = None, *, optimizer: Any = None) -
     return model
 
 
-def reshare(model: Model, groups: int = 1) -> Model:
+def reshare(model: Model, groups: int = 1, *, optimizer: Any = None) -> Model:
     """Neighbouring blocks become their mean, in place; returns the model. Exact while they are equal, as after ``unshare``.
 
     ``groups``: how many blocks are left, a divisor of the present number. After training this is an approximation: the mean
-    of layers that went apart is a starting point for more training. An optimizer made before does not fit; make a new one.
+    of layers that went apart is a starting point for more training. ``optimizer``: one that holds the blocks' weights goes on
+    with the mean of their states; one that exists and is not named is refused, as it would train weights of no model.
     Refuses, with ``InputError``, other numbers and models without blocks.
     """
     encoder = encoder_of(model, "reshare")
@@ -100,7 +101,8 @@ def reshare(model: Model, groups: int = 1) -> Model:
         expected = f"groups one of {_listed(allowed)}" if allowed else "a model that was unshared"
         raise InputError(message(f"reshare(model, groups={groups})", found, expected))
     blocks, many = list(encoder.albert_layer_groups), before // groups
-    set_blocks(model, [average(blocks[first : first + many]) for first in range(0, before, many)])
+    neighbours = [blocks[first : first + many] for first in range(0, before, many)]
+    set_blocks(model, merge(neighbours, optimizer, f"reshare(model, groups={groups})"))
     return model
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 
-__all__ = ["Turns", "average", "reshare_modules", "split", "unshare_modules"]
+__all__ = ["Turns", "average", "merge", "reshare_modules", "split", "unshare_modules"]
 
 
 def unshare_modules(model: nn.Module, path: str, times: int | None = None, *, optimizer: Any = None) -> nn.Module:
@@ -65,11 +65,12 @@ def unshare_modules(model: nn.Module, path: str, times: int | None = None, *, op
     return model
 
 
-def reshare_modules(model: nn.Module, path: str) -> nn.Module:
+def reshare_modules(model: nn.Module, path: str, *, optimizer: Any = None) -> nn.Module:
     """The way back from ``unshare_modules``: one block again, the mean of the copies; exact while they are equal.
 
-    An optimizer made before does not fit any more; make a new one.
+    ``optimizer``: as for ``merge``.
     """
+    asked = f"reshare_modules(model, {path!r})"
     named = dict(model.named_modules(remove_duplicate=False))
     found = named.get(path)
     if isinstance(found, Turns):
@@ -77,14 +78,14 @@ def reshare_modules(model: nn.Module, path: str) -> nn.Module:
             if getattr(hook, "__self__", None) is found:
                 del _owner(named, path)._forward_pre_hooks[key]
         ((parent, name),) = _places(model, found)
-        parent._modules[name] = average(list(found.copies))
+        parent._modules[name] = merge([list(found.copies)], optimizer, asked)[0]
     elif isinstance(found, nn.ModuleList) and len(found) > 1:
-        one = average(list(found))
+        one = merge([list(found)], optimizer, asked)[0]
         for name in found._modules:
             found._modules[name] = one
     else:
         expected = "the path of a list of copies, or the one that unshare_modules was given"
-        raise InputError(message(f"reshare_modules(model, {path!r})", type(found).__name__, expected))
+        raise InputError(message(asked, type(found).__name__, expected))
     return model
 
 
@@ -164,6 +165,45 @@ def average(copies: Sequence[nn.Module]) -> nn.Module:
     return first
 
 
+def merge(groups: Sequence[Sequence[nn.Module]], optimizer: Any, asked: str) -> list[nn.Module]:
+    """``average`` of each group of copies, and ``optimizer`` told: it keeps the first ones, with the mean of all their states.
+
+    An optimizer that holds the copies and is not named is refused: it would go on with the moments of the first copy alone,
+    and with weights that are in no model. So is LBFGS.
+    """
+    inner = _innermost(optimizer)
+    _refuse_optimizers([p for copies in groups for one in copies for p in one.parameters()], inner, asked)
+    named = [[dict(one.named_parameters()) for one in copies] for copies in groups]
+    merged = [average(copies) for copies in groups]
+    if inner is not None:
+        for first, *others in named:
+            _merge_states(inner, first, others)
+    return merged
+
+
+def _merge_states(
+    optimizer: torch.optim.Optimizer, first: dict[str, nn.Parameter], others: list[dict[str, nn.Parameter]]
+) -> None:
+    for name, parameter in first.items():
+        states = [optimizer.state.pop(one[name]) for one in (first, *others) if one[name] in optimizer.state]
+        if len(states) == len(others) + 1:
+            optimizer.state[parameter] = {key: _mean([state[key] for state in states]) for key in states[0]}
+    gone = {id(p) for one in others for p in one.values()}
+    for group in optimizer.param_groups:
+        group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+
+
+def _mean(values: list[Any]) -> Any:
+    """v₁ + mean(v_t − v₁) of tensors, so that equal ones give themselves; of anything else the first."""
+    first = values[0]
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return first
+    apart = torch.zeros_like(first)
+    for value in values[1:]:
+        apart += value - first
+    return first + apart / len(values)
+
+
 def _places(model: nn.Module, block: nn.Module) -> list[tuple[nn.Module, str]]:
     """(parent, name) of every place where the block stands, in the order of the module tree."""
     return [(parent, name) for parent in model.modules() for name, child in parent._modules.items() if child is block]
@@ -186,17 +226,22 @@ def _refuse(model: nn.Module, shared: list[nn.Parameter], optimizer: Any, asked:
         raise InputError(
             message(asked, "hooks on the shared weights, which copies would lack", "weights without hooks")
         )
+    _refuse_optimizers(shared, optimizer, asked)
+
+
+def _refuse_optimizers(weights: list[nn.Parameter], optimizer: Any, asked: str) -> None:
+    """LBFGS, and every optimizer that holds one of the weights and is not the named one."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError(
             message(asked, "LBFGS, whose state is one for all weights", "a state for each weight (AdamW, SGD)")
         )
-    others = [other for other in _optimizers_of(shared) if other is not optimizer]
+    others = [other for other in _optimizers_of(weights) if other is not optimizer]
     if others:
         gc.collect()  # a forgotten optimizer lives on until then where a schedule points back to it
-        others = [other for other in _optimizers_of(shared) if other is not optimizer]
+        others = [other for other in _optimizers_of(weights) if other is not optimizer]
     if others:
-        found = f"a {type(others[0]).__name__} that holds the shared weights and would train the first copy alone"
-        raise InputError(message(asked, found, "optimizer=that optimizer", "or make it after unsharing"))
+        found = f"a {type(others[0]).__name__} that holds the weights and would train the first copy alone"
+        raise InputError(message(asked, found, "optimizer=that optimizer", "or make it afterwards"))
 
 
 def _optimizers_of(parameters: list[nn.Parameter]) -> Iterator[torch.optim.Optimizer]:

@@ -15,15 +15,13 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 from transformers import AddedToken
 
 from jieyue.errors import InputError, message
 from jieyue.text import is_cjk
 
-from .surgery import own_config, replace_parameters
+from .smaller_tables import Tables
 from .tokenizers import with_backend
 
 __all__ = ["prune_vocabulary"]
@@ -45,7 +43,8 @@ def prune_vocabulary(
     An optimizer made before does not fit. Cost: one pass over the texts; tables of K rows instead of V.
 
     Refuses: BPE and other kinds of tokenizers, a tokenizer that is not the model's, tokens to keep that are unknown, words to
-    add that are there already or that the old vocabulary cannot spell, nothing to do.
+    add that are there already or that the old vocabulary cannot spell, nothing to do, models whose tables are not understood
+    (``smaller_tables``); all before anything is changed.
     """
     asked = "prune_vocabulary"
     if texts is None and keep is None and not add:
@@ -58,11 +57,11 @@ def prune_vocabulary(
     kept = _kept(tokenizer, texts, keep)
     pieces = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
     number = {old: new for new, old in enumerate(kept)}
+    tables = Tables.of(model, kept, pieces)  # all that can be refused is, before anything changes
     made = with_backend(tokenizer, _smaller(tokenizer.backend_tokenizer, number))
     if words:
         made.add_tokens([_matched(word) for word in words])
-    _cut(model, kept, pieces)
-    _renumber(model, number, len(kept) + len(words))
+    tables.apply()
     return model, made
 
 
@@ -117,50 +116,6 @@ def _matched(word: str) -> AddedToken:
     """Chinese words match anywhere, as they are; others only as whole words, in the tokenizer's normal form."""
     chinese = all(map(is_cjk, word))
     return AddedToken(word, single_word=not chinese, normalized=not chinese)
-
-
-@torch.no_grad()
-def _cut(model: Any, kept: list[int], pieces: list[list[int]]) -> None:
-    """Rows of the embedding, the head and its biases: the kept ones, then a mean for each added word."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    rows = table.weight.shape[0]
-    wide = [table.weight] + ([] if head is None else [head.weight])
-    if head is not None:  # biases may stand beside the head as well as in it
-        path = next(name for name, module in model.named_modules() if module is head)
-        holders = [head, *([model.get_submodule(path.rpartition(".")[0])] if "." in path else [])]
-        wide += [p for one in holders for p in one._parameters.values() if p is not None and p.shape == (rows,)]
-    new = {old: nn.Parameter(_rows(old.data, kept, pieces), old.requires_grad) for old in wide}
-    replace_parameters(model, new)
-    for module in model.modules():
-        weight = module._parameters.get("weight")
-        if isinstance(module, nn.Embedding) and any(weight is one for one in new.values()):
-            module.num_embeddings = len(weight)
-            if module.padding_idx is not None:
-                module.padding_idx = kept.index(module.padding_idx)
-        if isinstance(module, nn.Linear) and any(weight is one for one in new.values()):
-            module.out_features = len(weight)
-        bias = module._buffers.get("final_logits_bias")
-        if bias is not None:
-            module._buffers["final_logits_bias"] = _rows(bias.T, kept, pieces).T
-
-
-def _rows(old: Tensor, kept: list[int], pieces: list[list[int]]) -> Tensor:
-    means = [old[ids].mean(0, keepdim=True) for ids in pieces]
-    return torch.cat([old[torch.tensor(kept, device=old.device)], *means])
-
-
-def _renumber(model: Any, number: dict[int, int], size: int) -> None:
-    """The configuration's vocabulary size and token numbers, those of generation too."""
-    config = own_config(model, model)
-    config.vocab_size = size
-    for settings in (config, getattr(model, "generation_config", None)):
-        for name, old in list(vars(settings).items()) if settings is not None else ():
-            if not (name.endswith(("_token_id", "_token_ids"))):
-                continue
-            if isinstance(old, int) and not isinstance(old, bool):
-                setattr(settings, name, number.get(old))
-            elif isinstance(old, list):
-                setattr(settings, name, [number[one] for one in old if one in number])
 
 
 def _check_kind(tokenizer: Any) -> None:

@@ -28,11 +28,11 @@ from .checkpointing import checkpointed
 from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
 from .objective import Objective, num_rows
 from .ranks import Ranks
+from .trained import check_leaves, check_whole_batch_layers
 
 __all__ = [
     "accumulate",
     "backward_pieces",
-    "check_whole_batch_layers",
     "gradient_norm",
     "gradients_of",
     "scale_gradients",
@@ -64,13 +64,15 @@ def accumulate(
     ``non_finite``: ``"stop"`` raises ``InputError`` for a loss or gradient that is not finite, ``"skip"`` drops the
     batch's gradient with a warning (optimizers leave parameters without gradient alone) and counts it in
     ``MicroBatch.skipped``, ``"allow"`` is for GradScaler, which decides itself (``backward=lambda x: scaler.scale(x).backward()``).
+    A batch without any counted label raises too, and under ``"skip"`` is left out the same way: its Tally has weight 0.
 
     ``autocast``: runs the objective's passes with matrix products in that dtype (``torch.bfloat16``; float16 needs a
     GradScaler). An approximation: activations take half the bytes, the update is no longer that of full precision; weights,
     gradients and their sum stay in the weights' dtype.
 
-    Refuses with ``InputError``: a batch without counted labels; layers that see the whole batch (BatchNorm) in training
-    when it is cut, unless their class name or module name is in ``allow``: the update is then an approximation.
+    Refuses with ``InputError``: a batch without counted labels; trained weights that are not the model's (they would get the
+    sum in place of the mean); layers that see the whole batch (BatchNorm) or move with every pass (spectral_norm) in
+    training when it is cut, unless their class name or module name is in ``allow``: the update is then an approximation.
     """
     micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
     if non_finite not in ("stop", "skip", "allow"):
@@ -80,7 +82,7 @@ def accumulate(
     if autocast is not None:
         objective = under_autocast(objective, device, autocast)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow)
+    check_whole_batch_layers(ranks.module, micro.rows < num_rows(batch) or ranks.world > 1, allow, micro.checkpointing)
     before = [(p, p.grad) for p in parameters if p.grad is not None]
     start = RandomState(device)
     finished = False
@@ -94,16 +96,15 @@ def accumulate(
                 raise BudgetError(f"accumulate: one row a piece still runs out of memory ({error})") from None
             warnings.warn(f"out of memory; the same batch again in pieces of {micro.rows} rows", stacklevel=2)
             start.restore()
-        if not tally.weight > 0:
-            raise InputError(message("accumulate", f"a batch of weight {tally.weight}", "at least one counted label"))
-        ranks.sum_gradients(parameters)
-        scale_gradients(parameters, (ranks.world if ranks.sharded else 1) / float(tally.weight))
-        finished = non_finite == "allow" or _check_finite(parameters, tally, micro, non_finite)
+        if _counts(tally, micro, non_finite):
+            ranks.sum_gradients(parameters)
+            scale_gradients(parameters, (ranks.world if ranks.sharded else 1) / float(tally.weight))
+            finished = non_finite == "allow" or _check_finite(parameters, tally, micro, non_finite)
     finally:
         if not finished:
             _clear(parameters)
         for parameter, earlier in before:
-            parameter.grad = earlier if parameter.grad is None else parameter.grad.add_(earlier)
+            parameter.grad = earlier if parameter.grad is None else _joined(parameter.grad, earlier)
     return tally
 
 
@@ -118,6 +119,7 @@ def backward_pieces(
     if isinstance(objective, CachedGradients):  # the loss sees all pieces at once, those of other ranks too
         return objective.backward_pieces(model, pieces, backward, ranks or Ranks(model))
     device = device_of(model)
+    own = None if (ranks or Ranks(model)).sharded else {id(p) for p in model.parameters()}
     summed = Tally(0.0, 0)
     for piece in pieces:
         tally = objective(model, to_device(piece, device))
@@ -125,6 +127,8 @@ def backward_pieces(
             raise InputError(message("objective", type(tally).__name__, "a Tally(total, weight)"))
         total = tally.total
         if isinstance(total, Tensor) and total.requires_grad:
+            if own is not None:  # the leaves of sharded weights are not the weights themselves
+                check_leaves(total, own)
             backward(total)
             total = total.detach().double() if total.device.type != "mps" else total.detach()
         elif tally.weight > 0:
@@ -238,22 +242,26 @@ def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatc
     return False
 
 
+def _counts(tally: Tally, micro: MicroBatch, non_finite: str) -> bool:
+    """Whether there is something to update with; False: left out, as ``skip`` asks."""
+    if tally.weight > 0:
+        return True
+    found = f"a batch of weight {tally.weight}"
+    if tally.weight < 0 or non_finite != "skip":
+        do = "" if tally.weight < 0 else "non_finite='skip' leaves such batches out"
+        raise InputError(message("accumulate", found, "at least one counted label", do))
+    micro.skipped += 1
+    warnings.warn(f"{found}: this update is left out ({micro.skipped} so far)", stacklevel=3)
+    return False
+
+
+@torch.no_grad()
+def _joined(fresh: Tensor, earlier: Tensor) -> Tensor:
+    """Their sum, in the memory of one of them: the dense one where the other is sparse."""
+    if fresh.is_sparse and not earlier.is_sparse:
+        return earlier.add_(fresh)
+    return fresh.add_(earlier)
+
+
 def _plain(number: Any) -> float:
     return float(number.full_tensor() if hasattr(number, "full_tensor") else number)
-
-
-def check_whole_batch_layers(model: nn.Module, divided: bool, allow: Collection[str]) -> None:
-    """Refuses layers whose output for one row depends on the others (BatchNorm in training) when the batch is divided."""
-    if not divided:
-        return
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not {name, kind} & set(allow):
-            raise InputError(
-                message(
-                    f"accumulate of {name or 'the model'}",
-                    f"{kind} in training, which takes its statistics from the rows it sees at once",
-                    "layers that treat each row alone",
-                    f"put it in eval mode, use GroupNorm, or allow=({kind!r},) for an approximate update",
-                )
-            )

@@ -23,6 +23,7 @@ from jieyue.tally import Tally
 
 from .microbatch import RandomState, device_of, is_out_of_memory, to_device
 from .ranks import Ranks
+from .trained import check_leaves
 
 __all__ = ["CachedGradients"]
 
@@ -87,13 +88,15 @@ class CachedGradients:
         after = RandomState(device_of(model))
         if direct:
             backward(_dot(direct))
-        start = 0
+        start, own = 0, {id(p) for p in model.parameters()}
         for piece, state in zip(kept, states, strict=True):
             state.restore()
             parts = _parts(self.embed(model, to_device(piece, device_of(model))))
             stop = start + len(parts[0])
             pairs = [(p, g[start:stop]) for p, g in zip(parts, gradients, strict=True) if g is not None]
-            backward(_dot(pairs))
+            summed = _dot(pairs)
+            check_leaves(summed, own)
+            backward(summed)
             start = stop
         after.restore()
         return tally
@@ -140,6 +143,7 @@ class CachedGradients:
         if not (isinstance(total, Tensor) and total.requires_grad):
             raise InputError(message("loss", "a total without a graph", "one that depends on the embeddings"))
         weights = [p for p in model.parameters() if p.requires_grad]
+        check_leaves(total, {id(one) for one in (*leaves, *model.parameters())})
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         found = torch.autograd.grad(total, [*wanted, *weights], allow_unused=True)
         of_leaf = iter(found[: len(wanted)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -47,8 +48,9 @@ def checkpointed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
             f"checkpointing of {type(model).__name__}: found no nn.ModuleList of layers, expected at least one"
         )
     originals = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.__dict__["forward"] = partial(_forward, layer, layer.forward)
+    for layer, own in zip(layers, originals, strict=True):  # a bound method is the same to torch.compile every time
+        changed = MethodType(_forward, layer) if own is None else partial(_run, layer, own)
+        layer.__dict__["forward"] = changed
     try:
         yield
     finally:
@@ -59,7 +61,11 @@ def checkpointed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
                 layer.__dict__["forward"] = original
 
 
-def _forward(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _run(layer, MethodType(type(layer).forward, layer), *args, **kwargs)
+
+
+def _run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not layer.training:
         return forward(*args, **kwargs)
     args = tuple(None if _is_cache(value) else value for value in args)

@@ -23,11 +23,12 @@ from jieyue.budget import Plan
 from jieyue.errors import BudgetError, InputError, message
 from jieyue.tally import Tally
 
-from .accumulation import backward_pieces, check_whole_batch_layers
+from .accumulation import backward_pieces
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, is_out_of_memory
 from .objective import Objective, num_rows
 from .ranks import Ranks
+from .trained import check_whole_batch_layers
 
 __all__ = ["Folding", "update_in_backward", "update_in_backward_approx"]
 
@@ -200,7 +201,7 @@ def _update(
 ) -> Tally:
     micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
     _check(model, optimizer, weight)
-    check_whole_batch_layers(model, micro.rows < num_rows(batch), ())
+    check_whole_batch_layers(model, micro.rows < num_rows(batch), (), micro.checkpointing)
     folding = Folding(model, optimizer, weight)
     with folding, checkpointed(model, micro.checkpointing):
         try:

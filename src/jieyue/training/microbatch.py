@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,27 +18,45 @@ from .objective import IGNORED, num_rows
 __all__ = ["MicroBatch", "RandomState", "is_out_of_memory"]
 
 Batch = Mapping[str, Any]
+ALIGNED = (
+    "input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "special_tokens_mask", "bbox",
+    "labels",
+)  # fmt: skip
 
 
 class MicroBatch:
     """How many rows go through the model at once; changed by nothing but an out-of-memory, and remembered.
 
     ``rows``: at most this many rows a piece. ``mask``: the name of the padding mask ([B, T], 0 = padding); columns at
-    the right end that are padding in all rows of a piece are then cut off, from every [B, T, ...] tensor and every
-    [..., T, T] mask. That is exact for models that mask padding (in float64 to rounding); ``labels`` that would be cut
-    must be ignored ones. ``tokens``: rows are sorted by length inside the effective batch and a piece holds at most
+    the right end that are padding in all rows of a piece are then cut off, from the mask and from the [B, T, ...] tensors
+    (and [..., T, T] masks) named in ``columns``. None: from those with a name that transformers gives to positions
+    (``ALIGNED``); another one whose shape has T in that place may be a feature of T numbers, so it is refused until
+    ``columns`` says what it is. That is exact for models that mask padding (in float64 to rounding); ``labels`` that would
+    be cut must be ignored ones. ``tokens``: rows are sorted by length inside the effective batch and a piece holds at most
     this many positions, its widest row times its rows (never less than one row). It needs ``mask``.
 
     ``halvings`` and ``skipped`` count the retries and the updates refused for a non-finite gradient.
     """
 
-    def __init__(self, rows: int | Plan, *, mask: str | None = None, tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        rows: int | Plan,
+        *,
+        mask: str | None = None,
+        tokens: int | None = None,
+        columns: Collection[str] | None = None,
+    ) -> None:
         self.plan = rows if isinstance(rows, Plan) else None
         self.rows = rows.micro_batch if isinstance(rows, Plan) else rows
         self.mask, self.tokens = mask, tokens
+        self.columns = None if columns is None else frozenset(columns)
         self.halvings = self.skipped = 0
         if self.rows < 1:
             raise InputError(f"micro_batch={self.rows}: expected at least 1 row")
+        if isinstance(columns, str) or (columns is not None and mask is None):
+            raise InputError(
+                f"MicroBatch(columns={columns!r}, mask={mask!r}): expected a list of names, and the mask's"
+            )
         if tokens is not None and (mask is None or tokens < 1):
             raise InputError(f"MicroBatch(tokens={tokens}, mask={mask!r}): expected tokens >= 1 and the mask's name")
 
@@ -95,10 +113,30 @@ class MicroBatch:
         keep = max(1, int(_lengths(mask).max()))
         if keep == full:
             return piece
-        labels = piece.get("labels")
-        if isinstance(labels, Tensor) and labels.shape[1:] == (full,) and bool((labels[:, keep:] != IGNORED).any()):
-            raise InputError(message("labels", "a label where the mask says padding", f"{IGNORED} in padding"))
-        return {name: _narrow(value, full, keep) for name, value in piece.items()}
+        aligned = {name for name, value in piece.items() if _is_as_wide(value, full) and self._is_aligned(name, value)}
+        if "labels" in aligned and bool((piece["labels"][:, keep:] != IGNORED).any()):
+            do = "or list what belongs to the mask's positions: columns=(...)"
+            raise InputError(message("labels", "a label where the mask says padding", f"{IGNORED} in padding", do))
+        return {name: _narrow(value, full, keep) if name in aligned else value for name, value in piece.items()}
+
+    def _is_aligned(self, name: str, value: Tensor) -> bool:
+        """Whether the tensor's columns are the mask's positions; its width alone cannot tell."""
+        if name == self.mask:
+            return True
+        if self.columns is not None:
+            return name in self.columns
+        if name in ALIGNED and not (name == "labels" and value.is_floating_point()):
+            return True
+        if name.startswith("decoder_"):
+            return False
+        raise InputError(
+            message(
+                f"MicroBatch(mask={self.mask!r})",
+                f"{name} of shape {[*value.shape]}, as wide as the mask",
+                "to know whether its columns are the mask's positions",
+                f"columns=({name!r}, ...) lists those that are; others stay whole",
+            )
+        )
 
 
 def _take(value: Any, index: slice | list[int]) -> Any:
@@ -112,12 +150,16 @@ def _lengths(mask: Tensor) -> Tensor:
     return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 
-def _narrow(value: Any, full: int, keep: int) -> Any:
+def _is_as_wide(value: Any, full: int) -> bool:
     if not isinstance(value, Tensor) or value.ndim < 2:
-        return value
+        return False
+    return value.shape[1] == full or (value.ndim >= 3 and value.shape[-2:] == (full, full))
+
+
+def _narrow(value: Tensor, full: int, keep: int) -> Tensor:
     if value.ndim >= 3 and value.shape[-2:] == (full, full):
         return value[..., :keep, :keep]
-    return value[:, :keep] if value.shape[1] == full else value
+    return value[:, :keep]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,11 +11,10 @@ Adam's bias correction. None of that is here.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import math
+import sys
 import warnings
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from jieyue.errors import InputError, message
 
 from .accumulation import gradient_norm, scale_gradients
+from .overstepping import Watch, holders
 
 __all__ = ["AccumulatedOptimizer"]
 
@@ -65,6 +65,9 @@ class AccumulatedOptimizer(Optimizer):
     Step hooks run on every micro-step here, on every update at ``optimizer.optimizer``. ``state_dict()`` holds the gradient
     so far, so a run resumes inside a window; the inner optimizer's own state_dict is accepted too.
 
+    ``train()`` and ``eval()`` are passed on to an inner optimizer that has them (schedule-free ones, whose weights in
+    evaluation are others than in training); call them inside a window too.
+
     Refuses LBFGS and others that need a closure: they evaluate the loss of the whole batch several times per update.
     Under DDP every micro-batch is synchronised and ranks are averaged; for ragged ranks use ``accumulate``.
     """
@@ -100,7 +103,7 @@ class AccumulatedOptimizer(Optimizer):
         self._weighted: bool | None = None
         self._scaled: bool | None = None
         self._overflowed = False
-        self._watch = _Watch()
+        self._watch = Watch()
         # torch's own constructor would make a second state; this is the part that sets up hooks
         self.__setstate__({"defaults": dict(optimizer.defaults)})
         _steps_at(steps, 0)
@@ -120,7 +123,8 @@ class AccumulatedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None, *, weight: float | Tensor | None = None) -> Any:
         """Counts one micro-step, and updates when the window is full. ``weight``: what its loss is a sum over."""
-        self._watch.look(self)
+        self._watch.look((self, self.optimizer), self.updates)
+        self._check_accelerate()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -143,6 +147,29 @@ class AccumulatedOptimizer(Optimizer):
         """Clears the gradients between windows; inside one it does nothing, as they hold its sum."""
         if not self._counted:
             self.optimizer.zero_grad(set_to_none)
+
+    def train(self) -> None:
+        """Before training goes on, for an inner optimizer that has modes; others do nothing."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Before evaluating or saving, for an inner optimizer that has modes; others do nothing."""
+        self._switch("eval")
+
+    def _switch(self, mode: str) -> None:
+        change = getattr(self.optimizer, mode, None)
+        if callable(change):
+            change()
+
+    def _check_accelerate(self) -> None:
+        """Refuses to be counted twice: accelerate, told to accumulate, calls ``step`` on every k-th micro-batch alone."""
+        states = sys.modules.get("accelerate.state")
+        if self._counted or states is None or states.GradientState().num_steps == 1:
+            return
+        if any(type(one).__name__ == "AcceleratedOptimizer" for one in holders(self)):
+            found = f"accelerate with gradient_accumulation_steps={states.GradientState().num_steps} around it"
+            do = "Accelerator(gradient_accumulation_steps=1), or the bare optimizer under accelerate"
+            raise InputError(message("AccumulatedOptimizer", found, "one of the two that counts micro-steps", do))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.optimizer.add_param_group(param_group)
@@ -179,7 +206,7 @@ class AccumulatedOptimizer(Optimizer):
         self.optimizer.load_state_dict(found)
         self._drop()
         self.updates = self.skipped = 0
-        self._watch = _Watch()
+        self._watch = Watch()
         if window is not None:
             self._load_window(window)
         for post in self._optimizer_load_state_dict_post_hooks.values():
@@ -187,7 +214,7 @@ class AccumulatedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name != "step" and "_hooks" not in name}
-        return kept | {"_watch": _Watch()}
+        return kept | {"_watch": Watch()}
 
     def __repr__(self) -> str:
         steps = self.steps if isinstance(self.steps, int | Mapping) else "a function of the update"
@@ -292,47 +319,6 @@ class AccumulatedOptimizer(Optimizer):
                 parameter.grad = self._held[parameter]
         if self.schedule is not None and "schedule" in window:
             self.schedule.load_state_dict(window["schedule"])
-
-
-class _Watch:
-    """Notices schedulers that are stepped more often than updates happen, and warns once.
-
-    A scheduler knows its optimizer but not the other way round; torch marks the ``step`` of an optimizer that has one. When
-    the mark is first seen the schedulers are looked up among what refers to the optimizer, once.
-    """
-
-    def __init__(self) -> None:
-        self.seen: list[list[Any]] = []  # [reference to the scheduler, its last_epoch, moves since first seen]
-        self.marks = 0
-        self.updates = 0
-        self.warned = False
-
-    def look(self, optimizer: AccumulatedOptimizer) -> None:
-        both = (optimizer, optimizer.optimizer)
-        marks = sum(hasattr(one.step, "_wrapped_by_lr_sched") for one in both)
-        if marks != self.marks:
-            found = [one for one in gc.get_referrers(*both) if isinstance(one, LRScheduler)]
-            found += [
-                one
-                for names in gc.get_referrers(*both)
-                if isinstance(names, dict) and "last_epoch" in names
-                for one in gc.get_referrers(names)
-                if isinstance(one, LRScheduler)
-            ]
-            unique = {id(one): one for one in found}
-            self.seen = [[weakref.ref(one), one.last_epoch, 0] for one in unique.values()]
-            self.marks, self.updates = marks, optimizer.updates
-        for entry in self.seen:
-            schedule = entry[0]()
-            if schedule is not None and schedule.last_epoch != entry[1]:
-                entry[1], entry[2] = schedule.last_epoch, entry[2] + 1
-            if entry[2] > optimizer.updates - self.updates and not self.warned:
-                self.warned = True
-                warnings.warn(
-                    f"{type(schedule).__name__} was stepped {entry[2]} times in {optimizer.updates - self.updates} updates;"
-                    " hand it over (schedule=) or step it `if optimizer.updated:`",
-                    stacklevel=4,
-                )
 
 
 def _check_inner(optimizer: Any) -> None:

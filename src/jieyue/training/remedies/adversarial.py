@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
 from jieyue.training.objective import Objective
+from jieyue.training.trained import probe
 
 from .embeddings import embeddings_through
 from .remedy import Remedy, Rows
@@ -110,7 +111,7 @@ class _Watch:
         if not torch.is_grad_enabled():
             return out
         if self.detach or not out.requires_grad:
-            leaf = out.detach().requires_grad_()
+            leaf = probe(out)
             out = leaf.view_as(leaf)  # no leaf: hooks of memory trackers cannot tell whether a leaf will be reached
         self.found.append((place, out))
         return out
