@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from jieyue.errors import InputError
-from jieyue.metrics.intervals import bootstrap, student, student_quantile
+from jieyue.metrics.intervals import bootstrap, share_bound, student, student_quantile
 
 DRAWS = 300
 SLACK = 3 * (0.95 * 0.05 / DRAWS) ** 0.5  # three standard deviations of a share of 0.95 among the draws
@@ -100,3 +100,21 @@ def test_same_seed_same_interval():
 def test_refusals(call, says):
     with pytest.raises(InputError, match=says):
         call()
+
+
+@pytest.mark.parametrize(("share", "confidence"), [(0.9, 0.95), (0.5, 0.8)])
+def test_a_share_s_bound_holds_as_often_as_it_says(share, confidence):
+    """Uniform draws: the bound is above the true quantile (the share itself) with the confidence, or a little more often."""
+    random = numpy.random.default_rng(5)
+    found = [share_bound(random.random(60).tolist(), share, confidence) for _ in range(DRAWS)]
+    covered = numpy.mean([bound is not None and bound >= share for bound in found])
+    slack = 3 * (confidence * (1 - confidence) / DRAWS) ** 0.5
+    assert confidence - slack <= covered
+    twin = numpy.mean([sorted(random.random(60))[int(share * 60) - 1] >= share for _ in range(DRAWS)])
+    assert twin < confidence - slack  # the broken twin: the sample's own quantile
+
+
+def test_too_few_draws_bound_no_share():
+    assert share_bound([0.1] * 100, 0.99, 0.95) is None and share_bound([0.1] * 300, 0.99, 0.95) == 0.1
+    with pytest.raises(InputError, match="between 0 and 1"):
+        share_bound([0.1], 1.0, 0.95)

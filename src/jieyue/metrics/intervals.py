@@ -7,6 +7,8 @@ drawn together where ``groups`` names them: else the interval is too narrow.
 ``student``: m ± t · s/√m over m independent repeats, t the quantile of Student's distribution with m − 1 degrees of
 freedom, for normally distributed means; right for the handful of seeds where a bootstrap has nothing to draw from.
 
+``share_bound``: what share of a population lies below a value, said from draws (Clopper and Pearson, Biometrika 26, 1934).
+
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13; Abramowitz and Stegun 26.7.3-4.
 """
 
@@ -21,7 +23,7 @@ import numpy
 from jieyue.errors import InputError
 from jieyue.report import Estimate
 
-__all__ = ["bootstrap", "student", "student_quantile"]
+__all__ = ["bootstrap", "share_bound", "student", "student_quantile"]
 
 _BLOCK = 1 << 22  # drawn places held at once, so that memory does not grow with the resamples
 
@@ -80,6 +82,28 @@ def student(values: Sequence[float], level: float = 0.95) -> Estimate:
     )
     mean = float(data.mean())
     return Estimate(mean, mean - half, mean + half, f"{level:.0%} Student t over {data.size} repeats")
+
+
+def share_bound(values: Sequence[float], share: float, confidence: float) -> float | None:
+    """The smallest of the values below which, with this confidence, at least ``share`` of what they were drawn from lies.
+
+    ``values``: n independent draws, of any distribution. With k draws at most x, Clopper and Pearson's one-sided interval for
+    P(value <= x) starts at ``share`` or above exactly where P(Binomial(n, share) < k) >= ``confidence``; the answer is the k-th
+    smallest value for the smallest such k. None where even the largest does not do: n < log(1 − confidence) / log(share).
+
+    >>> share_bound(list(range(59)), 0.95, 0.95), share_bound(list(range(58)), 0.95, 0.95)
+    (58, None)
+    """
+    if not (0 < share < 1 and 0 < confidence < 1):
+        raise InputError(f"share_bound(share={share}, confidence={confidence}): expected both between 0 and 1")
+    count, below = len(values), 0.0
+    for k in range(1, count + 1):  # below = P(Binomial(count, share) < k)
+        i = k - 1
+        log = math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1)
+        below += math.exp(log + i * math.log(share) + (count - i) * math.log1p(-share))
+        if below >= confidence:
+            return sorted(values)[k - 1]
+    return None
 
 
 def student_quantile(probability: float, freedom: int) -> float:
