@@ -82,7 +82,7 @@ def test_derivatives_of_both_orders(engine, text):
         assert torch.autograd.gradgradcheck(call, (q, k, v))
 
 
-@pytest.mark.parametrize("engine", ["dense"])
+@pytest.mark.parametrize("engine", ["composed", "dense"])
 @pytest.mark.parametrize("text", ["causal(first(1)+local(1))", "global(1)+atrous(2)"])
 def test_derivatives_of_both_orders_of_what_real_models_wear(engine, text):
     """Segments, one row of none, sinks, soft-capping and offset biases together, grouped heads, the gradient of lse."""
@@ -168,6 +168,22 @@ def test_long_ranges_are_cut_into_tiles():
             torch.testing.assert_close(one, other, **NEAR)
 
 
+def test_long_ranges_of_what_real_models_wear():
+    """Tiles, pieces, runs longer than a tile and rows in no run, composed against dense at a size that dense still takes."""
+    q, k, v, sinks, bias = randoms((1, 2, 500, 4), (1, 1, 500, 4), (1, 1, 500, 3), (2,), (2, 999))
+    segments = torch.tensor([[4] * 300 + [-1] * 20 + [0] * 90 + [1] * 90])
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jieyue.attention.engines.composed._WIDEST_TILE", 64)
+        for engine in ("composed", "dense"):
+            options = {"sinks": sinks, "softcap": 3.0, "offset_bias": bias, "segments": segments, "engine": engine}
+            out, lse = attend(q, k, v, "global(2)+sparse(7, 20)", return_lse=True, **options)
+            loss = out.sin().sum() + finite(lse).sin().sum()
+            results.append((out, lse, *torch.autograd.grad(loss, (q, k, v, sinks, bias))))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **NEAR)
+
+
 def test_dropout_is_fair_and_repeats():
     q, k = torch.zeros(2, 3, 200, 4), torch.zeros(2, 3, 200, 4)
     v = torch.ones(2, 3, 200, 1)
@@ -231,13 +247,13 @@ def test_operators_are_well_made():
     """torch's own battery: schema, fake tensors, autograd registration, tracing through AOT autograd."""
     q, k, v = randoms((1, 2, 5, 3), (1, 1, 5, 3), (1, 1, 5, 2))
     key_mask = torch.tensor([[True, True, False, True, True]])
-    for mask, seed, dropout in ((None, None, 0.0), (key_mask, torch.tensor(5), 0.5)):
-        arguments = (q, k, v, None, None, mask, None, seed, "local(2)", 0.5, dropout, 0, 0.0, "")
-        torch.library.opcheck(torch.ops.jieyue.attend.default, arguments)
-    runs = torch.ops.jieyue.runs(torch.tensor([[1, 1, -1, 0, 0]]))
-    arguments = (q, k, v, *randoms((2,), (1, 9)), key_mask, runs, None, "first(1)+local(2)", 0.5, 0.0, 0, 2.0, "dense")
-    torch.library.opcheck(torch.ops.jieyue.attend.default, arguments)
-    torch.library.opcheck(torch.ops.jieyue.runs.default, (torch.tensor([[1, 1, -1, 0, 0]]),))
+    plain = (q, k, v, None, None, None, None, None, "local(2)", 0.5, 0.0, 0, 0.0, "")
+    torch.library.opcheck(torch.ops.jieyue.attend.default, plain)
+    segments = torch.tensor([[1, 1, -1, 0, 0]])
+    runs = torch.ops.jieyue.runs(segments)
+    worn = (key_mask, runs, torch.tensor(5), "first(1)+local(2)", 0.5, 0.5, 0, 2.0, "dense")
+    torch.library.opcheck(torch.ops.jieyue.attend.default, (q, k, v, *randoms((2,), (1, 9)), *worn))
+    torch.library.opcheck(torch.ops.jieyue.runs.default, (segments,))
 
 
 def test_compiled_graph_is_whole():

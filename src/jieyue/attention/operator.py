@@ -27,6 +27,7 @@ from .engines import pick
 from .grammar import parse
 from .partial import Partial
 from .pattern import Pattern
+from .plain import attend_plainly, is_transformed
 from .second_order import second_backward
 from .segments import runs_of
 
@@ -71,7 +72,7 @@ def attend(
     v, out and their gradients: lse and δ, 4 bytes each per query and head, and a workspace that does not grow with N. That is all
     for local, atrous and full, and for sparse and other unions where the engine is native or fused (of fused in half precision:
     float32 copies of out and of the gradients while bands add to them). Half precision on the CPU: float32 copies. Never a tensor
-    of N·M beyond 512² of them.
+    of N·M beyond 512² of them, except under torch.func's transforms and forward-mode derivatives (``plain``).
 
     Refuses, with ``InputError`` (a ValueError): shapes, dtypes and devices that do not fit, N, M or D of 0, dropout outside
     [0, 1), segments whose ids return, an unknown engine, and a named engine that cannot run the call (it never falls back).
@@ -85,22 +86,17 @@ def attend(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out, lse = _attend(
-        q,
-        k,
-        v,
-        None if sinks is None else sinks.to(wide),
-        None if offset_bias is None else offset_bias.to(wide),
-        key_mask,
-        None if segments is None else runs_of(segments),
-        draw_seed() if dropout else None,
-        str(pattern),
-        scale,
-        float(dropout),
-        q_offset,
-        float(softcap or 0.0),
-        engine or "",
-    )
+    sinks, offset_bias = (None if x is None else x.to(wide) for x in (sinks, offset_bias))
+    runs = None if segments is None else runs_of(segments)
+    seed = draw_seed() if dropout else None
+    settings = (str(pattern), scale, float(dropout), q_offset, float(softcap or 0.0))
+    if is_transformed():
+        call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, settings).lifted
+        pick(call, engine)  # refuses what it must
+        out, lse = attend_plainly(call)
+        out = out.to(q.dtype)
+    else:
+        out, lse = _attend(q, k, v, sinks, offset_bias, key_mask, runs, seed, *settings, engine or "")
     return (out, lse) if return_lse else out
 
 
@@ -183,8 +179,9 @@ def _attend_backward(
         delta = delta - torch.where(torch.isneginf(lse), 0.0, grad_lse)
     of_sinks, of_bias = (lse.new_empty(0) if x is None else torch.zeros_like(x) for x in (sinks, offset_bias))
     if sinks is not None:
-        shares = (sinks[:, None] - lse.masked_fill(torch.isneginf(lse), torch.inf)).exp()
-        of_sinks = -torch.einsum("bhn,bhn->h", shares, delta)
+        blind = torch.isneginf(lse)
+        shares = (sinks[:, None] - lse.masked_fill(blind, torch.inf)).exp()
+        of_sinks = -torch.einsum("bhn,bhn->h", shares, delta.masked_fill(blind, 0.0))
     if call.is_blind:
         dq, dk, dv = (_like_rows(x, x.shape[3]).zero_() for x in (q, k, v))
         return dq, dk, dv, of_sinks, of_bias

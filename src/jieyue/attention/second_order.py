@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .call import Call, Upstream
 from .engines.dense import DENSE
+from .plain import some_rows
 
 __all__ = ["second_backward"]
 
@@ -70,26 +71,13 @@ def _closed(
         part = slice(start, start + rows)
         a, b, c = (None if x is None else x[:, :, part] if at == 0 else x for at, x in enumerate(weights))
         own_lse = None if grad_lse is None else grad_lse[:, :, part]
-        of_g, of_l, of_q, of_k, of_v = _Chunk(_some_rows(call, part), grad_out[:, :, part]).gradients(own_lse, a, b, c)
+        of_g, of_l, of_q, of_k, of_v = _Chunk(some_rows(call, part), grad_out[:, :, part]).gradients(own_lse, a, b, c)
         found[0][:, :, part], found[1][:, :, part] = of_g, of_q
         found[2] += of_k
         found[3] += of_v
         if found_lse is not None:
             found_lse[:, :, part] = of_l
     return [found[0], found_lse, *found[1:]]
-
-
-def _some_rows(call: Call, rows: slice) -> Call:
-    """The call for these queries alone, with zeros where nobody looks."""
-    call = DENSE.without_hidden(call)
-    bias, m = call.offset_bias, call.k.shape[2]
-    return replace(
-        call,
-        q=call.q[:, :, rows],
-        q_offset=call.q_offset + rows.start,
-        runs=None if call.runs is None else call.runs[:, :, rows],
-        offset_bias=None if bias is None else bias[:, rows.start : rows.start + call.q[:, :, rows].shape[2] + m - 1],
-    )
 
 
 class _Chunk:
@@ -151,7 +139,7 @@ def _inner(weights: tuple[Tensor | None, ...], leaves: list[Tensor | None], call
     assert grad_out is not None and q is not None and k is not None and v is not None
     a, b, c, of_sinks, of_bias = (*weights, None, None)[:5]
     g = grad_out[:, :, rows]
-    part = _some_rows(replace(call, q=q, k=k, v=v, sinks=sinks, offset_bias=offset_bias), rows)
+    part = some_rows(replace(call, q=q, k=k, v=v, sinks=sinks, offset_bias=offset_bias), rows)
     out, lse = DENSE.attend(part)
     delta = (g * out).sum(-1)
     if grad_lse is not None:

@@ -185,6 +185,9 @@ class State:
     def _write(self, positions: range, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
         """Stores the last len(positions) of the given tokens."""
         assert self._held is not None
+        if self._held[0].is_inference() and not torch.is_inference_mode_enabled():  # such a tensor takes no update
+            k_held, v_held, seen = self._held
+            self._held = (k_held.clone(), v_held.clone(), None if seen is None else seen.clone())
         held_k, held_v, seen = self._held
         slots = self._slots(positions, k.device)
         count = len(positions)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .sums import parts_of
 from .tiles import Form, wide_type
 
-__all__ = ["define", "define_read", "define_sums", "second_backward"]
+__all__ = ["define", "define_read", "define_sums", "define_whole", "second_backward"]
 
 _CHUNK_WEIGHTS = 512 * 512
 
@@ -65,6 +65,19 @@ def define_sums(k: Tensor, v: Tensor, key_mask: Tensor | None, sums: Tensor | No
         ones = ones * key_mask[:, None, :, None]
     total = (_expand(b, form) * ones).mT @ torch.cat([values, ones], -1)
     return total if sums is None else sums + total
+
+
+def define_whole(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, sums: Tensor | None, form: Form
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, m and the sums after all keys, a few rows at a time."""
+    rows = max(1, _CHUNK_WEIGHTS // k.shape[2])
+    parts = [
+        define(q, k, v, key_mask, sums, form, slice(start, min(start + rows, q.shape[2])))
+        for start in range(0, q.shape[2], rows)
+    ]
+    outs, masses = zip(*parts, strict=True)
+    return torch.cat(outs, 2), torch.cat(masses, 2), define_sums(k, v, key_mask, sums, form)
 
 
 def second_backward(

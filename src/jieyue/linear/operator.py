@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jieyue.attention.plain import is_transformed
 from jieyue.errors import InputError
 
 from . import chunked
 from .checks import check_tensors, refuse_positions
-from .definition import second_backward
+from .definition import define_whole, second_backward
 from .features import FEATURES, IDENTITY, FeatureMap, resolve
 from .pages import rows_like
 from .state import LinearState
@@ -95,7 +96,10 @@ def sums_of_weights(
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sums))
     chunk = chunk or _chunk(q, k, polynomial, direction)
     settings = (name, list(polynomial), scale, direction, chunk)
-    out, mass, total, _ = _linear(q, k, v, key_mask, sums, *settings, keep)
+    if is_transformed():
+        out, mass, total = define_whole(q, k, v, key_mask, sums, _form(*settings))
+    else:
+        out, mass, total, _ = _linear(q, k, v, key_mask, sums, *settings, keep)
     return out.to(dtype), mass, total
 
 

@@ -1,12 +1,13 @@
 """The composed engine: bands from stock torch operations, a cache-sized piece of scores at a time. Any device, any float.
 
-For a block of query rows the visible keys are one contiguous range (within a residue class when step > 1, a strided view), so
+A call is cut into rectangles of bands (runs of segments, global rows, first keys, the rest: ``Pattern.parts``). For a block of
+query rows of one band the visible keys are one contiguous range (within a residue class when step > 1, a strided view), so
 
-    S = scale·Q Kᵀ + edge mask,  P = softmax(S),  lse = max S − log max P,  O = P V           forward
-    P = e^(S − lse),  dS = P ∘ (dO Vᵀ − δ),  dQ = dS K,  dK += dSᵀ Q,  dV += Pᵀ dO             backward
+    S = softcap(scale·Q Kᵀ) + bias + edge mask,  P = softmax(S),  lse = max S − log max P,  O = P V           forward
+    P = e^(S − lse),  dS = P ∘ (dO Vᵀ − δ),  dbias += dS,  dQ = dS K,  dK += dSᵀ Q,  dV += Pᵀ dO             backward
 
-with dK and dV accumulated in place where they lie. Long ranges are cut into tiles whose results merge. A band that shows
-everything, or everything up to the query, is one call of torch's flash kernel where there is one (CPU, no mask, no dropout).
+with dK and dV accumulated in place where they lie; what a query has seen before is merged with where it lies. A band that shows
+everything, or everything up to the query, is one call of torch's flash kernel where there is one (CPU, nothing beside bands).
 
 Cost: O(pairs·(D + V)) time with some waste at the edges of blocks; memory beside the outputs: a few pieces of about 1 MiB
 per thread on the CPU and 64 MiB on other devices. Refuses nothing.
@@ -18,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jieyue.attention.call import Call, Gradients, Upstream
+from jieyue.attention.diagonals import along_diagonals, sums_along_diagonals
 from jieyue.attention.dropout import kept, row_keys
 from jieyue.attention.partial import Partial
 from jieyue.attention.pattern import Band, shown
@@ -33,26 +34,33 @@ __all__ = ["COMPOSED", "Composed"]
 _CPU_SCORES = 2**18  # elements of one piece of scores per thread: 1 MiB of float32, the second-level cache
 _DEVICE_SCORES = 2**24
 _WIDEST_TILE = 1024
-_ABILITIES = ("sinks",)
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    key_mask: Tensor | None
-    scale: float
-    dropout: float
-    seed: int
-    q_offset: int
-    edges: dict[Any, Tensor] = field(default_factory=dict)  # the last edge mask: inner blocks share one
+class _Work:
+    """The call, its tensors with unit stride, and the last edge mask: inner blocks share one."""
+
+    call: Call
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    edges: dict[tuple[int | None, ...], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, call: Call) -> _Work:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (call.q, call.k, call.v))
+        return cls(call, q, k, v)
 
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """One residue class of a band: queries ``i`` and keys ``j`` (slices), among which a band of step 1 applies.
+    """One residue class of a band: rows ``batch``, queries ``i`` and keys ``j`` (slices), among which a band of step 1 applies.
 
-    Its offset is (query number in the class) + shift − (key number in the class), between lo and hi.
+    Its offset is (query number in the class) + shift − (key number in the class), between lo and hi. ``fresh``: these queries
+    have seen nothing before.
     """
 
+    batch: slice
     i: slice
     j: slice
     n: int
@@ -60,6 +68,7 @@ class _Class:
     shift: int
     lo: int | None
     hi: int | None
+    fresh: bool
 
     def keys_of(self, rows: slice) -> tuple[int, int]:
         """The range of keys that these query rows can see."""
@@ -77,6 +86,8 @@ class _Class:
 class _Piece:
     """A batch item, some key heads, some query rows of a class."""
 
+    work: _Work
+    part: _Class
     batch: int
     groups: slice
     rows: slice
@@ -86,13 +97,31 @@ class _Piece:
     def heads(self) -> slice:
         return slice(self.groups.start * self.per_group, self.groups.stop * self.per_group)
 
+    def place(self, x: Tensor) -> Tensor:
+        """The piece's rows of x [B, H, N, ...]: [g·R, n, ...]."""
+        return x[self.batch, self.heads, self.part.i][:, self.rows]
+
     def queries(self, x: Tensor) -> Tensor:
         """[g, R·n, ...] of x [B, H, N, ...]: the queries of one key head stand one below another; float32 at least."""
-        taken = _wide(x[self.batch, self.heads, self.rows])
+        taken = _wide(self.place(x))
         return taken.reshape(self.groups.stop - self.groups.start, -1, *x.shape[3:])
 
     def keys(self, x: Tensor, keys: slice) -> Tensor:
-        return _wide(x[self.batch, self.groups, keys])
+        """[g, W, ...] of x [B, G, M, ...], zeros where the key mask hides: what stands there may be anything."""
+        taken = _wide(x[self.batch, self.groups, self.part.j][:, keys])
+        hidden = self.hidden(keys)
+        return taken if hidden is None else taken.masked_fill(hidden[:, None], 0.0)
+
+    def hidden(self, keys: slice) -> Tensor | None:
+        mask = self.work.call.key_mask
+        return None if mask is None else ~mask[self.batch, self.part.j][keys]
+
+    def diagonals(self, keys: slice) -> slice:
+        """Where offset_bias has the tile's diagonals, from its first row and last key to its last row and first key."""
+        part, step, count = self.part, self.part.i.step, self.rows.stop - self.rows.start + keys.stop - keys.start - 1
+        i, j = part.i.start + self.rows.start * step, part.j.start + (keys.stop - 1) * step
+        first = i - j + self.work.k.shape[2] - 1
+        return slice(first, first + (count - 1) * step + 1, step)
 
 
 class Composed:
@@ -101,112 +130,105 @@ class Composed:
     name = "composed"
 
     def refuses(self, call: Call) -> str | None:
-        return call.beyond(self.name, _ABILITIES)
+        return None
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor]:
-        """out and lse of the call."""
-        whole: Partial | None = None
-        for band in call.bands:
-            part = self.forward(
-                *(call.q, call.k, call.v, band),
-                key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
-            )  # fmt: skip
-            whole = Partial(*part) if whole is None else whole.merge(Partial(*part))
-        assert whole is not None
+        """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N]."""
+        work = _Work.of(call)
+        whole = Partial.empty(work.q, work.v)
+        for part in _classes(call):
+            rows = _flash_rows(part, call)
+            if rows is None:
+                for piece in _pieces(part, work):
+                    _forward_piece(piece, whole)
+            elif rows.start < rows.stop:
+                q, k, v = (x[part.batch, :, at] for x, at in ((work.q, part.i), (work.k, part.j), (work.v, part.j)))
+                found = Partial(
+                    *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                        q[:, :, rows], k, v, 0.0, part.lo is not None, scale=call.scale
+                    )
+                )
+                out, lse = (x[part.batch, :, part.i][:, :, rows] for x in (whole.out, whole.lse))
+                _put(found if part.fresh else Partial(out, lse).merge(found), out, lse)
         whole = call.with_sinks(whole)
         return whole.out, whole.lse
 
     def differentiate(self, call: Call, given: Upstream) -> Gradients:
-        """dq, dk, dv of the call."""
-        found = self.backward_union(
-            *(given.grad_out, call.q, call.k, call.v, given.lse, given.delta, call.bands), out=given.out,
-            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
-        )  # fmt: skip
-        return Gradients(*found)
+        """The gradients, given lse and delta of the whole softmax."""
+        work = _Work.of(call)
+        of_bias = None if call.offset_bias is None else torch.zeros_like(call.offset_bias)
+        grads = Gradients(_zeros(work.q), _zeros(work.k), _zeros(work.v), of_bias)
+        for part in _classes(call):
+            rows = _flash_rows(part, call) if given.out is not None else None
+            if rows is None:
+                for piece in _pieces(part, work):
+                    _backward_piece(piece, given, grads)
+            elif rows.start < rows.stop:
+                _flash_backward(part, rows, work, given, grads)
+        return Gradients(
+            grads.q.to(call.q.dtype), grads.k.to(call.k.dtype), grads.v.to(call.v.dtype), grads.offset_bias
+        )
 
     def delta(self, grad_out: Tensor, out: Tensor) -> Tensor:
         """Σ grad_out·out over the last dimension."""
         return torch.linalg.vecdot(grad_out, out)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, band: Band, **settings: Any) -> tuple[Tensor, Tensor]:
-        """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N] of one band."""
-        options = _Options(**settings)
-        q, k, v = (_unit_stride(x) for x in (q, k, v))
-        whole = Partial.empty(q, v)
-        for part in _classes(band, q.shape[2], k.shape[2], options.q_offset):
-            views = q[:, :, part.i], k[:, :, part.j], v[:, :, part.j]
-            target = Partial(whole.out[:, :, part.i], whole.lse[:, :, part.i])
-            rows = _flash_rows(part, q, v, options)
-            if rows is None:
-                for piece in _pieces(part, q, k):
-                    _forward_piece(part, piece, views, target, options)
-            elif rows.start < rows.stop:
-                out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    views[0][:, :, rows], views[1], views[2], 0.0, part.lo is not None, scale=options.scale
-                )
-                target.out[:, :, rows], target.lse[:, :, rows] = out, lse
-        return whole.out, whole.lse
-
-    def backward_union(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lse: Tensor,
-        delta: Tensor,
-        bands: tuple[Band, ...],
-        *,
-        out: Tensor | None = None,
-        **settings: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """dq, dk, dv of disjoint bands, given lse and delta of the whole softmax; its ``out`` where δ = dO·out."""
-        options = _Options(**settings)
-        q, k, v = (_unit_stride(x) for x in (q, k, v))
-        dq, dk, dv = (_zeros(x) for x in (q, k, v))
-        for band in bands:
-            for part in _classes(band, q.shape[2], k.shape[2], options.q_offset):
-                by_query = [x[:, :, part.i] for x in (grad_out, q, lse, delta, dq)]
-                by_key = [x[:, :, part.j] for x in (k, v, dk, dv)]
-                rows = _flash_rows(part, q, v, options) if out is not None else None
-                if rows is None:
-                    for piece in _pieces(part, q, k):
-                        _backward_piece(part, piece, by_query, by_key, options)
-                elif rows.start < rows.stop:
-                    assert out is not None
-                    causal = part.lo is not None
-                    _flash_backward(by_query, by_key, out[:, :, part.i], rows, causal, options.scale)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
-
 
 COMPOSED = Composed()
 
 
-def _classes(band: Band, n: int, m: int, q_offset: int) -> Iterator[_Class]:
-    """The residue classes of a band that have both queries and keys, each a band of step 1 of its own."""
-    step = band.step
+def _classes(call: Call) -> Iterator[_Class]:
+    """All that the call shows, as disjoint bands of step 1."""
+    (batch, _, n, _), m = call.q.shape, call.k.shape[2]
+    runs = [(slice(0, batch), 0, n, m)]
+    if call.runs is not None:
+        found = [
+            sorted({(s, e) for s, e in zip(*rows, strict=True) if e}) for rows in call.runs.transpose(0, 1).tolist()
+        ]
+        runs = [(slice(b, b + 1), start, end - start, end - start) for b, row in enumerate(found) for start, end in row]
+    for rows, start, n, m in runs:
+        seen: set[tuple[int, int]] = set()
+        for queries, keys, bands in call.pattern.parts(n, m, call.q_offset):
+            for band in bands:
+                yield from _residues(
+                    band, rows, (start + queries[0], start + queries[1]), (start + keys[0], start + keys[1]),
+                    call.q_offset + queries[0] - keys[0], queries not in seen,
+                )  # fmt: skip
+                seen.add(queries)
+
+
+def _residues(
+    band: Band, batch: slice, queries: tuple[int, int], keys: tuple[int, int], offset: int, fresh: bool
+) -> Iterator[_Class]:
+    """The residue classes of a band within a rectangle that have both queries and keys."""
+    step, n, m = band.step, queries[1] - queries[0], keys[1] - keys[0]
     lo = None if band.lo is None else band.lo // step
     hi = None if band.hi is None else band.hi // step
     for first_key in range(min(step, m)):
-        first_query = (first_key - q_offset) % step
+        first_query = (first_key - offset) % step
         if first_query < n:
             yield _Class(
-                i=slice(first_query, n, step),
-                j=slice(first_key, m, step),
+                batch=batch,
+                i=slice(queries[0] + first_query, queries[1], step),
+                j=slice(keys[0] + first_key, keys[1], step),
                 n=-(-(n - first_query) // step),
                 m=-(-(m - first_key) // step),
-                shift=(first_query + q_offset - first_key) // step,
+                shift=(first_query + offset - first_key) // step,
                 lo=lo,
                 hi=hi,
+                fresh=fresh,
             )
 
 
-def _flash_rows(part: _Class, q: Tensor, v: Tensor, options: _Options) -> slice | None:
+def _flash_rows(part: _Class, call: Call) -> slice | None:
     """The rows that torch's CPU flash kernel may compute, the others seeing nothing; None where it does not fit.
 
     It does for a class that sees everything, and for one that sees everything up to a diagonal that begins at key 0.
     """
-    if q.device.type != "cpu" or options.key_mask is not None or options.dropout or q.shape[3] != v.shape[3]:
+    bent = call.softcap or call.offset_bias is not None
+    if call.q.device.type != "cpu" or call.key_mask is not None or call.dropout or bent:
+        return None
+    if call.q.shape[3] != call.v.shape[3]:
         return None
     if part.lo is None and part.hi is None:
         return slice(0, part.n)
@@ -215,101 +237,134 @@ def _flash_rows(part: _Class, q: Tensor, v: Tensor, options: _Options) -> slice 
     return None
 
 
-def _flash_backward(
-    by_query: list[Tensor], by_key: list[Tensor], out: Tensor, rows: slice, causal: bool, scale: float
-) -> None:
-    grad_out, q, lse, _, dq = (x[:, :, rows] for x in by_query)
-    k, v, dk, dv = by_key
+def _flash_backward(part: _Class, rows: slice, work: _Work, given: Upstream, grads: Gradients) -> None:
+    by_query = (work.q, given.grad_out, given.out, given.lse, grads.q)
+    q, grad_out, out, lse, dq = (x[part.batch, :, part.i][:, :, rows] for x in by_query if x is not None)
+    k, v, dk, dv = (x[part.batch, :, part.j] for x in (work.k, work.v, grads.k, grads.v))
     found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad_out, q, k, v, out[:, :, rows], lse, 0.0, causal, scale=scale
+        grad_out, q, k, v, out, lse, 0.0, part.lo is not None, scale=work.call.scale
     )
     for total, grad in zip((dq, dk, dv), found, strict=True):
         total += grad
 
 
-def _pieces(part: _Class, q: Tensor, k: Tensor) -> Iterator[_Piece]:
+def _pieces(part: _Class, work: _Work) -> Iterator[_Piece]:
     """Pieces whose scores fit the cache (on other devices: that are large enough to be worth a launch)."""
+    q, k = work.q, work.k
     width = part.m if part.lo is None or part.hi is None else min(part.m, part.hi - part.lo + 1)
     on_cpu = q.device.type == "cpu"
     rows = min(part.n, max(32, min(256, width // 4 // 32 * 32)) if on_cpu else max(128, width))
     limit = _CPU_SCORES * torch.get_num_threads() if on_cpu else _DEVICE_SCORES
     num_groups, per_group = k.shape[1], q.shape[1] // k.shape[1]
     together = max(1, min(num_groups, limit // (rows * per_group * min(_WIDEST_TILE, width + rows))))
-    for batch in range(q.shape[0]):
+    for batch in range(part.batch.start, part.batch.stop):
         for start in range(0, part.n, rows):
             for group in range(0, num_groups, together):
                 groups = slice(group, min(num_groups, group + together))
-                yield _Piece(batch, groups, slice(start, min(part.n, start + rows)), per_group)
+                yield _Piece(work, part, batch, groups, slice(start, min(part.n, start + rows)), per_group)
 
 
-def _tiles(part: _Class, rows: slice) -> Iterator[slice]:
-    first, last = part.keys_of(rows)
+def _tiles(piece: _Piece) -> Iterator[slice]:
+    first, last = piece.part.keys_of(piece.rows)
     for start in range(first, last, _WIDEST_TILE):
         yield slice(start, min(last, start + _WIDEST_TILE))
 
 
-def _forward_piece(part: _Class, piece: _Piece, views: tuple[Tensor, ...], target: Partial, options: _Options) -> None:
-    q, k, v = views
-    scaled_q = piece.queries(q) * options.scale
-    whole: Partial | None = None
-    for keys in _tiles(part, piece.rows):
-        scores = _scores(scaled_q, k, part, piece, keys, options)
+def _forward_piece(piece: _Piece, target: Partial) -> None:
+    call, q, v, tiles = piece.work.call, piece.work.q, piece.work.v, list(_tiles(piece))
+    scaled_q = piece.queries(q) * call.scale
+    out, lse = piece.place(target.out), piece.place(target.lse)
+    whole: Partial | None = None if piece.part.fresh else Partial(piece.queries(target.out), piece.queries(target.lse))
+    for keys in tiles:
+        scores, _ = _scores(scaled_q, piece, keys)
         top = scores.amax(-1)
         weights = torch.softmax(scores, -1)
-        lse = top - weights.amax(-1).log()
+        own = top - weights.amax(-1).log()
         empty = torch.isneginf(top)
-        if not _on_cpu(q) or empty.any():
+        if q.device.type != "cpu" or empty.any():
             weights.masked_fill_(empty[..., None], 0.0)
-            lse.masked_fill_(empty, -torch.inf)
-        if options.dropout:
-            weights *= _keep_scale(part, piece, keys, q, options)
-        tile = Partial(torch.bmm(weights, piece.keys(v, keys)), lse)
+            own.masked_fill_(empty, -torch.inf)
+        if call.dropout:
+            weights *= _keep_scale(piece, keys)
+        tile = Partial(torch.bmm(weights, piece.keys(v, keys)), own)
         whole = tile if whole is None else whole.merge(tile)
-    if whole is not None:
-        out, lse = target.out[piece.batch, piece.heads, piece.rows], target.lse[piece.batch, piece.heads, piece.rows]
-        out.copy_(whole.out.view(out.shape))
-        lse.copy_(whole.lse.view(lse.shape))
+    if whole is not None and tiles:
+        _put(whole, out, lse)
 
 
-def _backward_piece(
-    part: _Class, piece: _Piece, by_query: list[Tensor], by_key: list[Tensor], options: _Options
-) -> None:
-    grad_out, q, lse, delta, dq = by_query
-    k, v, dk, dv = by_key
-    g, scaled_q = piece.queries(grad_out), piece.queries(q) * options.scale
-    anchor, row_delta = piece.queries(lse)[..., None], piece.queries(delta)[..., None]
+def _put(whole: Partial, out: Tensor, lse: Tensor) -> None:
+    out.copy_(whole.out.view(out.shape))
+    lse.copy_(whole.lse.view(lse.shape))
+
+
+def _backward_piece(piece: _Piece, given: Upstream, grads: Gradients) -> None:
+    call, k, v = piece.work.call, piece.work.k, piece.work.v
+    g, scaled_q = piece.queries(given.grad_out), piece.queries(piece.work.q) * call.scale
+    anchor, row_delta = piece.queries(given.lse)[..., None], piece.queries(given.delta)[..., None]
     anchor = anchor.masked_fill(torch.isneginf(anchor), torch.inf)  # rows that saw nothing: e^(s − ∞) = 0
     piece_dq = torch.zeros_like(scaled_q)
-    for keys in _tiles(part, piece.rows):
-        weights = _scores(scaled_q, k, part, piece, keys, options).sub_(anchor).exp_()
+    for keys in _tiles(piece):
+        scores, slope = _scores(scaled_q, piece, keys)
+        weights = scores.sub_(anchor).exp_()
         grad_weights = torch.bmm(g, piece.keys(v, keys).mT)
         dropped = weights
-        if options.dropout:
-            keep = _keep_scale(part, piece, keys, q, options)
+        if call.dropout:
+            keep = _keep_scale(piece, keys)
             dropped, grad_weights = weights * keep, grad_weights.mul_(keep)
-        dv[piece.batch, piece.groups, keys].baddbmm_(dropped.mT, g)
+        of_keys, of_values = (x[piece.batch, piece.groups, piece.part.j][:, keys] for x in (grads.k, grads.v))
+        of_values.baddbmm_(dropped.mT, g)
         grad_scores = grad_weights.sub_(row_delta).mul_(weights)
-        dk[piece.batch, piece.groups, keys].baddbmm_(grad_scores.mT, scaled_q)
+        if grads.offset_bias is not None:
+            _add_bias_gradient(piece, keys, grad_scores, grads.offset_bias)
+        if slope is not None:
+            grad_scores *= slope
+        of_keys.baddbmm_(grad_scores.mT, scaled_q)
         piece_dq.baddbmm_(grad_scores, piece.keys(k, keys))
-    place = dq[piece.batch, piece.heads, piece.rows]
-    place.add_(piece_dq.view(place.shape), alpha=options.scale)
+    place = piece.place(grads.q)
+    place.add_(piece_dq.view(place.shape), alpha=call.scale)
 
 
-def _scores(scaled_q: Tensor, k: Tensor, part: _Class, piece: _Piece, keys: slice, options: _Options) -> Tensor:
-    """[g, R·n, W], −∞ where the band or the key mask hides."""
-    taken = piece.keys(k, keys).mT
-    if part.shows_all(piece.rows, keys):
+def _scores(scaled_q: Tensor, piece: _Piece, keys: slice) -> tuple[Tensor, Tensor | None]:
+    """[g, R·n, W], −∞ where the band or the key mask hides; and the derivative of softcap there."""
+    call, slope = piece.work.call, None
+    taken = piece.keys(piece.work.k, keys).mT
+    edge = None if piece.part.shows_all(piece.rows, keys) else _edge(piece, keys, scaled_q)
+    if edge is None or call.softcap:
         scores = torch.bmm(scaled_q, taken)
     else:
-        edge = _edge(part, piece, keys, scaled_q, options.edges)
         scores = torch.baddbmm(edge.expand(len(scaled_q), -1, -1), scaled_q, taken)
-    if options.key_mask is not None:
-        scores.masked_fill_(~options.key_mask[piece.batch, part.j][keys], -torch.inf)
-    return scores
+    if call.softcap:
+        scores = scores.div_(call.softcap).tanh_()
+        slope = 1 - scores * scores
+        scores *= call.softcap
+        if edge is not None:
+            scores += edge
+    if call.offset_bias is not None:
+        scores += _bias(piece, keys, call.offset_bias, scores)
+    hidden = piece.hidden(keys)
+    if hidden is not None:
+        scores.masked_fill_(hidden, -torch.inf)
+    return scores, slope
 
 
-def _edge(part: _Class, piece: _Piece, keys: slice, like: Tensor, edges: dict[Any, Tensor]) -> Tensor:
+def _bias(piece: _Piece, keys: slice, offset_bias: Tensor, like: Tensor) -> Tensor:
+    """offset_bias of this tile, [g, R·n, W]."""
+    n, width = piece.rows.stop - piece.rows.start, keys.stop - keys.start
+    own = offset_bias[piece.heads] if len(offset_bias) > 1 else offset_bias
+    rows = along_diagonals(own[:, piece.diagonals(keys)], n, width)
+    return rows.expand(piece.heads.stop - piece.heads.start, n, width).reshape(like.shape)
+
+
+def _add_bias_gradient(piece: _Piece, keys: slice, grad_scores: Tensor, total: Tensor) -> None:
+    n, width = piece.rows.stop - piece.rows.start, keys.stop - keys.start
+    found = sums_along_diagonals(grad_scores.view(-1, n, width))
+    one = len(total) == 1
+    total[slice(0, 1) if one else piece.heads, piece.diagonals(keys)] += found.sum(0, keepdim=True) if one else found
+
+
+def _edge(piece: _Piece, keys: slice, like: Tensor) -> Tensor:
     """[R·n, W] of 0 and −∞: what the band hides. It depends on the band and the distance only."""
+    part, edges = piece.part, piece.work.edges
     n, width = piece.rows.stop - piece.rows.start, keys.stop - keys.start
     shift = piece.rows.start + part.shift - keys.start
     name = (part.lo, part.hi, n, width, shift, piece.per_group)
@@ -321,23 +376,16 @@ def _edge(part: _Class, piece: _Piece, keys: slice, like: Tensor, edges: dict[An
     return edges[name]
 
 
-def _keep_scale(part: _Class, piece: _Piece, keys: slice, q: Tensor, options: _Options) -> Tensor:
+def _keep_scale(piece: _Piece, keys: slice) -> Tensor:
     """[g, R·n, W] of 0 and 1/(1 − dropout)."""
+    call, part, q = piece.work.call, piece.part, piece.work.q
     step, num_heads = part.i.step, q.shape[1]
-    i = torch.arange(piece.rows.start, piece.rows.stop, device=q.device) * step + part.i.start + options.q_offset
+    i = torch.arange(piece.rows.start, piece.rows.stop, device=q.device) * step + part.i.start + call.q_offset
     j = torch.arange(keys.start, keys.stop, device=q.device) * step + part.j.start
     heads = torch.arange(piece.heads.start, piece.heads.stop, device=q.device) + piece.batch * num_heads
-    keep = kept(row_keys(options.seed, heads, i), j, options.dropout)
+    keep = kept(row_keys(call.seed, heads, i), j, call.dropout)
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return keep.view(piece.groups.stop - piece.groups.start, -1, len(j)).to(dtype) / (1 - options.dropout)
-
-
-def _on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu"
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return keep.view(piece.groups.stop - piece.groups.start, -1, len(j)).to(dtype) / (1 - call.dropout)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jieyue.attention.call import Call, Gradients, Upstream
+from jieyue.attention.diagonals import along_diagonals, sums_along_diagonals
 from jieyue.attention.dropout import kept, row_keys
 from jieyue.attention.partial import Partial
 from jieyue.attention.pattern import shown
@@ -40,7 +41,8 @@ class Dense:
         """out [B, H, N, V] and lse [B, H, N]."""
         call = self.without_hidden(call)
         scores = self.scores(call)
-        lse = scores.logsumexp(-1)
+        blind = torch.isneginf(scores.amax(-1))
+        lse = scores.masked_fill(blind[..., None], 0.0).logsumexp(-1).masked_fill(blind, -torch.inf)
         weights = (scores - _anchor(lse)[..., None]).exp()
         if call.dropout:
             weights = weights * self.keep_scale(call)
@@ -65,7 +67,7 @@ class Dense:
         grad_logits = weights * (grad_weights - delta)
         of_bias = None
         if call.offset_bias is not None:
-            of_bias = _along_diagonals(grad_logits).sum(0)
+            of_bias = sums_along_diagonals(grad_logits).sum(0)
             of_bias = of_bias.sum(0, keepdim=True) if len(call.offset_bias) == 1 else of_bias
         grad_scores = grad_logits * call.scale if slope is None else grad_logits * slope * call.scale
         grad_scores = _grouped(grad_scores, groups)
@@ -90,7 +92,7 @@ class Dense:
             bent = (scores / call.softcap).tanh()
             scores, slope = bent * call.softcap, 1 - bent * bent
         if call.offset_bias is not None:
-            scores = scores + _diagonals(call.offset_bias, q.shape[2], k.shape[2]).to(scores)
+            scores = scores + along_diagonals(call.offset_bias, q.shape[2], k.shape[2]).to(scores)
         return scores.masked_fill(~self.sees(call)[:, None], -torch.inf), slope
 
     @staticmethod
@@ -150,15 +152,3 @@ def _absent_rows(call: Call) -> Tensor | None:
 def _without(x: Tensor, hidden: Tensor | None) -> Tensor:
     """x [B, H, N, D] with zeros in the rows that ``hidden`` [B, N] names."""
     return x if hidden is None else x.masked_fill(hidden[:, None, :, None], 0.0)
-
-
-def _diagonals(bias: Tensor, n: int, m: int) -> Tensor:
-    """bias [H, N + M − 1] as [H, N, M]: entry i − j + M − 1."""
-    return bias[:, torch.arange(n, device=bias.device)[:, None] - torch.arange(m, device=bias.device) + m - 1]
-
-
-def _along_diagonals(x: Tensor) -> Tensor:
-    """Sums of x [..., N, M] along its diagonals: [..., N + M − 1], the adjoint of ``_diagonals``."""
-    n, m = x.shape[-2:]
-    at = torch.arange(n, device=x.device)[:, None] - torch.arange(m, device=x.device) + m - 1
-    return x.new_zeros(*x.shape[:-2], n + m - 1).index_add(-1, at.flatten(), x.flatten(-2))
