@@ -10,7 +10,7 @@ from transformers import masking_utils
 import jieyue
 from jieyue.attention import parse
 from jieyue.hf.attention import attention_of
-from jieyue.hf.masks import padding_only
+from jieyue.hf.masks import ask_of, asked_mask
 
 PATTERNS = {"bert": "local(5)", "gpt2": "local(4)+atrous(3)", "llama": "atrous(5)", "roberta": "local(2, step=3)"}
 
@@ -191,20 +191,36 @@ def test_a_compiled_model_needs_no_graph_break():
         assert torch.allclose(one, two, atol=1e-12)
 
 
-def test_masks_are_two_dimensional_and_only_of_known_kinds():
+def test_masks_carry_causality_window_and_padding():
     kept = torch.tensor([[True, True, False]])
-    for known in (masking_utils.causal_mask_function, masking_utils.sliding_window_causal_mask_function(4)):
-        assert padding_only(1, 3, 3, mask_function=known, attention_mask=kept).tolist() == kept.tolist()
-        assert padding_only(1, 3, 3, mask_function=known, attention_mask=kept | True) is None
+    for function, means in (
+        (masking_utils.causal_mask_function, (True, None)),
+        (masking_utils.bidirectional_mask_function, (False, None)),
+        (masking_utils.sliding_window_causal_mask_function(4), (True, 3)),
+        (masking_utils.sliding_window_bidirectional_mask_function(4), (False, 4)),
+        (masking_utils.or_masks(masking_utils.causal_mask_function, lambda *_: torch.tensor(True)), (False, None)),
+    ):
+        mask = asked_mask(1, 3, 3, mask_function=function, attention_mask=kept)
+        ask = ask_of(mask)
+        assert (ask.causal, ask.window) == means and ask.keys.tolist() == kept.tolist()
+        assert mask.shape == (1, 1, 3, 3) and mask.stride()[2] == 0
+        assert ask_of(asked_mask(1, 3, 3, mask_function=function, attention_mask=kept | True)).keys is None
+        assert ask_of(mask[:, :, -1:]).newest == 1 and ask_of(mask.clone()) is None and ask_of(mask[..., :2]) is None
+
+
+def test_masks_of_other_kinds_are_refused():
     packed = masking_utils.packed_sequence_mask_function(torch.zeros(1, 3))
+    causal = masking_utils.causal_mask_function
     for odd in (
-        masking_utils.and_masks(masking_utils.causal_mask_function, packed),
-        masking_utils.or_masks(masking_utils.causal_mask_function, packed),
+        masking_utils.and_masks(causal, packed),
+        masking_utils.or_masks(causal, packed),
+        masking_utils.or_masks(causal, lambda *args: args[2] == args[3]),
         masking_utils.chunked_causal_mask_function(2, torch.zeros(1)),
-        lambda *_: True,
+        masking_utils.sliding_window_overlay(3),
+        lambda *_: torch.tensor(False),
     ):
         with pytest.raises(ValueError, match=r"the model asks for a mask \("):
-            padding_only(1, 3, 3, mask_function=odd, attention_mask=kept)
+            asked_mask(1, 3, 3, mask_function=odd, attention_mask=torch.ones(1, 3, dtype=torch.bool))
 
 
 def _train_one_rank(rank, folder):

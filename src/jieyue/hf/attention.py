@@ -2,29 +2,33 @@
 
 Through transformers' own ``AttentionInterface`` and ``AttentionMaskInterface``: no model code is replaced. An entry takes the
 place of self-attention over all keys; cross-attention stays full, and layers with a window of their own keep it unless a
-comma-separated list names every layer. What cannot be honoured (soft-capping, sinks, position biases, unknown masks, packed
-documents, models outside the interface) is refused, never ignored; each layer's first forward pass is checked to have come
-through here. The choice is written to the model's configuration, under a key of ours and as ``attn_implementation``: our
-loading restores it, plain transformers refuses the name.
+comma-separated list names every layer. Causality and windows come from the mask that the model asks for (``masks``); a small
+forward pass shows beforehand that mask and arguments are all that the model's attention depends on (``probe``). What cannot be
+honoured is refused, never ignored. The choice is written to the model's configuration, under a key of ours and as
+``attn_implementation``: our loading restores it, plain transformers refuses the name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
-from jieyue.attention import Pattern, full, local
+from jieyue.attention import Pattern, full
 from jieyue.errors import InputError, message
 
-from .cache import close_doors, open_doors, state_layer_of
-from .entries import SLOT, LayerAttention, PatternEntry, parse_entry, split_layers
-from .masks import padding_only
+from .attention_call import PREFIX, interface_name, register_attention
+from .cache import close_doors, open_doors
+from .entries import SLOT, Entry, LayerAttention, PatternEntry, parse_entry, split_layers
+from .implementation import held_configs, implementations, own_configs, set_implementations
+from .probe import Seen, look, runs_under_sdpa
 
 __all__ = [
     "FIELD",
@@ -33,86 +37,78 @@ __all__ = [
     "attention_of",
     "interface_name",
     "is_cross",
+    "part_of",
     "register_attention",
     "remove_attention",
     "restore_attention",
     "use_attention",
 ]
 
-PREFIX = "jieyue:"
 FIELD = "jieyue_attention"  # the key of config.json that `load` reads back
 DROPOUT_FIELD = "jieyue_attention_dropout"
+PART_FIELD = "jieyue_attention_part"
 _HANDLE = "jieyue_proof"
 _BEFORE = "jieyue_attention_before"
 _CROSS = ("crossattention", "cross_attn", "encoder_attn", "encdecattention", "cross_attention")
-_NOT_HONOURED = (
-    "softcap", "s_aux", "sinks", "position_bias", "attention_bias", "alibi", "head_mask", "score_mod", "mask_mod", "block_mask",
-    "cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx",
-)  # fmt: skip
 
 
-def interface_name(text: str) -> str:
-    """The name under which transformers knows a model's attention: its text behind ``jieyue:``."""
-    return PREFIX + text
-
-
-def register_attention(text: str) -> str:
-    """Makes transformers know the name, once; a configuration that has it can then be built. Returns the name."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(interface_name(text), attention_forward)
-    AttentionMaskInterface.register(interface_name(text), padding_only)
-    return interface_name(text)
-
-
-def use_attention(model: Any, attention: str | Pattern, *, dropout: float | None = None) -> dict[str, str]:
+def use_attention(
+    model: PreTrainedModel, attention: str | Pattern, *, dropout: float | None = None, part: str | None = None
+) -> dict[str, str]:
     """Gives each self-attention of ``model`` its entry; returns module path -> its text, for the report.
 
     ``attention``: a pattern, the text of an entry, or a comma-separated list tiled over the layers ("local(64),atrous(8)").
-    ``dropout``: in the place of the model's attention dropout in training. ``InputError`` for models outside the interface, shared
-    layers (ALBERT) with a list, lists longer than the layers, and settings that cannot be honoured.
+    ``dropout``: in the place of the model's attention dropout in training. ``part``: the path of the module whose attentions
+    get it ("language_model"); all others stay. ``InputError`` for models outside the interface, shared
+    layers (ALBERT) with a list, lists longer than the layers, and what cannot be honoured; the model is then as it was.
     """
     entries = [parse_entry(text) for text in split_layers(str(attention))]
     if dropout is not None and not 0 <= dropout < 1:
         raise InputError(message(f"use(dropout={dropout})", str(dropout), "0 <= dropout < 1"))
     _check_model(model)
-    modules = list(attention_modules(model))
-    own = [(name, module) for name, module in modules if not is_cross(name, module)]
-    _check_list(model, len(entries), len(own))
+    inside = part_of(model, part)
+    named = [(f"{inside[0]}{name}", module) for name, module in attention_modules(inside[1])]
+    _check_list(model, len(entries), len([name for name, module in named if not is_cross(name, module)]))
+    own_configs(model)
+    configs = _configs_for(model, inside[1], [module for _, module in named])
+    by_sdpa = runs_under_sdpa(model)
+    blank = {
+        module: LayerAttention(PatternEntry(full()), is_cross(name, module), by_sdpa=by_sdpa) for name, module in named
+    }
+    with _bare(model, blank):
+        seen = look(model, blank, configs)
+    given = _assigned(model, named, entries, seen or {}, by_sdpa)
+    for layer in given.values():
+        layer.dropout = dropout
+        layer.entry_for(layer.causal and not layer.cross)  # what cannot be causal is refused here
+    _tell_what_stays(model, entries, list(given.values()))
+    remove_attention(model)
+    for module, layer in given.items():
+        vars(module)[SLOT] = layer
+        vars(module)[_HANDLE] = module.register_forward_hook(_prove)
     text = ",".join(map(str, entries))
-    given: dict[str, LayerAttention] = {}
-    layers: Counter[str] = Counter()  # the list starts anew in each stack, encoder and decoder
-    for name, module in modules:
-        cross, window = is_cross(name, module), _own_window(module)
-        stack = re.split(r"\.\d+\.", name)[0]
-        entry = entries[layers[stack] % len(entries)]
-        if cross:
-            entry = PatternEntry(full())
-        elif window is not None and len(entries) == 1:
-            entry = PatternEntry(local(window))
-        layers[stack] += not cross
-        given[name] = LayerAttention(entry, cross, dropout, window)
-        given[name].entry_for(not cross and getattr(module, "is_causal", True))  # what cannot be causal is refused here
-    for name, module in modules:
-        vars(module)[SLOT] = given[name]
-        if _HANDLE not in vars(module):
-            vars(module)[_HANDLE] = module.register_forward_hook(_prove)
-    if not str(model.config._attn_implementation).startswith(PREFIX):
-        vars(model)[_BEFORE] = model.config._attn_implementation
-    model.set_attn_implementation(register_attention(text))
-    _tell_configs(model, text, dropout)
+    held = held_configs(model)
+    vars(model)[_BEFORE] = implementations(held)
+    set_implementations(configs, [register_attention(text)] * len(configs))
+    for config in configs:
+        config.attn_implementation = interface_name(text)
+    for key, chosen in ((FIELD, text), (DROPOUT_FIELD, dropout), (PART_FIELD, part)):
+        if chosen is not None:
+            setattr(model.config, key, chosen)
     open_doors(model)
     return attention_of(model)
 
 
-def restore_attention(model: Any) -> dict[str, str]:
+def restore_attention(model: PreTrainedModel) -> dict[str, str]:
     """Gives a model that was built from a configuration of ours the attention that it names; {} if it names none."""
     text = getattr(model.config, FIELD, None)
-    return use_attention(model, text, dropout=getattr(model.config, DROPOUT_FIELD, None)) if text else {}
+    if not text:
+        return {}
+    dropout, part = (getattr(model.config, key, None) for key in (DROPOUT_FIELD, PART_FIELD))
+    return use_attention(model, text, dropout=dropout, part=part)
 
 
-def remove_attention(model: Any) -> None:
+def remove_attention(model: PreTrainedModel) -> None:
     """Takes it off: the attention that the model had before, and nothing of ours in model or configuration."""
     if not attention_of(model) and not getattr(model.config, FIELD, None):
         return
@@ -122,10 +118,15 @@ def remove_attention(model: Any) -> None:
         handle = vars(module).pop(_HANDLE, None)
         if handle is not None:
             handle.remove()
-    for config in _configs(model.config):
-        for key in (FIELD, DROPOUT_FIELD, "attn_implementation"):
+    held = held_configs(model)
+    plain = "sdpa" if runs_under_sdpa(model) else "eager"
+    before = vars(model).pop(_BEFORE, None) or [plain] * len(held)
+    set_implementations(held, [plain if str(name).startswith(PREFIX) else name for name in before])
+    for config in held:
+        for key in (FIELD, DROPOUT_FIELD, PART_FIELD):
             vars(config).pop(key, None)
-    model.set_attn_implementation(vars(model).pop(_BEFORE, "sdpa" if model._supports_sdpa else "eager"))
+        if str(vars(config).get("attn_implementation")).startswith(PREFIX):
+            del config.attn_implementation
 
 
 def attention_of(model: nn.Module) -> dict[str, str]:
@@ -156,94 +157,86 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The function that transformers calls: query [B,H,N,D], key and value [B,G,M,D] -> ([B,N,H,D], None)."""
-    layer: LayerAttention | None = vars(module).get(SLOT)
-    if layer is None:
-        raise InputError(f"{type(module).__name__}: no pattern was given to it; call jieyue.use(model, attention=...)")
-    _refuse(module, layer, attention_mask, kwargs)
-    layer.note_call(query, key, value)
-    is_causal = kwargs.get("is_causal")
-    causal = not layer.cross and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    probability = dropout if layer.dropout is None else (layer.dropout if module.training else 0.0)
-    state = state_layer_of(key)
-    if state is not None:
-        if not causal:
-            raise InputError(f"{type(module).__name__}: found a cache and is_causal=False, expected use_cache=False")
-        out = state.attend(query, attention_mask, scaling, probability)
-    elif not layer.cross and query.shape[2] != key.shape[2]:
+def part_of(model: nn.Module, part: str | None) -> tuple[str, nn.Module]:
+    """(path with a dot behind, module) of the one module whose path is ``part`` or ends in it; the model itself for None."""
+    if part is None:
+        return "", model
+    found = {name: one for name, one in model.named_modules() if name == part or name.endswith(f".{part}")}
+    shortest = min(found, key=len, default="")
+    if not found or any(not name.startswith(shortest) for name in found):
+        parts = [name for name, one in model.named_modules() if name and isinstance(one, PreTrainedModel)]
         raise InputError(
-            f"{type(module).__name__}: found {query.shape[2]} queries and {key.shape[2]} keys, so a cache that is not ours; "
-            "expected none (one is made), or the cache that an earlier call of this model returned"
+            message(
+                f"use(part={part!r})", f"{len(found)} modules of that path", f"one of {', '.join(parts) or 'no part'}"
+            )
         )
-    else:
-        out = layer.entry_for(causal).attend(
-            query, key, value, key_mask=attention_mask, scale=scaling, dropout=probability
-        )
-    return out.transpose(1, 2).contiguous(), None
+    return f"{shortest}.", found[shortest]
 
 
-def _refuse(module: nn.Module, layer: LayerAttention, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-    for name in _NOT_HONOURED:
-        if kwargs.get(name) is not None:
-            raise InputError(f"{type(module).__name__}: passes {name}, which a pattern cannot honour; expected none")
-    if kwargs.get("output_attentions"):
-        raise InputError(f"{type(module).__name__}: output_attentions=True, but no attention matrix is ever formed")
-    if kwargs.get("sliding_window") is not None and layer.window is None:
-        raise InputError(
-            f"{type(module).__name__}: passes sliding_window={kwargs['sliding_window']}, which was not there when use() looked; "
-            "expected a window that the module or its configuration names"
+def is_cross(name: str, module: nn.Module) -> bool:
+    return bool(getattr(module, "is_cross_attention", False)) or any(word in name.lower() for word in _CROSS)
+
+
+def _assigned(
+    model: PreTrainedModel,
+    named: Sequence[tuple[str, nn.Module]],
+    entries: Sequence[Entry],
+    seen: Mapping[nn.Module, Seen],
+    by_sdpa: bool,
+) -> dict[nn.Module, LayerAttention]:
+    """The entry of each module: the list starts anew in each stack, encoder and decoder; own windows stay unless named."""
+    given: dict[nn.Module, LayerAttention] = {}
+    layers: Counter[str] = Counter()
+    for name, module in named:
+        fact = seen.get(module)
+        cross = is_cross(name, module) or (fact is not None and fact.cross)
+        stack = re.split(r"\.\d+\.", name)[0]
+        layer = LayerAttention(
+            PatternEntry(full()) if cross else entries[layers[stack] % len(entries)],
+            cross,
+            causal=bool(getattr(module, "is_causal", True)) if fact is None else fact.causal,
+            named=len(entries) > 1,
+            seen=fact is not None,
+            by_sdpa=by_sdpa,
         )
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise InputError(
-            f"{type(module).__name__}: found an attention_mask of shape {list(attention_mask.shape)}, expected [B, M] with "
-            "1 = keep; a prepared four-dimensional mask cannot be honoured by a pattern"
+        layers[stack] += not cross
+        if fact is not None and not cross and not layer.named:
+            layer.keep_window(fact.window)
+        if fact is not None and fact.forwards > 1 and len(entries) > 1:
+            _refuse_shared(model, len(entries))
+        given[module] = layer
+    return given
+
+
+def _tell_what_stays(model: PreTrainedModel, entries: Sequence[Entry], layers: Sequence[LayerAttention]) -> None:
+    """A request that changes nothing is told; ``full()`` asks for nothing where a layer has a window of its own."""
+    own = [layer for layer in layers if not layer.cross]
+    if len(entries) == 1 and str(entries[0]) != "full()" and own and all(layer.window is not None for layer in own):
+        kept = ", ".join(sorted({str(layer.entry) for layer in own}))
+        warnings.warn(
+            f"use(attention={str(entries[0])!r}): nothing changes, each self-attention of {type(model).__name__} has a window of "
+            f"its own and keeps it ({kept}); a list of at least two entries names every layer",
+            stacklevel=4,
         )
 
 
-def _check_model(model: Any) -> None:
-    can = getattr(model, "_can_set_attn_implementation", None)
-    if can is None or not can():
+def _check_model(model: nn.Module) -> None:
+    can = isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
+    if not can:
         raise InputError(
             f"use(attention=...): {type(model).__name__} is outside transformers' attention interface; expected a model such "
             "as BERT, RoBERTa, ModernBERT, GPT-2, BART, Llama, Qwen3 or Mistral"
         )
-    for config in _configs(model.config):
-        for key, does in (
-            ("attn_logit_softcapping", "caps its logits"),
-            ("attn_logit_soft_cap", "caps its logits"),
-            ("relative_attention_num_buckets", "adds position biases"),
-        ):
-            if getattr(config, key, None):
-                raise InputError(
-                    f"use(attention=...): {type(model).__name__} {does} ({key}), which a pattern cannot honour"
-                )
-    for name, module in attention_modules(model):
-        if getattr(module, "sinks", None) is not None:
-            raise InputError(f"use(attention=...): {name} has sinks, which a pattern cannot honour")
 
 
-def _check_list(model: Any, num_entries: int, num_layers: int) -> None:
+def _check_list(model: PreTrainedModel, num_entries: int, num_layers: int) -> None:
     if not num_layers:
         raise InputError(
             f"use(attention=...): {type(model).__name__} has no self-attention of transformers' interface; expected at least one"
         )
-    if num_entries > 1 and getattr(model.config, "num_hidden_groups", num_layers) < getattr(
-        model.config, "num_hidden_layers", 0
-    ):
-        raise InputError(
-            f"use(attention=...): found a list of {num_entries} entries, but the layers of {type(model).__name__} share one "
-            "module; expected one entry, or layers unshared by jieyue.unshare(model)"
-        )
+    groups = getattr(model.config, "num_hidden_groups", None)
+    if num_entries > 1 and groups is not None and groups < model.config.num_hidden_layers and num_layers <= groups:
+        _refuse_shared(model, num_entries)
     if num_entries > num_layers:
         raise InputError(
             f"use(attention=...): found a list of {num_entries} entries, expected at most one for each of the {num_layers} "
@@ -251,41 +244,43 @@ def _check_list(model: Any, num_entries: int, num_layers: int) -> None:
         )
 
 
-def is_cross(name: str, module: nn.Module) -> bool:
-    return bool(getattr(module, "is_cross_attention", False)) or any(word in name.lower() for word in _CROSS)
+def _refuse_shared(model: PreTrainedModel, num_entries: int) -> None:
+    raise InputError(
+        f"use(attention=...): found a list of {num_entries} entries, but the layers of {type(model).__name__} share one "
+        "module; expected one entry, or layers unshared by jieyue.unshare(model)"
+    )
 
 
-def _own_window(module: nn.Module) -> int | None:
-    """How far the module's own window reaches to each side; None for attention over all keys.
-
-    transformers counts a causal window with the query itself (w keys: offsets 0 … w-1), and ModernBERT stores its half
-    window plus one; either way the pattern is ``local(w - 1)``.
-    """
-    config = getattr(module, "config", None)
-    window = getattr(module, "sliding_window", None)
-    if window is None and getattr(config, "layer_types", None) is None:
-        window = getattr(config, "sliding_window", None)
-    return None if window is None or window <= 0 else int(window) - 1
-
-
-def _configs(config: Any) -> Iterator[Any]:
-    yield config
-    for key in getattr(config, "sub_configs", {}):
-        inner = getattr(config, key, None)
-        if inner is not None:
-            yield from _configs(inner)
+def _configs_for(model: PreTrainedModel, inside: nn.Module, modules: Sequence[nn.Module]) -> list[PretrainedConfig]:
+    """The configurations in which these modules, and what makes their masks, look attention up; no other module's."""
+    if inside is model:
+        return held_configs(model)
+    chosen = {id(config): config for config in held_configs(inside)}
+    others = [one for _, one in attention_modules(model) if one not in set(modules)]
+    taken = {id(config) for one in others for config in vars(one).values() if isinstance(config, PretrainedConfig)}
+    if taken & set(chosen):
+        raise InputError(
+            f"use(part=...): {type(inside).__name__} shares its configuration with attention outside of it; expected a part "
+            "with a configuration of its own, such as the language model of a vision-language model"
+        )
+    return list(chosen.values())
 
 
-def _tell_configs(model: Any, text: str, dropout: float | None) -> None:
-    for config in _configs(model.config):
-        config.attn_implementation = interface_name(text)
-    setattr(model.config, FIELD, text)
-    vars(model.config).pop(DROPOUT_FIELD, None)
-    if dropout is not None:
-        setattr(model.config, DROPOUT_FIELD, dropout)
+@contextlib.contextmanager
+def _bare(model: nn.Module, modules: Mapping[nn.Module, LayerAttention]) -> Iterator[None]:
+    """Without what an earlier ``use`` put there, for a while."""
+    before = {module: vars(module).pop(SLOT) for module in modules if SLOT in vars(module)}
+    close_doors(model)
+    try:
+        yield
+    finally:
+        for module, layer in before.items():
+            vars(module)[SLOT] = layer
+        if before:
+            open_doors(model)
 
 
-def _prove(module: nn.Module, *_: Any) -> None:
+def _prove(module: nn.Module, *_: object) -> None:
     """After a module's forward pass: it must have come through ``attention_forward``."""
     layer = vars(module).get(SLOT)
     if layer is not None and not layer.called:

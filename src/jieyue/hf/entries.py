@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jieyue.attention import Call, Pattern, State, attend, parse, why
+from jieyue.attention import Call, Pattern, State, attend, local, parse, why
 from jieyue.errors import InputError
 from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, attend_hybrid, attend_linear, attend_window
 from jieyue.linear.features import resolve
 from jieyue.linear.hybrid import near_window
+
+from .masks import Ask
 
 __all__ = [
     "SLOT",
@@ -30,6 +32,7 @@ __all__ = [
     "LinearEntry",
     "Memory",
     "PatternEntry",
+    "Watch",
     "WindowEntry",
     "parse_entry",
     "split_layers",
@@ -245,10 +248,18 @@ class HybridEntry:
         return _continued(memory or HybridState(self.near, self.features, near_scale=scale), out, q, k, v, key_mask)
 
 
+class Watch(Protocol):
+    """Computes a call in an entry's place, [B, H, N, D] -> [B, H, N, V], while ``use`` looks at what a model asks for."""
+
+    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | None) -> Tensor: ...
+
+
 @dataclass
 class LayerAttention:
-    """What one attention module got; ``dropout`` None = the model's, ``window`` its own, ``called`` once it ran through ours.
+    """What one attention module got; ``dropout`` None = the model's, ``called`` once it ran through ours.
 
+    ``window``: the model's own, which ``entry`` is unless ``named`` (a list names every layer); ``seen``: whether causality and
+    window were seen, else the first call tells them; ``by_sdpa``: whether the model runs under SDPA too.
     ``engines``: what ``attention.why`` said at its first forward pass, for a pattern; the first without a reason ran.
     """
 
@@ -256,9 +267,33 @@ class LayerAttention:
     cross: bool = False
     dropout: float | None = None
     window: int | None = None
+    causal: bool = False
+    named: bool = False
+    seen: bool = False
+    by_sdpa: bool = True
     called: bool = False
     engines: tuple[tuple[str, str | None], ...] = ()
+    watch: Watch | None = None
     _causal: Entry | None = None
+
+    def hear(self, name: str, ask: Ask) -> None:
+        """Compares what a call asks for with what ``use`` saw; the first call of a layer that it could not see tells it."""
+        if self.cross or self.named:
+            return
+        if not self.seen:
+            self.seen = True
+            self.keep_window(ask.window)
+        if ask.window != self.window:
+            raise InputError(
+                f"{name}: asks for a window of {ask.window} to each side, where use() saw {self.window}; expected the same "
+                "window in every call"
+            )
+
+    def keep_window(self, window: int | None) -> None:
+        """The model's own window takes the place of the entry."""
+        self.window = window
+        if window is not None:
+            self.entry, self._causal = PatternEntry(local(window)), None
 
     def note_call(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Remembers that the module ran, and the first time by which engine, and why by no other."""

@@ -1,53 +1,98 @@
-"""What transformers' mask factory hands our attention: the padding, two-dimensional, and a refusal of all it cannot say.
+"""What a model asks of its attention, read from the mask that it asks transformers for, and handed on with it.
 
-transformers builds masks from a ``mask_function`` (causal, bidirectional, sliding, packed documents, overlays of images …).
-Our kernels take causality and windows from the module and the pattern, and padding as [B, M]; so only mask functions that
-say no more than that are let through. Anything else would be ignored in silence, and is refused instead.
+transformers builds a mask from a ``mask_function``: causal, bidirectional, sliding, unions and intersections of these, packed
+documents, overlays of images. ``asked_mask``, registered in the place of the mask factory, reads it as an interval of offsets:
+
+    query i sees key j  <=>  lo <= i - j <= hi,  and key j is kept
+
+and hands on an ``Ask``, tied to a mask of transformers' usual shape that holds no memory of its own. The attention function
+finds it by ``ask_of``. What is no such interval (documents, chunks, images, the user's own functions) is refused.
 """
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from transformers import masking_utils
 from transformers.utils import is_tracing
 
 from jieyue.errors import InputError
 
-__all__ = ["padding_only"]
+__all__ = ["Ask", "ask_of", "asked_mask"]
+
+_TAG = "jieyue_ask"  # on a mask that `asked_mask` made: what it means
+_Function = Callable[..., Tensor | bool]
+_Interval = tuple[float, float]  # the offsets i - j that are seen, both ends included
+_ALL = (-torch.inf, torch.inf)
 
 
-def padding_only(
+@dataclass(frozen=True)
+class Ask:
+    """What one attention call is to compute, besides its pattern.
+
+    ``causal``: no key after the query; ``window``: how far the model's own window reaches to each side, None = no window;
+    ``keys``: bool [B, M], True = keep, None = all; ``rows``: how many queries the mask was made for, and ``newest`` of them,
+    the last ones, are asked for; ``skipped``: whether transformers' SDPA leaves the mask out where nothing is padded, so that
+    the module's ``is_causal`` decides there.
+    """
+
+    causal: bool
+    window: int | None = None
+    keys: Tensor | None = None
+    rows: int = 0
+    newest: int = 0
+    skipped: bool = False
+
+
+def asked_mask(
     batch_size: int,
-    q_length: int | None = None,
-    kv_length: int = 0,
+    q_length: int,
+    kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
+    mask_function: _Function = masking_utils.causal_mask_function,
     attention_mask: Tensor | None = None,
-    **_: Any,
-) -> Tensor | None:
-    """The keys to keep, bool [B, kv_length], or None when all are; no tensor of queries times keys is ever made.
+    allow_is_causal_skip: bool = False,
+    allow_is_bidirectional_skip: bool = False,
+    device: torch.device | str = "cpu",
+    **_: object,
+) -> Tensor:
+    """In the place of transformers' mask factory: bool [B, 1, N, M], broadcast over N, with its ``Ask``.
 
-    Registered with ``AttentionMaskInterface``. ``InputError`` for packed documents, chunked or blockwise masks and any
-    mask function of the model's or the user's own.
+    ``attention_mask`` [B, M], True = keep. ``InputError`` for packed documents, chunked or blockwise masks and any mask
+    function of the model's or the user's own; no tensor of N times M numbers is made.
     """
-    if mask_function is not None:
-        odd = _unknown_part(mask_function)
-        if odd is not None:
-            raise InputError(
-                f"use(attention=...): the model asks for a mask ({odd}) that the pattern cannot honour; expected causal, "
-                "bidirectional or sliding-window masks with padding. Packed documents need an attention_mask or separate rows"
-            )
-    if attention_mask is None:
+    causal, window = _meaning(mask_function)
+    kept = None if attention_mask is None else _kept(attention_mask, kv_length, kv_offset)
+    shown = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device) if kept is None else kept.clone()
+    ask = Ask(causal, window, kept, q_length, q_length, allow_is_causal_skip or allow_is_bidirectional_skip)
+    setattr(shown, _TAG, ask)
+    mask = shown[:, None, None, :].expand(-1, 1, q_length, -1)
+    setattr(mask, _TAG, ask)
+    return mask
+
+
+def ask_of(mask: Tensor) -> Ask | None:
+    """What a mask that ``asked_mask`` made means, or one with its last query rows only; None for any other mask."""
+    found: Ask | None = getattr(mask, _TAG, None)
+    if found is not None or mask.ndim != 4 or torch.compiler.is_compiling() or mask._base is None:
+        return found
+    found = getattr(mask._base, _TAG, None)
+    if found is None or mask.shape[0] != mask._base.shape[0] or mask.shape[3] != mask._base.shape[1]:
         return None
+    return replace(found, newest=mask.shape[2])
+
+
+def _kept(attention_mask: Tensor, kv_length: int, kv_offset: int) -> Tensor | None:
     if attention_mask.ndim != 2:
         raise InputError(f"attention_mask: found shape {list(attention_mask.shape)}, expected [B, M], True = keep")
-    kept = attention_mask[:, kv_offset : kv_offset + kv_length]
-    missing = kv_length - kept.shape[1]
-    if missing > 0:  # a mask may be shorter than the keys only where a cache is longer than what was seen
+    kept = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
+    if kept.shape[1] < kv_length:  # a mask may be shorter than the keys only where a cache is longer than what was seen
         raise InputError(
             f"attention_mask: found width {attention_mask.shape[1]}, expected {kv_offset + kv_length} keys; "
             "static caches are not supported with a pattern"
@@ -57,20 +102,69 @@ def padding_only(
     return kept
 
 
-def _unknown_part(mask_function: Callable[..., Any]) -> str | None:
-    """The name of a part that is neither causal, bidirectional nor a sliding window; None when all parts are known."""
-    if mask_function in (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function):
-        return None
-    name = getattr(mask_function, "__qualname__", repr(mask_function))
-    home = getattr(mask_function, "__module__", "")
-    if home == masking_utils.__name__ and name.startswith("and_masks."):
-        parts = [part for cell in mask_function.__closure__ or () for part in _functions(cell.cell_contents)]
-        return next((odd for odd in map(_unknown_part, parts) if odd is not None), None)
-    windows = ("sliding_window_overlay.", "sliding_window_bidirectional_overlay.")
-    if home == masking_utils.__name__ and name.startswith(windows):
-        return None
-    return name.split(".")[0]
+def _meaning(function: _Function) -> tuple[bool, int | None]:
+    """(causal, window) of a mask function; ``InputError`` for one that says anything else."""
+    interval = _interval(function)
+    if not isinstance(interval, str):
+        lo, hi = interval
+        window = None if hi == torch.inf else int(hi)
+        if lo in (0, -hi):
+            return lo == 0, window
+    raise InputError(
+        f"use(attention=...): the model asks for a mask ({interval}) that the pattern cannot honour; expected causal, "
+        "bidirectional or sliding-window masks with padding. Packed documents need an attention_mask or separate rows"
+    )
 
 
-def _functions(content: Any) -> list[Callable[..., Any]]:
-    return [part for part in content if callable(part)] if isinstance(content, tuple | list) else []
+def _interval(function: _Function) -> _Interval | str:
+    """The offsets that a mask function shows; the name of what is no interval of offsets."""
+    if function is masking_utils.causal_mask_function:
+        return 0, torch.inf
+    if function is masking_utils.bidirectional_mask_function:
+        return _ALL
+    name = getattr(function, "__qualname__", repr(function)).split(".")[0]
+    home = getattr(function, "__module__", "")
+    inside = _closure(function)
+    if home == masking_utils.__name__ and name in ("and_masks", "or_masks"):
+        functions = inside.get("mask_functions")
+        assert isinstance(functions, tuple)
+        return _joined([_interval(part) for part in functions], name, union=name == "or_masks")
+    window = inside.get("sliding_window")
+    if isinstance(window, int) and set(inside) == {"sliding_window"}:
+        known = {
+            (masking_utils.__name__, "sliding_window_overlay"): (-torch.inf, window - 1),
+            (masking_utils.__name__, "sliding_window_bidirectional_overlay"): (-window, window),
+            # bidirectional Gemma 3: keys less than `sliding_window` away
+            ("transformers.models.gemma3.modeling_gemma3", "_bidirectional_window_overlay"): (1 - window, window - 1),
+        }
+        return known.get((home, name), name)
+    return _ALL if _is_always_true(function) else name
+
+
+def _joined(parts: list[_Interval | str], name: str, *, union: bool) -> _Interval | str:
+    intervals: list[_Interval] = []
+    for part in parts:
+        if isinstance(part, str):
+            return part
+        intervals.append(part)
+    lows, highs = zip(*intervals, strict=True)
+    if not union:
+        return max(lows), min(highs)
+    widest = (min(lows), max(highs))
+    return widest if widest in intervals else name  # a union of overlapping halves is left alone
+
+
+def _is_always_true(function: _Function) -> bool:
+    """Whether a function looks at nothing, its arguments included, and says True."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_freevars or code.co_argcount or not code.co_flags & inspect.CO_VARARGS:
+        return False
+    looks = any(step.opname.startswith("LOAD_FAST") for step in dis.get_instructions(code))
+    return not looks and bool(function())
+
+
+def _closure(function: _Function) -> dict[str, object]:
+    """Name -> value of what a function closes over."""
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None) or ()
+    return dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=False)) if code else {}

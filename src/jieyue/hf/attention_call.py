@@ -1,0 +1,116 @@
+"""One attention call of a transformers model, under an entry of ours: what it asks for is honoured, or refused by name.
+
+transformers hands over q, k, v, the mask that ``masks.asked_mask`` made, and keyword arguments. What the model wants is read
+from the mask; a keyword that is not known (``keywords``) is refused.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jieyue.errors import InputError
+
+from .cache import state_layer_of
+from .entries import SLOT, LayerAttention
+from .keywords import refuse_keywords
+from .masks import Ask, ask_of, asked_mask
+
+__all__ = ["PREFIX", "attention_forward", "interface_name", "register_attention"]
+
+PREFIX = "jieyue:"
+
+
+def interface_name(text: str) -> str:
+    """The name under which transformers knows a model's attention: its text behind ``jieyue:``."""
+    return PREFIX + text
+
+
+def register_attention(text: str) -> str:
+    """Makes transformers know the name, once; a configuration that has it can then be built. Returns the name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(interface_name(text), attention_forward)
+    AttentionMaskInterface.register(interface_name(text), asked_mask)
+    return interface_name(text)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls: query [B,H,N,D], key [B,G,M,D], value [B,G,M,V] -> ([B,N,H,V], None)."""
+    layer: LayerAttention | None = vars(module).get(SLOT)
+    if layer is None:
+        raise InputError(f"{type(module).__name__}: no pattern was given to it; call jieyue.use(model, attention=...)")
+    name = type(module).__name__
+    refuse_keywords(name, kwargs)
+    ask = _asked(module, layer, attention_mask, kwargs.get("is_causal"))
+    if layer.watch is not None:
+        return layer.watch(module, query, key, value, ask, scaling).transpose(1, 2).contiguous(), None
+    layer.hear(name, ask)
+    layer.note_call(query, key, value)
+    probability = dropout if layer.dropout is None else (layer.dropout if module.training else 0.0)
+    state = state_layer_of(key)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if num_queries != num_keys and not layer.cross:
+        query = _aligned(name, query, num_keys, ask)
+    if state is not None:
+        if not ask.causal:
+            raise InputError(f"{name}: found a cache and attention to later tokens, expected use_cache=False")
+        out = state.attend(
+            layer, getattr(module, "layer_idx", None), (query, key, value), ask.keys, scaling, probability
+        )
+    else:
+        entry = layer.entry_for(ask.causal and not layer.cross)
+        out = entry.attend(query, key, value, key_mask=ask.keys, scale=scaling, dropout=probability)
+    return out[:, :, out.shape[2] - num_queries :].transpose(1, 2).contiguous(), None
+
+
+def _asked(module: nn.Module, layer: LayerAttention, mask: Tensor | None, stated: object) -> Ask:
+    """What the call wants. Without a mask, or where SDPA would leave it out, the module's ``is_causal`` must not contradict."""
+    name = type(module).__name__
+    own = getattr(module, "is_causal", True)  # as SDPA reads it
+    said = own if stated is None else stated
+    if mask is None:
+        if layer.cross or not layer.by_sdpa:
+            return Ask(causal=False)
+        if said:
+            raise InputError(
+                f"{name}: has no mask but is_causal=True, so that its own eager and SDPA attention differ; expected a mask"
+            )
+        return Ask(causal=False)
+    ask = ask_of(mask)
+    if ask is None:
+        raise InputError(
+            f"{name}: found an attention_mask of shape {list(mask.shape)} of its own or the caller's making, expected [B, M] "
+            "with 1 = keep; a prepared four-dimensional mask cannot be honoured by a pattern"
+        )
+    # A keyword may be False only because there is a mask (Moonshine): one of the two words must agree
+    if layer.by_sdpa and ask.skipped and not layer.cross and ask.causal not in (bool(own), bool(said)):
+        raise InputError(
+            f"{name}: its mask is {'' if ask.causal else 'not '}causal, but the module says is_causal={said}, so that its own "
+            "eager and SDPA attention differ; expected a model that agrees with itself"
+        )
+    return ask
+
+
+def _aligned(name: str, query: Tensor, num_keys: int, ask: Ask) -> Tensor:
+    """Queries for the last rows only, behind zeros for the rows that are not asked for."""
+    missing = num_keys - query.shape[2]
+    if missing <= 0 or not ask.causal or ask.newest != query.shape[2] or ask.rows != num_keys:
+        if torch.compiler.is_compiling():
+            return query
+        raise InputError(
+            f"{name}: found {query.shape[2]} queries and {num_keys} keys in self-attention, expected as many; either it keeps "
+            "keys in a place of its own, or the keys were changed after a cache of ours: call with use_cache=False"
+        )
+    return F.pad(query, (0, 0, missing, 0))
