@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 
-from .cache import state_layer_of
 from .entries import SLOT, LayerAttention
 from .keywords import refuse_keywords
 from .masks import Ask, ask_of, asked_mask
+from .memory import state_layer_of
 
 __all__ = ["PREFIX", "attention_forward", "interface_name", "register_attention"]
 

@@ -53,14 +53,11 @@ def asked_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int = 0,
     kv_offset: int = 0,
     mask_function: _Function = masking_utils.causal_mask_function,
     attention_mask: Tensor | None = None,
-    allow_is_causal_skip: bool = False,
-    allow_is_bidirectional_skip: bool = False,
     device: torch.device | str = "cpu",
-    **_: object,
+    **others: object,
 ) -> Tensor:
     """In the place of transformers' mask factory: bool [B, 1, N, M], broadcast over N, with its ``Ask``.
 
@@ -70,7 +67,8 @@ def asked_mask(
     causal, window = _meaning(mask_function)
     kept = None if attention_mask is None else _kept(attention_mask, kv_length, kv_offset)
     shown = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device) if kept is None else kept.clone()
-    ask = Ask(causal, window, kept, q_length, q_length, allow_is_causal_skip or allow_is_bidirectional_skip)
+    skipped = bool(others.get("allow_is_causal_skip") or others.get("allow_is_bidirectional_skip"))
+    ask = Ask(causal, window, kept, q_length, q_length, skipped)
     setattr(shown, _TAG, ask)
     mask = shown[:, None, None, :].expand(-1, 1, q_length, -1)
     setattr(mask, _TAG, ask)

@@ -24,6 +24,7 @@ from .attention_call import register_attention
 from .entries import SLOT, LayerAttention, PatternEntry
 from .implementation import running
 from .masks import Ask
+from .prefix import PrefixLM
 
 __all__ = ["Seen", "look", "runs_under_sdpa"]
 
@@ -69,6 +70,8 @@ def look(
     differ from the model's own though every call was computed as it asked. The model is left as it was.
     """
     inputs = _inputs(model)
+    if isinstance(model, PrefixLM):  # makes masks of its own, and refuses calls under any attention but its own
+        return None
     if inputs is None or any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters()):
         return None
     name = type(model).__name__

@@ -1,0 +1,303 @@
+"""The law of ``use``, tried on a type: ``full()`` leaves every output as it is, and a pattern equals its mask; or it is refused.
+
+``check_family("llama")`` gives a row of docs/families.md. Everything in float64 on a tiny model with fresh weights; the oracle
+is the model's own four-dimensional mask and ``Pattern.mask``, softmax written out. Unchanged: within 1e-12, or 10 times what
+the model's own SDPA and eager attention differ by, of max(1, largest output).
+
+    forward   full() = the model, padded and not; a pattern = the oracle
+    cached    a call, a token and a chunk over our cache = the whole in one call
+    generate  greedy tokens under full() = the model's; under a pattern with cache = without
+    trained   gradients under full() = the model's
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from jieyue.attention import Pattern, parse
+from jieyue.errors import InputError
+
+from .attention import use_attention
+from .implementation import held_configs, running
+from .probe import runs_under_sdpa
+from .tiny import tiny_config, tiny_inputs, tiny_model
+
+__all__ = ["COLUMNS", "FamilyRow", "check_family", "check_model"]
+
+COLUMNS = ("forward", "cached", "generate", "trained")
+PATTERN = "local(3)+atrous(5)"
+_ORACLE = "jieyue families oracle"
+_FLOOR = 1e-12
+_Inputs = dict[str, Tensor]
+
+
+@dataclass
+class FamilyRow:
+    """One line of the page. ``outcome``: "equal", "refused", "not built", "wrong" or "crash"; ``why`` says more.
+
+    ``found``: column -> "equal", "refused: …", "wrong: …", "crash: …", or "–" where the plain model has no such thing.
+    """
+
+    model_type: str
+    tried: str = ""
+    outcome: str = "not built"
+    why: str = ""
+    found: dict[str, str] = field(default_factory=dict)
+
+
+def check_family(model_type: str) -> FamilyRow:
+    """Builds a tiny model of the type and checks it."""
+    try:
+        model = tiny_model(tiny_config(model_type))
+    except InputError as error:
+        return FamilyRow(model_type, why=_short(error))
+    return check_model(model_type, model)
+
+
+def check_model(model_type: str, model: PreTrainedModel, inputs: _Inputs | None = None) -> FamilyRow:
+    """The row of one model, in float64 and ``eval`` mode; ``inputs``: a call of it, made up where None."""
+    row = FamilyRow(model_type, type(model).__name__)
+    inputs = tiny_inputs(model) if inputs is None else inputs
+    try:
+        plain = _output(model, inputs) if inputs else None
+    except Exception as error:
+        plain, row.why = None, f"the plain model does not run on {', '.join(inputs)}: {_short(error)}"
+    try:
+        for text in ("full()", PATTERN):
+            use_attention(copy.deepcopy(model), text)
+    except InputError as error:
+        row.outcome, row.why = "refused", _short(error)
+        return row
+    except Exception as error:
+        row.outcome, row.why = "crash", f"use: {_short(error)}"
+        return row
+    if plain is None:
+        row.why = row.why or "made-up inputs of this kind are not known"
+        return row
+    row.found["forward"] = _said(lambda: _forward(model, inputs))
+    row.found["cached"] = _said(lambda: _cached(model, inputs)) if _keeps_cache(model) else "–"
+    row.found["generate"] = _said(lambda: _generate(model, inputs)) if model.can_generate() else "–"
+    row.found["trained"] = _said(lambda: _trained(model, inputs))
+    first = {said.split(":")[0]: said for said in reversed(row.found.values())}
+    forward = row.found["forward"]
+    row.outcome = next((bad for bad in ("wrong", "crash") if bad in first), forward.split(":")[0])
+    row.why = first.get(row.outcome, "").partition(": ")[2] if row.outcome != "equal" else ""
+    return row
+
+
+def _said(check: Callable[[], str | None]) -> str:
+    """ "equal", or what a check found or raised."""
+    try:
+        return check() or "equal"
+    except InputError as error:
+        return f"refused: {_short(error)}"
+    except _PlainFailsError:
+        return "–"
+    except Exception as error:
+        return f"crash: {_short(error)}"
+
+
+class _PlainFailsError(Exception):
+    """The plain model cannot do this on these inputs."""
+
+
+_T = TypeVar("_T")
+
+
+def _plain(call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except Exception as error:
+        raise _PlainFailsError(_short(error)) from error
+
+
+def _forward(model: PreTrainedModel, inputs: _Inputs) -> str | None:
+    unpadded = {name: torch.ones_like(x) if name == "attention_mask" else x for name, x in inputs.items()}
+    for given in (unpadded, inputs):
+        plain, allowed = _own(model, given)
+        found = _output(_used(model, "full()"), given)
+        apart = _apart(found, plain, given)
+        if apart > allowed:
+            return f"wrong: full() changes the output by {apart:.0e}"
+        patterned = copy.deepcopy(model)
+        entries = use_attention(patterned, PATTERN)
+        apart = _apart(_output(patterned, given), _oracle(model, entries, given), given)
+        if apart > allowed:
+            return f"wrong: the pattern differs from its mask by {apart:.0e}"
+    return None
+
+
+def _own(model: PreTrainedModel, given: _Inputs) -> tuple[Tensor, float]:
+    """The model's output, and how far from it is unchanged."""
+    plain = _plain(lambda: _output(model, given))
+    configs = held_configs(model)
+    with running(configs, "eager"):
+        eager = _plain(lambda: _output(model, given))
+    noise = 0.0
+    try:
+        with running(configs, "sdpa"):
+            noise = _apart(_output(model, given), eager, given)
+    except Exception:
+        assert not runs_under_sdpa(model)
+    if noise > 1e-5 and not runs_under_sdpa(model):
+        noise = 0.0  # SDPA is not this model's own: it may ignore what eager does not
+    # an eager attention that rounds its weights to float32 is no closer than that to anything
+    return plain, max(_FLOOR, 10 * noise, 0.0 if runs_under_sdpa(model) else 1e-6)
+
+
+def _cached(model: PreTrainedModel, inputs: _Inputs) -> str | None:
+    ids = inputs["input_ids"]
+    fixed = {} if "decoder_input_ids" not in inputs else {"input_ids": ids}
+    name = "decoder_input_ids" if fixed else "input_ids"
+    ids = inputs[name][:, :16]
+    plain = _plain(lambda: _output(model, fixed | {name: ids}))
+    _plain(lambda: model(**fixed, **{name: ids[:, :9]}, use_cache=True).past_key_values)
+    for text in ("full()", PATTERN):
+        used = _used(model, text)
+        whole = _output(used, fixed | {name: ids})
+        if text == "full()" and float((whole - plain).abs().max()) > 1e-6 * max(1.0, float(plain.abs().max())):
+            return "wrong: full() without padding"
+        past, rows = None, []
+        for first, last in ((0, 9), (9, 10), (10, 16)):
+            more: dict[str, object] = {} if past is None else {"past_key_values": past}
+            with torch.no_grad():
+                found = used(**fixed, **{name: ids[:, first:last]}, **more, use_cache=True)
+            past = found.past_key_values
+            rows.append(found[0])
+        apart = float((torch.cat(rows, 1) - whole).abs().max()) / max(1.0, float(whole.abs().max()))
+        if apart > _steps_allowed(model, fixed, name, ids):
+            return f"wrong: steps under {text} differ by {apart:.0e}"
+    return None
+
+
+def _steps_allowed(model: PreTrainedModel, fixed: _Inputs, name: str, ids: Tensor) -> float:
+    """1e-12, or 10 times what the plain model's own cached steps differ from its whole by."""
+    with torch.no_grad():
+        whole = _output(model, fixed | {name: ids})
+        past = model(**fixed, **{name: ids[:, :9]}, use_cache=True).past_key_values
+        last = model(**fixed, **{name: ids[:, 9:]}, past_key_values=past, use_cache=True)[0]
+    return max(1e-11, 10 * float((last - whole[:, 9:]).abs().max()) / max(1.0, float(whole.abs().max())))
+
+
+def _generate(model: PreTrainedModel, inputs: _Inputs) -> str | None:
+    ids = inputs["input_ids"][:, :12]
+    mask = torch.ones_like(ids)
+    if "decoder_input_ids" not in inputs:
+        mask[1, :4] = 0
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+    def written(one: PreTrainedModel, **more: bool) -> Tensor:
+        found = one.generate(ids, attention_mask=mask, **settings, **more)  # type: ignore[operator]
+        assert isinstance(found, Tensor)
+        return found
+
+    plain = _plain(lambda: written(model))
+    if not torch.equal(written(_used(model, "full()")), plain):
+        return "wrong: full() writes other tokens"
+    patterned = _used(model, PATTERN)
+    if not torch.equal(written(patterned), written(patterned, use_cache=False)):
+        return "wrong: a pattern writes other tokens with a cache than without"
+    return None
+
+
+def _trained(model: PreTrainedModel, inputs: _Inputs) -> str | None:
+    def gradients(one: PreTrainedModel) -> list[Tensor]:
+        one.zero_grad()
+        _output(one, inputs, grad=True).tanh().square().mean().backward()
+        return [p.grad.clone() for p in one.parameters() if p.grad is not None]
+
+    plain = _plain(lambda: gradients(copy.deepcopy(model)))
+    ours = gradients(_used(model, "full()"))
+    if len(ours) != len(plain):
+        return f"wrong: {len(ours)} gradients in the place of {len(plain)}"
+    largest = max((float(g.abs().max()) for g in plain), default=0.0)
+    apart = max((float((a - b).abs().max()) for a, b in zip(ours, plain, strict=True)), default=0.0)
+    return f"wrong: gradients change by {apart:.0e} of {largest:.0e}" if apart > 1e-6 * max(1.0, largest) else None
+
+
+def _used(model: PreTrainedModel, text: str) -> PreTrainedModel:
+    twin = copy.deepcopy(model)
+    use_attention(twin, text, dropout=0.0)
+    return twin
+
+
+def _output(model: PreTrainedModel, given: _Inputs, grad: bool = False) -> Tensor:
+    takes = inspect.signature(type(model).forward).parameters
+    settings = {"use_cache": False} if "use_cache" in takes else {}
+    with torch.set_grad_enabled(grad):
+        found = model(**given, **settings)
+    return next(x for x in (found if isinstance(found, tuple) else found.values()) if isinstance(x, Tensor))
+
+
+def _apart(found: Tensor, expected: Tensor, given: _Inputs) -> float:
+    mask = given.get("attention_mask")
+    if mask is not None and "decoder_input_ids" not in given and expected.shape[:2] == mask.shape:
+        found, expected = found[mask.bool()], expected[mask.bool()]
+    assert bool(found.isfinite().all())
+    return float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+
+
+def _keeps_cache(model: PreTrainedModel) -> bool:
+    takes = inspect.signature(type(model).forward).parameters
+    return "past_key_values" in takes and "use_cache" in takes and "input_ids" in takes and model.can_generate()
+
+
+def _oracle(model: PreTrainedModel, entries: dict[str, str], given: _Inputs) -> Tensor:
+    """The output with each self-attention under the model's own mask and its pattern's, all scores written out."""
+    twin = copy.deepcopy(model)
+    patterns = {twin.get_submodule(name): parse(text) for name, text in entries.items()}
+    AttentionInterface.register(_ORACLE, _Dense(patterns))
+    AttentionMaskInterface.register(_ORACLE, _whole_mask)
+    with running(held_configs(twin), _ORACLE):
+        return _output(twin, given)
+
+
+class _Dense:
+    """An attention function for transformers: the mask, and a pattern where the module has one."""
+
+    def __init__(self, patterns: dict[nn.Module, Pattern]) -> None:
+        self.patterns = patterns
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        n, m = query.shape[2], key.shape[2]
+        scores = query @ key.repeat_interleave(groups, 1).mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        sees = torch.ones(1, 1, n, m, dtype=torch.bool) if attention_mask is None else attention_mask
+        if sees.dtype != torch.bool:
+            scores, sees = scores + sees, sees > torch.finfo(sees.dtype).min / 2
+        if module in self.patterns:
+            sees = sees & self.patterns[module].mask(n, m, q_offset=m - n)
+        weights = scores.masked_fill(~sees, -torch.inf).softmax(-1).nan_to_num(0.0)
+        return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous(), None
+
+
+def _whole_mask(*args: object, **kwargs: object) -> Tensor | None:
+    kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    found: Tensor | None = sdpa_mask(*args, **kwargs)  # type: ignore[arg-type]
+    return found
+
+
+def _short(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).replace("use(attention=...): ", "")
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return kind + (text if len(text) <= 160 else text[:157] + "…")
