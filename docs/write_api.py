@@ -149,7 +149,9 @@ def fields(node: ast.ClassDef) -> list[str]:
         return []
     found = [part for part in node.body if isinstance(part, ast.AnnAssign) and "ClassVar" not in ast.unparse(part)]
     texts = [ast.unparse(part) for part in found if not ast.unparse(part.target).startswith("_")]
-    return [re.sub(r"field\(default(_factory)?=(.*)\)$", r"\2", text) for text in texts]
+    texts = [re.sub(r"field\(default(_factory)?=(.*)\)$", r"\2", text) for text in texts]
+    keyword_only = any("kw_only=True" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return ["*", *texts] if keyword_only and texts else texts
 
 
 def signature(name: str, node: Function | ast.ClassDef) -> str:

@@ -2,8 +2,10 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,29 @@ def takes_tensors(node):
 def test_the_page_is_what_the_docstrings_say():
     committed = write_api.PAGE.read_text(encoding="utf-8")
     assert committed == write_api.page(), "docs/api.md is stale: python docs/write_api.py"
+
+
+def keyword_only(entry):
+    """The parameters that the real object takes by name alone; a builtin's own constructor tells none."""
+    try:
+        found = inspect.signature(getattr(import_module(entry.module), entry.name)).parameters.values()
+    except ValueError:
+        return []
+    return [one.name for one in found if one.kind is one.KEYWORD_ONLY]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=named)
+def test_keyword_only_parameters_stand_behind_a_star(entry):
+    """What must be given by name is shown so: as the real signature has it, not as its fields stand in the source."""
+    if not (names := keyword_only(entry)):
+        return
+    shown = write_api.signature(entry.name, entry.node)
+    if "(" not in shown:  # a protocol, or an __init__ that is not its own
+        return
+    before, star, after = re.sub(r"\*\*?\w+", lambda m: m[0] if m[0].startswith("**") else "*", shown).partition("*")
+    assert star, shown
+    assert all(re.search(rf"(?<!\w){name}(?!\w)", after) for name in names), shown
+    assert not any(re.search(rf"(?<!\w){name}:", before) for name in names), shown
 
 
 def test_the_page_has_every_name():
