@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all demo chat bench dist clean
+.PHONY: setup test test-all demo chat bench docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -75,6 +75,12 @@ bench: setup
 	$(BIN)/python benchmarks/decoding.py --out benchmarks/results
 	$(BIN)/python benchmarks/write_docs.py
 	$(BIN)/python docs/fill_numbers.py
+
+# The documentation as a site in site/, both languages; strict: a link that leads nowhere is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 dist: setup
 	rm -rf dist

@@ -1,0 +1,38 @@
+"""Makes the pages' links right inside the site: mkdocs calls ``on_page_markdown`` for every page.
+
+A link to a file of the repository outside docs (a result, the changelog) leads to the project's public address; while that is empty
+(``[tool.jieyue] address`` in pyproject.toml) it becomes the file's path, as text. ``reproduction.html`` is a file of the site.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["jieyue"]["address"]
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+HIDDEN = ("results/", "reproduction.html", "write_api.py", "fill_numbers.py")
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """The page's text with every link to the outside resolved."""
+    return LINK.sub(lambda found: _resolved(found, page.file.src_uri), markdown)
+
+
+def _resolved(found: re.Match[str], page: str) -> str:
+    text, target = found[1], found[2]
+    if re.match(r"[a-z]+:|#", target):
+        return found[0]
+    if target.endswith(".zh.md") or posixpath.basename(target) == posixpath.basename(page).replace(".zh.md", ".md"):
+        return text  # the page's twin: the site has a switch of language for that
+    path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target.partition("#")[0]))
+    inside = path.startswith("docs/") and not path.removeprefix("docs/").startswith(HIDDEN)
+    if inside:
+        return found[0]
+    if ADDRESS:
+        return f"[{text}]({ADDRESS}/blob/main/{path})"
+    return text if text == path or text.strip("`") == path else f"{text} (`{path}`)"
