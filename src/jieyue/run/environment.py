@@ -90,11 +90,11 @@ def _allocator() -> str:
 def _engines(section: Section) -> None:
     """For each engine whether it can run a plain call, and the sentence that says why not; the first that can is used."""
     q = torch.zeros(1, 1, 1024, 64)
-    rows = [[name, refusal is None, refusal or ""] for name, refusal in why(Call(q, q, q, full()))]
-    used = next(name for name, runs, _ in rows if runs)
+    refusals = why(Call(q, q, q, full()))
+    used = next(name for name, refusal in refusals if refusal is None)
     section.fact("engine", used, how="float32, 1,024 tokens, on the CPU", key=True)
     section.fact("vector instructions", torch.backends.cpu.get_cpu_capability(), how="as torch sees them")
-    section.table(["engine", "can", "why not"], rows)
+    section.table(["engine", "can", "why not"], [[name, refusal is None, refusal or ""] for name, refusal in refusals])
 
 
 def _extras(section: Section) -> None:
@@ -107,9 +107,9 @@ def _extras(section: Section) -> None:
         return
     extras: dict[str, list[str]] = {}
     for requirement in needed:
-        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
-        if name and extra and extra[1] != "dev":
-            extras.setdefault(extra[1], []).append(name[0])
+        package, of = re.match(r"[\w.-]+", requirement), re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        if package and of and of[1] not in ("dev", "docs"):
+            extras.setdefault(of[1], []).append(package[0])
     for extra, packages in sorted(extras.items()):
         found = [f"{package} {version}" for package in packages if (version := _installed(package))]
         missing = [package for package in packages if not _installed(package)]
