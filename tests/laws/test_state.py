@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jieyue.attention import State, attend, parse
+from jieyue.attention.first_keys import FirstKeys
 from jieyue.errors import InputError
 
 PATTERNS = ["local(3)", "local(0)", "local(2, 3)", "full()", "atrous(3)", "sparse(4)", "sparse(3, 7)", "band(1, 2, 5)"]
+WITH_FIRST = ["first(4)", "first(1)+local(3)", "first(5)+local(2)", "first(3)+sparse(4)", "first(6)+band(1, 2, 5)"]
+PATTERNS += WITH_FIRST
 
 
 def tokens(n, batch=2, heads=4, groups=2, depth=5, width=3, seed=0):
@@ -17,13 +20,16 @@ def tokens(n, batch=2, heads=4, groups=2, depth=5, width=3, seed=0):
     return [torch.randn(batch, h, n, d, generator=generator, dtype=torch.float64) for h, d in sizes]
 
 
-def decode(state, q, k, v, pieces, key_mask=None):
-    """All outputs, tokens fed in pieces of the given lengths."""
+def decode(state, q, k, v, pieces, key_mask=None, bias=None, **worn):
+    """All outputs, tokens fed in pieces of the given lengths; ``bias``: offset_bias of the whole."""
     outs, start = [], 0
     for count in pieces:
         part = slice(start, start + count)
         state.append(k[:, :, part], v[:, :, part], None if key_mask is None else key_mask[:, part])
-        outs.append(state.read(q[:, :, part]))
+        if bias is not None:
+            rest = (bias.shape[1] + 1) // 2 - start - count
+            worn["offset_bias"] = bias[:, rest + start : rest + start + 2 * count + start - 1]
+        outs.append(state.read(q[:, :, part], **worn))
         start += count
     return torch.cat(outs, 2)
 
@@ -43,6 +49,83 @@ def test_steps_equal_rows(text, pieces, slack, masked):
     found = decode(state, q, k, v, pieces, key_mask)
     torch.testing.assert_close(found, attend(q, k, v, pattern, key_mask=key_mask), atol=1e-12, rtol=0)
     assert state.length == n
+
+
+@settings(max_examples=40)
+@given(
+    text=st.sampled_from(PATTERNS),
+    pieces=st.lists(st.sampled_from([1, 1, 1, 2, 5, 12]), min_size=1, max_size=8),
+    masked=st.booleans(),
+    capped=st.booleans(),
+    sunk=st.booleans(),
+    biased=st.sampled_from([0, 1, 4]),
+)
+def test_steps_wear_what_rows_wear(text, pieces, masked, capped, sunk, biased):
+    """Sinks, soft-capping and offset biases: the bias of a step is the part of the whole's that its distances have."""
+    n, pattern = sum(pieces), parse(text).causal()
+    q, k, v = tokens(n)
+    key_mask = (torch.rand(2, n) > 0.3) if masked else None
+    worn = {"softcap": 1.5 if capped else None, "sinks": torch.randn(4).double() if sunk else None}
+    bias = torch.randn(biased, 2 * n - 1).double() if biased else None
+    found = decode(State(parse(text)), q, k, v, pieces, key_mask, bias, **worn)
+    expected = attend(q, k, v, pattern, key_mask=key_mask, offset_bias=bias, **worn)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@settings(max_examples=40)
+@given(
+    text=st.sampled_from(WITH_FIRST),
+    padding=st.lists(st.integers(0, 9), min_size=2, max_size=2),
+    pieces=st.lists(st.sampled_from([1, 1, 2, 7, 15]), min_size=3, max_size=8),
+    cropped=st.integers(0, 3),
+)
+def test_first_keys_count_from_each_row_s_first_kept_one(text, padding, pieces, cropped):
+    """A left-padded row decodes as it would alone; as ``attend`` with the padding in no segment. A crop in the middle too."""
+    n = sum(pieces)
+    q, k, v = tokens(n)
+    key_mask = torch.arange(n) >= torch.tensor(padding)[:, None]
+    state = State(parse(text), 3, from_kept=True)
+    found = decode(state, q, k, v, pieces, key_mask)
+    segments = key_mask.int() - 1
+    expected = attend(q, k, v, parse(text).causal(), segments=segments)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    for b, start in enumerate(padding):
+        if start < n:
+            alone = decode(State(parse(text)), *(x[b : b + 1, :, start:] for x in (q, k, v)), [1] * (n - start))
+            torch.testing.assert_close(found[b : b + 1, :, start:], alone, atol=1e-12, rtol=0)
+    back = min(cropped, pieces[-1], n)
+    if back:
+        state.crop(n - back)
+        again = decode(state, *(x[:, :, n - back :] for x in (q, k, v)), [1] * back, key_mask[:, n - back :])
+        torch.testing.assert_close(again, expected[:, :, n - back :], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4])
+def test_crop_below_the_first_keys(length):
+    """What comes after is as if the rest had never been, however long the ring has been running."""
+    q, k, v = tokens(30)
+    other = tokens(30, seed=3)
+    state = State(parse("first(4)+local(2)"))
+    decode(state, q, k, v, [30])
+    state.crop(length)
+    found = decode(state, *(x[:, :, length:] for x in other), [1, 1, 5, 1, 12])
+    joined = [
+        torch.cat([x[:, :, :length], y[:, :, length:]], 2)[:, :, : length + 20]
+        for x, y in zip((q, k, v), other, strict=True)
+    ]
+    expected = attend(*joined, parse("first(4)+local(2)").causal())[:, :, length:]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_first_keys_cost_constant_memory_and_global_rows_are_refused():
+    state, (q, k, v) = State(parse("first(4)+local(7)")), tokens(300)
+    decode(state, q, k, v, [1] * 100)
+    held = state.nbytes
+    decode(state, *(x[:, :, 100:] for x in (q, k, v)), [100] + [1] * 100)
+    assert state.nbytes == held and state.keys_read == 12
+    with pytest.raises(InputError, match="global tokens, which see later keys"):
+        State(parse("global(2)+local(3)"))
+    assert State(parse("global(2)+local(3)").causal()).pattern == parse("first(2)+local(3)").causal()
 
 
 @pytest.mark.parametrize("text", PATTERNS)
@@ -134,3 +217,11 @@ def test_the_alarm_rings():
     state._ring -= 1
     found = decode(state, q, k, v, [1] * 12)
     assert (found - attend(q, k, v, parse("local(3)").causal())).abs().max() > 1e-3
+
+
+def test_the_alarm_rings_for_first_keys_that_count_twice(monkeypatch):
+    monkeypatch.setattr(FirstKeys, "behind", lambda *_: None)
+    monkeypatch.setattr(FirstKeys, "floor", 0)
+    q, k, v = tokens(12)
+    found = decode(State(parse("first(2)+local(3)")), q, k, v, [1] * 12)
+    assert (found - attend(q, k, v, parse("first(2)+local(3)").causal())).abs().max() > 1e-3

@@ -6,6 +6,7 @@ equals row t of ``attend`` over the whole sequence.
     local(w)       keeps the last w + 1 tokens in a ring: constant memory, w + 1 keys read per step
     atrous(r)      keeps all tokens, reads n/r of them per step, as a strided view
     sparse(r, w)   keeps all tokens, reads about n/r + w of them per step
+    first(c)       keeps c tokens beside the others and reads them at each step
 
 Letters: B batch, H query heads, G key heads, R = H/G, T new tokens, C tokens that fit the buffers, D size of a query or
 key, V of a value; a position counts tokens from the very first.
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from jieyue.errors import InputError
 
+from .first_keys import FirstKeys
 from .operator import attend
+from .partial import Partial
 from .pattern import Band, Pattern
+from .scoring import Scoring
 
 __all__ = ["State"]
 
@@ -29,10 +33,12 @@ _Chunk = tuple[Tensor, Tensor, Tensor | None]
 
 
 class State:
-    """The memory of one layer while decoding; it changes only itself. ``pattern`` is made causal.
+    """The memory of one layer while decoding; it changes only itself. ``pattern`` is made causal (``global`` ones refused).
 
     ``length``: tokens seen; ``keys_read``: keys that the last ``read`` of one token touched; ``nbytes``: what is held.
-    A ring keeps ``slack`` tokens more than the window, so that ``crop`` can take back that many and one.
+    A ring keeps ``slack`` tokens more than the window, so that ``crop`` can take back that many and one. ``from_kept``: the
+    pattern's first keys count from each row's first key that is not hidden, so that a left-padded row decodes as it would alone
+    (as ``attend`` with segments −1 for the padding), else from position 0.
 
     >>> from jieyue.attention import sparse
     >>> state = State(sparse(4))
@@ -41,10 +47,14 @@ class State:
     (torch.Size([1, 6, 9, 8]), 9)
     """
 
-    def __init__(self, pattern: Pattern, slack: int = 0) -> None:
+    def __init__(self, pattern: Pattern, slack: int = 0, *, from_kept: bool = False) -> None:
+        if pattern.global_rows:
+            raise InputError(
+                f"State({pattern}): found global tokens, which see later keys; expected a causal pattern: give pattern.causal()"
+            )
         self.pattern = pattern.causal()
         ends = [band.hi for band in self.pattern.bands]
-        self._reach = None if None in ends else max(hi for hi in ends if hi is not None)
+        self._reach = None if None in ends else max((hi for hi in ends if hi is not None), default=0)
         self._ring = None if self._reach is None else self._reach + 1 + slack
         self.slack = slack
         self.length = 0
@@ -52,17 +62,24 @@ class State:
         self._first = 0  # the oldest position held
         self._newest = 0  # how many tokens the last append brought
         self._held: _Chunk | None = None  # k [B, G, C, D], v [B, G, C, V], key mask [B, C] once a masked key has come
+        count = self.pattern.first_past
+        self._first_keys = FirstKeys(count, from_kept) if count else None
         self._chunk: _Chunk | None = None  # a long append to a ring, with the window before it, until it is read
 
     @property
     def nbytes(self) -> int:
         tensors = [x for part in (self._held, self._chunk) if part is not None for x in part if x is not None]
-        return sum(x.numel() * x.element_size() for x in tensors)
+        beside = 0 if self._first_keys is None else self._first_keys.nbytes
+        return beside + sum(x.numel() * x.element_size() for x in tensors)
 
     def append(self, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> None:
         """Adds T tokens: k [B, G, T, D], v [B, G, T, V]; key_mask [B, T] bool, False = a token that nobody sees (padding)."""
         self._check(k, v, key_mask)
         count = k.shape[2]
+        if key_mask is not None:  # what is hidden may be anything
+            k, v = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (k, v))
+        if self._first_keys is not None:
+            self._first_keys.append(k, v, key_mask, self.length)
         self._chunk = None
         if self._ring is not None and count > 1 + self.slack and self.length + count > self._ring:
             assert self._reach is not None
@@ -76,28 +93,66 @@ class State:
         if self._ring is not None:
             self._first = max(self._first, self.length - self._ring)
 
-    def read(self, q: Tensor, scale: float | None = None) -> Tensor:
-        """Attention of the newest q.shape[2] tokens: q [B, H, T, D] -> [B, H, T, V]. A long chunk can be read once."""
+    def read(
+        self,
+        q: Tensor,
+        scale: float | None = None,
+        *,
+        sinks: Tensor | None = None,
+        softcap: float | None = None,
+        offset_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of the newest q.shape[2] tokens: q [B, H, T, D] -> [B, H, T, V]. A long chunk can be read once.
+
+        sinks [H], softcap and offset_bias [H or 1, T + length − 1] as in ``attend`` of these queries over all ``length`` keys.
+        """
         count = q.shape[2] if q.dim() == 4 else 0
         if not 1 <= count <= self._newest or self._held is None:
             raise InputError(
                 f"State.read: q has shape {list(q.shape)}, expected [B, H, T, D] with T from 1 to the {self._newest} "
                 "tokens of the last append"
             )
+        if offset_bias is not None and offset_bias.shape[-1] != count + self.length - 1:
+            raise InputError(
+                f"State.read: offset_bias has shape {list(offset_bias.shape)}, expected [{q.shape[1]} or 1, "
+                f"{count + self.length - 1}]: {count} queries and {self.length} keys"
+            )
+        usual = q.shape[-1] ** -0.5
+        worn = Scoring(usual if scale is None else scale, self.length, sinks, softcap, offset_bias)
         if count == 1:
-            return self._read_one(q, q.shape[-1] ** -0.5 if scale is None else scale)
+            return self._read_one(q, worn)
+        oldest = 0 if self._reach is None else max(0, self.length - count - self._reach)
         chunk = self._chunk
         if chunk is None:
-            oldest = 0 if self._reach is None else max(0, self.length - count - self._reach)
-            if oldest < self._first:
+            floor = 0 if self._first_keys is None else self._first_keys.floor
+            if max(oldest, min(floor, self.length - count)) < self._first:
                 raise InputError("State.read: found a chunk that was read already, expected one read for each append")
+            oldest = max(oldest, self._first)
             chunk = self._gather(range(oldest, self.length))
             assert chunk is not None
         self._chunk = None
+        return self._read_chunk(q, chunk, worn)
+
+    def _read_chunk(self, q: Tensor, chunk: _Chunk, worn: Scoring) -> Tensor:
+        """Several queries over the keys of ``chunk``, which end with their own, and over the first keys."""
         k, v, key_mask = chunk
-        out = attend(q, k, v, self.pattern, key_mask=key_mask, scale=scale, q_offset=k.shape[2] - count)
-        assert isinstance(out, Tensor)
-        return out
+        count, num_keys = q.shape[2], k.shape[2]
+        bias = None if worn.offset_bias is None else worn.offset_bias[:, : count + num_keys - 1]
+        pattern, whole = self.pattern, Partial.empty(q, v)
+        if self._first_keys is not None:
+            whole = worn.attend([self._first_keys.part(q, worn)], q.dtype, with_sinks=False)
+            behind = self._first_keys.behind(range(self.length - num_keys, self.length), k.device)
+            pattern = Pattern(self.pattern.bands or (Band(1, 0, 0),))
+            if not self.pattern.bands:
+                behind = torch.zeros(k.shape[0], num_keys, dtype=torch.bool, device=k.device)
+            if behind is not None:
+                key_mask = behind if key_mask is None else key_mask & behind
+        found = attend(
+            q, k, v, pattern, key_mask=key_mask, scale=worn.scale, q_offset=num_keys - count, return_lse=True,
+            sinks=worn.sinks, softcap=worn.softcap, offset_bias=bias,
+        )  # fmt: skip
+        assert isinstance(found, tuple)
+        return found[0] if self._first_keys is None else whole.merge(Partial(*found)).out.to(q.dtype)
 
     def reorder(self, index: Tensor) -> None:
         """Row b becomes what row index[b] was (beams; more or fewer rows are fine)."""
@@ -107,17 +162,24 @@ class State:
                 k, v, seen = part
                 picked = None if seen is None else seen.index_select(0, index)
                 setattr(self, name, (k.index_select(0, index), v.index_select(0, index), picked))
+        if self._first_keys is not None:
+            self._first_keys.reorder(index)
 
     def crop(self, length: int) -> None:
         """Forgets the tokens from position ``length`` on. A ring refuses when what came before them is gone already."""
         if not 0 <= length <= self.length:
             raise InputError(f"State.crop(length={length}): expected between 0 and the {self.length} tokens seen")
-        if self._reach is not None and self._first > max(0, length - self._reach):
+        floor = 0 if self._first_keys is None else self._first_keys.floor
+        needed = 0 if self._reach is None else max(floor, length - self._reach)
+        if self._first > needed and needed < length:
             raise InputError(
                 f"State.crop(length={length}): of {self.length} tokens {self.pattern} keeps those from {self._first} on, "
                 f"expected to take back at most {1 + self.slack}; make the state with State(pattern, slack=...)"
             )
         self.length, self._newest, self._chunk = length, 0, None
+        self._first = min(self._first, length)
+        if self._first_keys is not None:
+            self._first_keys.crop(length)
 
     def to_dict(self) -> dict[str, Tensor]:
         """What is held, as tensors (for safetensors or torch.save): k, v, perhaps key_mask, in order of position; span."""
@@ -127,12 +189,16 @@ class State:
             tensors |= {"k": held[0].contiguous(), "v": held[1].contiguous()}
             if held[2] is not None:
                 tensors["key_mask"] = held[2].contiguous()
-        return tensors
+        return tensors if self._first_keys is None else tensors | self._first_keys.tensors()
 
     @classmethod
-    def from_dict(cls, pattern: Pattern, tensors: Mapping[str, Tensor], slack: int = 0) -> State:
+    def from_dict(
+        cls, pattern: Pattern, tensors: Mapping[str, Tensor], slack: int = 0, *, from_kept: bool = False
+    ) -> State:
         """The state that ``to_dict`` described."""
-        state = cls(pattern, slack)
+        state = cls(pattern, slack, from_kept=from_kept)
+        if state._first_keys is not None:
+            state._first_keys.load(tensors)
         first, length = (int(x) for x in tensors["span"])
         state._first = state.length = first
         if "k" in tensors:
@@ -214,37 +280,37 @@ class State:
         k, v, seen = self._held
         return k[:, :, slots], v[:, :, slots], None if seen is None else seen[:, slots]
 
-    def _read_one(self, q: Tensor, scale: float) -> Tensor:
+    def _read_one(self, q: Tensor, worn: Scoring) -> Tensor:
         """One query: the scores of all bands' keys side by side, one softmax."""
         assert self._held is not None
         held_k, held_v, seen = self._held
-        batch, groups = held_k.shape[:2]
-        queries = q.reshape(batch, groups, -1, q.shape[-1])
-        shown = [positions for band in self.pattern.bands if (positions := self._visible(band))]
-        read = [self._slots(positions, q.device, ordered=False) for positions in shown]
-        if not read:
+        parts: list[tuple[Tensor, Tensor]] = []
+        for band in self.pattern.bands:
+            positions = self._visible(band)
+            if not positions:
+                continue
+            behind = None if self._first_keys is None else self._first_keys.behind(positions, q.device)
+            slots = self._slots(positions, q.device, ordered=worn.offset_bias is not None or behind is not None)
+            shown = None if seen is None else seen[:, slots]
+            if behind is not None:
+                shown = behind if shown is None else shown & behind
+            logits = worn.logits(q, held_k[:, :, slots], positions)
+            if shown is not None:
+                logits = logits.masked_fill(~shown[:, None, None, None], -torch.inf)
+            parts.append((logits, held_v[:, :, slots]))
+        if self._first_keys is not None:
+            parts.append(self._first_keys.part(q, worn))
+        self.keys_read = sum(logits.shape[-1] for logits, _ in parts)
+        if not parts:
             return torch.zeros_like(q[..., :1]).expand(*q.shape[:3], held_v.shape[3]).contiguous()
-        wide = torch.promote_types(q.dtype, torch.float32)
-        scores = [(queries @ held_k[:, :, slots].transpose(-1, -2)).to(wide) * scale for slots in read]
-        if seen is not None:
-            scores = [
-                s.masked_fill(~seen[:, None, None, slots], -torch.inf) for s, slots in zip(scores, read, strict=True)
-            ]
-        weights = torch.cat(scores, -1).softmax(-1)
-        if seen is not None:
-            weights = weights.nan_to_num(0.0)  # a query that sees nothing
-        sizes = [s.shape[-1] for s in scores]
-        self.keys_read = sum(sizes)
-        parts = weights.to(q.dtype).split(sizes, -1)
-        out = sum(part @ held_v[:, :, slots] for part, slots in zip(parts, read, strict=True))
-        assert isinstance(out, Tensor)
-        return out.reshape(*q.shape[:3], -1)
+        return worn.attend(parts, q.dtype, with_sinks=True).out
 
     def _visible(self, band: Band) -> range:
         """The positions that the newest token sees through a band, ascending."""
         assert band.lo is not None and band.lo >= 0
         last = self.length - 1 - band.lo
-        oldest = self._first if band.hi is None else max(self._first, self.length - 1 - band.hi)
+        held = self._first if self._first_keys is None else max(self._first, self._first_keys.floor)
+        oldest = held if band.hi is None else max(held, self.length - 1 - band.hi)
         return (
             range(last - (last - oldest) // band.step * band.step, last + 1, band.step) if last >= oldest else range(0)
         )
