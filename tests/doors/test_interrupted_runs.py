@@ -14,6 +14,7 @@ from test_cli import jieyue
 from jieyue.budget import Plan
 from jieyue.errors import InputError
 from jieyue.hf.interrupts import Interrupted
+from jieyue.hf.trainer import EffectiveBatchTrainer
 from jieyue.recipes.chat import ChatSettings
 from jieyue.recipes.classify import ClassifySettings
 from jieyue.recipes.mlm import MaskSettings
@@ -86,15 +87,19 @@ def test_resumed_is_the_whole_run(name, tmp_path):
     assert same(whole, trained(name, tmp_path / "run", resume=True))
 
 
-def test_the_alarm_rings(tmp_path):
-    """The broken twin: the state of the random numbers is not restored, so other tokens are replaced."""
+def test_the_alarm_rings(tmp_path, monkeypatch):
+    """The broken twin: the state of the random numbers is not restored, so other tokens are replaced. A lost one is noticed."""
     course = replace(COURSE, remedies=(replace_tokens(0.5, 1.0),))
     whole = trained("title", tmp_path / "whole", course=course)
     with pytest.raises(Interrupted):
         trained("title", tmp_path / "run", at=8, course=course)
     shutil.copytree(tmp_path / "run", tmp_path / "twin")
-    (tmp_path / "twin" / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "lost")
+    (tmp_path / "lost" / "checkpoints" / "checkpoint-3" / "rng_state.pth").unlink()
     assert same(whole, trained("title", tmp_path / "run", resume=True, course=course))
+    with pytest.warns(UserWarning, match=r"rng_state\.pth missing.*trying the one before"):
+        assert same(whole, trained("title", tmp_path / "lost", resume=True, course=course))
+    monkeypatch.setattr(EffectiveBatchTrainer, "_load_rng_state", lambda *_: None)
     assert not same(whole, trained("title", tmp_path / "twin", resume=True, course=course))
 
 

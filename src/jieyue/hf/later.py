@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .checkpoints import intact_checkpoint
 
 __all__ = ["Unsharing"]
 
@@ -19,18 +20,20 @@ __all__ = ["Unsharing"]
 class Unsharing(TrainerCallback):
     """Calls ``change(model, optimizer=...)`` once ``after`` updates are done; ``change`` None = never."""
 
-    def __init__(self, change: Callable[..., Any] | None, after: int, checkpoints: Path, resume: bool) -> None:
+    def __init__(self, change: Callable[..., object] | None, after: int, checkpoints: Path, resume: bool) -> None:
         self.change, self.after = change, after
-        last = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
-        self.done = last is not None and int(last.rpartition("-")[2]) >= after
+        last = intact_checkpoint(checkpoints) if resume and change is not None else None
+        self.done = last is not None and int(last.name.rpartition("-")[2]) >= after
 
-    def before(self, model: Any) -> None:
+    def before(self, model: nn.Module) -> None:
         """Before training: changes a model whose checkpoint was written after the change."""
         if self.change is not None and self.done:
             self.change(model)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
+    ) -> TrainerControl:
         if self.change is not None and not self.done and state.global_step >= self.after:
             self.done = True
-            self.change(kwargs["model"], optimizer=kwargs["optimizer"])
+            self.change(given["model"], optimizer=given["optimizer"])
         return control

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from jieyue.training.microbatch import MicroBatch
 from jieyue.training.ranks import Ranks
 
-if TYPE_CHECKING:
-    from .trainer import EffectiveBatchTrainer
+from .interrupts import Interrupts
 
-__all__ = ["Clock", "Progress", "StepEnd"]
+__all__ = ["Clock", "Progress", "Running", "StepEnd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +34,48 @@ class Progress:
 
 @dataclass
 class Clock:
-    """Steps, tokens and seconds of this run, for the progress line."""
+    """Steps, rows (of all processes), tokens and seconds of this run, for the progress line and the run's speed."""
 
     started: float = field(default_factory=time.perf_counter)
     steps: int = 0
+    rows: int = 0
     tokens: int = 0
     loss: float = float("nan")
 
-    def count(self, batch: Mapping[str, Any], loss: float) -> None:
+    def count(self, batch: Mapping[str, Tensor], rows: int, loss: float) -> None:
         counted = batch.get("attention_mask", batch.get("input_ids"))
         if isinstance(counted, Tensor):
             self.tokens += int(counted.sum()) if "attention_mask" in batch else counted.numel()
-        self.steps, self.loss = self.steps + 1, loss
+        self.steps, self.rows, self.loss = self.steps + 1, self.rows + rows, loss
+
+
+@dataclass
+class Running:
+    """A run under way, as far as its progress needs it: its clock, its Ctrl-C, its pieces, its processes, its rate."""
+
+    clock: Clock
+    interrupts: Interrupts
+    micro: MicroBatch
+    ranks: Callable[[], Ranks]
+    learning_rate: Callable[[], float]
 
 
 class StepEnd(TrainerCallback):
     """Tells the progress, and turns a Ctrl-C that waited for the end of the update into a checkpoint and a stop."""
 
-    def __init__(self, trainer: EffectiveBatchTrainer, progress: Callable[[Progress], None] | None) -> None:
-        self.trainer, self.progress = trainer, progress
+    def __init__(self, running: Running, progress: Callable[[Progress], None] | None) -> None:
+        self.running, self.progress = running, progress
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        trainer = self.trainer
-        ranks = Ranks(trainer.model_wrapped)
-        if ranks.highest([float(trainer._interrupts.asked)], args.device)[0]:
-            trainer._interrupts.asked = True
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        running = self.running
+        asked = running.ranks().highest([float(running.interrupts.asked)], torch.device(args.device))
+        if asked[0]:
+            running.interrupts.asked = True
             control.should_save = control.should_training_stop = True
         if self.progress is not None and state.is_world_process_zero:
-            clock = trainer._clock
+            clock = running.clock
             elapsed = time.perf_counter() - clock.started
             left = state.max_steps - state.global_step
             self.progress(
@@ -69,10 +83,10 @@ class StepEnd(TrainerCallback):
                     step=state.global_step,
                     steps=state.max_steps,
                     loss=clock.loss,
-                    learning_rate=trainer._get_learning_rate(),
+                    learning_rate=running.learning_rate(),
                     tokens_per_second=clock.tokens * args.world_size / elapsed,
                     remaining_seconds=elapsed / max(1, clock.steps) * left,
-                    micro_batch=trainer.micro.rows,
+                    micro_batch=running.micro.rows,
                 )
             )
         return control

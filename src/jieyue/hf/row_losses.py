@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 
-__all__ = ["mean_difference", "row_losses", "text_batches"]
+__all__ = ["is_causal", "mean_difference", "row_losses", "text_batches"]
 
 IGNORED = -100
 
@@ -26,7 +26,7 @@ def text_batches(
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise InputError("texts: found none that is not blank, expected at least one")
-    masked, causal = _is_masked(model), _is_causal(model)
+    masked, causal = _is_masked(model), is_causal(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +51,7 @@ def text_batches(
 
 def row_losses(model: Any, logits: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
     """Cross entropy summed over each row's labels, and their number; causal models predict the next token."""
-    if _is_causal(model):
+    if is_causal(model):
         logits, labels = logits[:, :-1], labels[:, 1:]
     if labels.shape != logits.shape[:-1] or labels.is_floating_point():
         return [], []
@@ -65,7 +65,8 @@ def _is_masked(model: Any) -> bool:
     return type(model).__name__.endswith(("ForMaskedLM", "ForPreTraining", "WithLMHeadModel"))
 
 
-def _is_causal(model: Any) -> bool:
+def is_causal(model: Any) -> bool:
+    """Whether the model's row t speaks of token t + 1, by its class's name."""
     name = type(model).__name__
     decoder = name.endswith(("ForCausalLM", "LMHeadModel")) and not _is_masked(model)
     return decoder and not getattr(model.config, "is_encoder_decoder", False)

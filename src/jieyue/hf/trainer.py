@@ -12,19 +12,27 @@ One process: ``EffectiveBatchTrainer(...).train()``. Several: the same script un
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
 from jieyue.budget import Plan
 from jieyue.errors import InputError, message
@@ -33,112 +41,110 @@ from jieyue.training.accumulation import accumulate
 from jieyue.training.evaluation import measure_loss
 from jieyue.training.microbatch import MicroBatch, RandomState
 from jieyue.training.objective import Objective
+from jieyue.training.ranks import Ranks
+from jieyue.training.remedies.remedy import Remedied
 
+from .checkpoints import RECORD, digests, intact_checkpoint, keep_best, keep_newest, read_record
+from .head_loss import head_loss
 from .interrupts import Interrupted, Interrupts
 from .optimizers import make_optimizer
-from .progress import Clock, Progress, StepEnd
+from .predictions import predict_rows
+from .progress import Clock, Progress, Running, StepEnd
+from .trainer_arguments import asked_fsdp, check_batches, check_device, check_obeyed, training_arguments
+from .work import Collate, Row, Share, Work, digest_of_rows, work_of
 
-__all__ = ["EffectiveBatchTrainer", "Interrupted", "Progress", "Work", "training_arguments"]
-
-_RECORD = "jieyue_training.json"
+__all__ = ["EffectiveBatchTrainer", "Given", "Interrupted", "Progress", "Work", "training_arguments"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is to be done: ``batches[s]`` lists the rows of step s's effective batch, over all epochs, decided beforehand.
+class Given(TypedDict, total=False):
+    """What ``EffectiveBatchTrainer`` takes by name, as transformers' Trainer does; and ``objective``, ``micro_batch``, ``held_out``.
 
-    ``rows``: encoded examples; ``collate``: a list of them -> tensors with one entry per row, without drawing random
-    numbers (draw in the objective, whose random state is restored on resume). ``micro_batch``: rows, a Plan, or a
-    ``MicroBatch`` that also trims padding or bounds tokens. ``non_finite`` and ``allow``: as in ``accumulate``.
+    ``held_out`` is another name of ``eval_dataset``; ``objective`` and ``micro_batch``: as in ``Work``, for a ``train_dataset``.
     """
 
+    train_dataset: Sequence[Row] | None
+    eval_dataset: Sequence[Row] | Mapping[str, Sequence[Row]] | None
+    held_out: Sequence[Row] | Mapping[str, Sequence[Row]] | None
+    data_collator: Collate | None
+    compute_metrics: Callable[[EvalPrediction], Mapping[str, float]] | None
+    processing_class: PreTrainedTokenizerBase | None
+    callbacks: Sequence[TrainerCallback]
+    optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None]
     objective: Objective
-    rows: Sequence[Any]
-    collate: Callable[[list[Any]], Mapping[str, Tensor]]
-    batches: Sequence[Sequence[int]]
     micro_batch: int | Plan | MicroBatch
-    non_finite: str = "stop"
-    allow: Sequence[str] = ()
-
-    def digest(self) -> str:
-        """Identifies the batches, so that a run resumes on the data it was started with."""
-        text = json.dumps([len(self.rows), [list(map(int, batch)) for batch in self.batches]])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def training_arguments(folder: str | Path, *, steps: int, device: str = "cpu", **options: Any) -> TrainingArguments:
-    """transformers' own arguments with our defaults: nothing printed, nothing reported elsewhere, ``steps`` updates.
-
-    ``options`` are any further ``TrainingArguments`` (learning_rate, warmup_steps, max_grad_norm, save_steps, seed, bf16).
-    The schedule falls linearly over ``steps`` unless said otherwise; clipping is at norm 1.
-    """
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": steps,
-        "use_cpu": device == "cpu",
-        "report_to": [],
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,
-        "dataloader_pin_memory": device != "cpu",
-        "save_strategy": "steps",
-        "save_steps": max(1, steps),
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "optim": "adamw_torch_fused",
-    }
-    return TrainingArguments(**(settings | options))
+    non_finite: str
 
 
 class EffectiveBatchTrainer(Trainer):
     """A Trainer whose step is ``work.batches[step]``, whatever the micro-batch.
 
-    ``held_out``: rows for ``evaluate()`` (and ``eval_strategy``). ``progress`` is called with a ``Progress`` after each
+    Either ``work``, or what a user of transformers' Trainer has (``train_dataset``, ``data_collator``): then batches, epochs and
+    effective batch come from ``args`` and the loss is that of the model's head (``head_loss``) or ``objective``.
+
+    ``eval_dataset`` (or ``held_out``): rows, or several sets by name, for ``evaluate()`` and ``eval_strategy``.
+    ``compute_metrics`` sees all predictions of a set. ``progress`` is called with a ``Progress`` after each
     update, on the first process alone. Ctrl-C leaves a checkpoint and raises ``Interrupted`` (a KeyboardInterrupt that names
     it): at once in one process, after the running update in several; a second Ctrl-C stops without one. Checkpoints appear
-    whole or not at all, keep the micro-batch after an out-of-memory, and refuse to continue on other batches.
+    whole or not at all, with a digest of every file, keep the micro-batch after an out-of-memory, and refuse to continue on
+    other batches or rows. An optimizer with modes (schedule-free ones) is put into evaluation before evaluating and saving.
 
     Refused: FSDP's first version, FSDP on the CPU (accelerate would run DDP in its place), DataParallel, DeepSpeed,
-    ``gradient_accumulation_steps`` > 1, ``load_best_model_at_end``.
+    ``load_best_model_at_end``, and arguments that would change nothing (``trainer_arguments``), such as
+    ``gradient_accumulation_steps`` beside ``work``.
     """
 
     def __init__(
         self,
         model: nn.Module,
         args: TrainingArguments,
-        work: Work,
+        work: Work | None = None,
         *,
-        held_out: Sequence[Any] | None = None,
         progress: Callable[[Progress], None] | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
-        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        **given: Unpack[Given],
     ) -> None:
-        _check(args, work)
+        check_device(args, asked_fsdp(args))
+        check_obeyed(args, from_dataset=work is None)
+        from_dataset = work is None
+        collator = given.get("data_collator")
+        if work is None:
+            work = _work_given(args, given)
+        elif extra := {"train_dataset", "data_collator", "objective", "micro_batch"} & given.keys():
+            raise InputError(message("EffectiveBatchTrainer", f"work= and {min(extra)}=", "one of the two"))
+        check_batches(args, work)
         args = copy.copy(args)
-        args.max_steps = len(work.batches)
+        args.max_steps, args.gradient_accumulation_steps = len(work.batches), 1
+        held_out = given.get("eval_dataset")
         super().__init__(
             model=model,
             args=args,
+            data_collator=cast(Any, collator),
             train_dataset=cast(Any, work.rows),
-            eval_dataset=cast(Any, held_out),
-            callbacks=list(callbacks),
-            optimizers=optimizers,
+            eval_dataset=cast(Any, given.get("held_out") if held_out is None else held_out),
+            processing_class=given.get("processing_class"),
+            compute_metrics=cast(Any, given.get("compute_metrics")),
+            callbacks=list(given.get("callbacks", ())),
+            optimizers=cast(Any, given.get("optimizers", (None, None))),
         )
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
         if self.is_fsdp_enabled:
-            _check_fsdp(args, self.accelerator.state.fsdp_plugin.fsdp_version)
+            check_device(args, self.accelerator.state.fsdp_plugin.fsdp_version)
         if self.is_deepspeed_enabled:
             raise InputError(message("deepspeed", "a configuration", "DDP (torchrun) or FSDP"))
         self.work = work
+        self.collate: Collate = self._get_collator_with_removed_columns(work.collate) if from_dataset else work.collate
         self.micro = work.micro_batch if isinstance(work.micro_batch, MicroBatch) else MicroBatch(work.micro_batch)
         self.last_checkpoint: Path | None = None
+        self._evaluated_at_once = args.per_device_eval_batch_size if from_dataset else None
         self._window = self._run = Tally(0.0, 0)
-        self._clock = Clock()
-        self._interrupts = Interrupts()
+        self._rows_digest: str | None = None
+        self._running = Running(
+            Clock(), Interrupts(), self.micro, lambda: Ranks(self.model_wrapped), self._get_learning_rate
+        )
         self._before_step: RandomState | None = None
         self._staging: Path | None = None
-        self.add_callback(StepEnd(self, progress))
+        self._most = args.save_total_limit
+        self.add_callback(StepEnd(self._running, progress))
 
     def train(
         self,
@@ -146,19 +152,22 @@ class EffectiveBatchTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains to the last batch; ``resume_from_checkpoint``: a folder, or True for the newest (none: from the start)."""
-        folder = resume_from_checkpoint or None
-        if folder is True:
-            folder = (
-                get_last_checkpoint(str(self.args.output_dir)) if Path(str(self.args.output_dir)).is_dir() else None
-            )
+        """Trains to the last batch; ``resume_from_checkpoint``: a folder, or True for the newest intact one (none: from the start)."""
+        folder = Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None
+        if resume_from_checkpoint is True:
+            folder = intact_checkpoint(Path(str(self.args.output_dir)))
         self._window = self._run = Tally(0.0, 0)
-        self._clock = Clock()
+        self._running.clock = Clock()
         if folder is not None:
-            self._restore(Path(str(folder)))
+            self._restore(folder)
+        interrupts = self._running.interrupts
+        self._most, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # transformers' own takes other folders too
         try:
-            with self._interrupts:
-                output = super().train(folder, trial, ignore_keys_for_eval)
+            with interrupts:
+                output = super().train(None if folder is None else str(folder), trial, ignore_keys_for_eval)
         except KeyboardInterrupt:
             self.is_in_train = False
             if self._before_step is None or self.args.world_size > 1:
@@ -166,19 +175,22 @@ class EffectiveBatchTrainer(Trainer):
             self._before_step.restore()
             self._save_checkpoint(cast(nn.Module, self.model), None)
             raise Interrupted(self.last_checkpoint) from None
-        if self._interrupts.asked:
+        finally:
+            self.args.save_total_limit = self._most
+        self._switch("eval")
+        if self._most == 1 and self.args.should_save:
+            keep_best(Path(str(self.args.output_dir)), self.state.best_model_checkpoint)
+        if interrupts.asked:
             raise Interrupted(self.last_checkpoint)
         return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
 
-    def training_step(self, model: nn.Module, inputs: Mapping[str, Tensor], *_: Any, **__: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Mapping[str, Tensor], *_: object, **__: object) -> Tensor:
         model.train()
-        schedule_free = getattr(self.optimizer, "train", None)
-        if callable(schedule_free):
-            schedule_free()
-        if hasattr(self.work.objective, "step"):  # remedies that follow a schedule
+        self._switch("train")
+        if isinstance(self.work.objective, Remedied):  # remedies that follow a schedule
             self.work.objective.step = self.state.global_step
         self._before_step = RandomState(self.args.device)
-        with self._interrupts.immediate(self.args.world_size == 1):
+        with self._running.interrupts.immediate(self.args.world_size == 1):
             tally = accumulate(
                 self.work.objective,
                 model,
@@ -190,8 +202,9 @@ class EffectiveBatchTrainer(Trainer):
             )
         self._before_step = None
         self._window, self._run = self._window + tally, self._run + tally
-        self._clock.count(inputs, float(tally.mean()))
-        return torch.tensor(float(tally.mean()), device=self.args.device)
+        loss = float(tally.mean()) if tally.weight else float("nan")
+        self._running.clock.count(inputs, len(self.work.batches[self.state.global_step]), loss)
+        return torch.tensor(loss if tally.weight else 0.0, device=self.args.device)
 
     def evaluate(
         self,
@@ -199,23 +212,37 @@ class EffectiveBatchTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss of held-out rows (``eval_dataset``, else ``held_out``): every row once, however many processes share them.
+        """Loss of held-out rows (``eval_dataset``, else the trainer's): every row once, however many processes share them.
 
-        Returns and logs ``eval_loss`` = total/weight and ``eval_labels`` = weight; a micro-batch at a time in each process.
+        Returns and logs ``eval_loss`` = total/weight and ``eval_labels`` = weight, and what ``compute_metrics`` says; a
+        micro-batch at a time in each process. Several sets by name: ``eval_NAME_loss`` and so on.
         """
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = cast(Mapping[str, Any], self.eval_dataset)[rows]
+        if isinstance(rows, Mapping):
+            sets = {name: self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") for name, one in rows.items()}
+            return {name: value for found in sets.values() for name, value in found.items()}
         if rows is None or not len(rows):
             raise InputError(message("evaluate", "no held-out rows", "EffectiveBatchTrainer(..., held_out=rows)"))
-        rank, world = self.args.process_index, self.args.world_size
-        share, whole = _Share(self.work.collate, rank, world), Tally(0.0, 0)
-        step = self.micro.rows * world
-        for start in range(0, len(rows), step):
-            batch = share([rows[place] for place in range(start, min(start + step, len(rows)))])
-            whole += measure_loss(self.work.objective, self.model_wrapped, batch, micro_batch=self.micro)
-        found = {f"{metric_key_prefix}_loss": float(whole.mean()), f"{metric_key_prefix}_labels": float(whole.weight)}
-        self.log(dict(found))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
+        self._switch("eval")
+        found = self._measured(rows) if self.compute_metrics is None else self._predicted(rows)[1]
+        named = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(named))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Logits and labels of the rows, in their order, and their loss (and ``compute_metrics``) where they have labels."""
+        if test_dataset is None or not len(test_dataset):
+            raise InputError(message("predict", "no rows", "at least one"))
+        self._switch("eval")
+        found, numbers = self._predicted(test_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        return PredictionOutput(cast(Any, found.said), cast(Any, found.labels), metrics)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -226,26 +253,62 @@ class EffectiveBatchTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One item = one effective batch, of which each process keeps every world_size-th row."""
+        workers = self.args.dataloader_num_workers
         return DataLoader(
-            cast(Dataset[Any], self.work.rows),
+            cast(Any, self.work.rows),
             batch_sampler=[list(batch) for batch in self.work.batches],
-            collate_fn=_Share(self.work.collate, self.args.process_index, self.args.world_size),
-            num_workers=self.args.dataloader_num_workers,
+            collate_fn=Share(self.collate, self.args.process_index, self.args.world_size),
+            num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             generator=torch.Generator().manual_seed(self.args.seed),  # else each start of a loader draws from ours
         )
 
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+    def floating_point_ops(self, inputs: Mapping[str, object]) -> int:
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's own log with the loss as total/weight over the steps since the last one."""
+        """The Trainer's own log with the loss as total/weight over the steps since the last one, and speeds of this run."""
         if "loss" in logs and self._window.weight:
             logs["loss"] = float(self._window.mean())
             self._window = Tally(0.0, 0)
         if "train_loss" in logs and self._run.weight:
             logs["train_loss"] = float(self._run.mean())
+        if "train_samples_per_second" in logs and "train_runtime" in logs:
+            clock, seconds = self._running.clock, max(logs["train_runtime"], 1e-9)
+            logs["train_samples_per_second"] = round(clock.rows / seconds, 3)
+            logs["train_steps_per_second"] = round(clock.steps / seconds, 3)
         super().log(logs, start_time)
+
+    def _measured(self, rows: Sequence[Row]) -> dict[str, float]:
+        share, whole = Share(self.collate, self.args.process_index, self.args.world_size), Tally(0.0, 0)
+        step = (self._evaluated_at_once or self.micro.rows) * self.args.world_size
+        for start in range(0, len(rows), step):
+            batch = share([rows[place] for place in range(start, min(start + step, len(rows)))])
+            whole += measure_loss(self.work.objective, self.model_wrapped, batch, micro_batch=self.micro)
+        return _numbers(whole)
+
+    def _predicted(self, rows: Sequence[Row]) -> Any:
+        found = predict_rows(
+            self.model_wrapped,
+            rows,
+            objective=self.work.objective,
+            collate=self.collate,
+            at_once=self._evaluated_at_once or self.micro.rows,
+            label_names=self.label_names,
+        )
+        numbers = {} if found.labels is None else _numbers(found.tally)
+        if self.compute_metrics is not None and found.labels is not None:
+            asked = EvalPrediction(predictions=cast(Any, found.said), label_ids=cast(Any, found.labels))
+            numbers |= dict(self.compute_metrics(asked))
+        return found, numbers
+
+    def _switch(self, mode: str) -> None:
+        """ "train" or "eval", for an optimizer that has such modes (schedule-free ones: other weights in each)."""
+        change = getattr(self.optimizer, mode, None)
+        if callable(change):
+            change()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -255,23 +318,32 @@ class EffectiveBatchTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         root = Path(str(self.args.output_dir))
         self._staging = root / f".{name}.partial"
-        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        self._switch("eval")
         try:
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            self._name_the_best(root)
             if self.args.should_save:
+                self.state.save_to_json(str(self._staging / name / "trainer_state.json"))
                 self._write_record(self._staging / name)
                 shutil.rmtree(root / name, ignore_errors=True)
                 (self._staging / name).replace(root / name)
                 self._staging.rmdir()
-                _keep_newest(root, keep)
+                keep_newest(root, self._most, self.state.best_model_checkpoint)
         finally:
-            self._staging, self.args.save_total_limit = None, keep
+            self._staging = None
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = root / name
+
+    def _name_the_best(self, root: Path) -> None:
+        """The best checkpoint where it will stand, not where it was written; the one from before where the best was not saved."""
+        best = f"checkpoint-{self.state.best_global_step}"
+        here = self.state.best_global_step == self.state.global_step
+        if self.state.best_global_step and (here or (root / best).is_dir()):
+            self.state.best_model_checkpoint = str(root / best)
 
     def _write_record(self, folder: Path) -> None:
         window = self._window.detach()
@@ -281,20 +353,27 @@ class EffectiveBatchTrainer(Trainer):
             "halvings": self.micro.halvings,
             "skipped": self.micro.skipped,
             "batches": self.work.digest(),
+            "rows": self._digest_of_rows(),
             "window": [window.total, window.weight],
+            "files": digests(folder),
         }
-        (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def _digest_of_rows(self) -> str:
+        if self._rows_digest is None:
+            self._rows_digest = digest_of_rows(self.work, self.collate)
+        return self._rows_digest
 
     def _restore(self, folder: Path) -> None:
-        path = folder / _RECORD
-        if not path.is_file():
-            raise InputError(message("resume", f"{folder} without {_RECORD}", "a checkpoint written by this trainer"))
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["batches"] != self.work.digest():
-            raise InputError(
-                message(
-                    "resume", "other rows or batches than the checkpoint's", "the same", "same data, seed and sizes"
-                )
+        record = cast(dict[str, Any], read_record(folder))
+        same_rows = "rows" not in record or record["rows"] == self._digest_of_rows()
+        if record["batches"] != self.work.digest() or not same_rows:
+            do = "same data, seed and sizes"
+            raise InputError(message("resume", "other rows or batches than the checkpoint's", "the same", do))
+        own = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if not (folder / own).is_file():
+            warnings.warn(
+                f"{folder} was written by another number of processes: dropout goes on otherwise", stacklevel=3
             )
         if record["micro_batch"] < self.micro.rows:
             self.micro.rows, self.micro.tokens = record["micro_batch"], record["micro_tokens"]
@@ -302,42 +381,16 @@ class EffectiveBatchTrainer(Trainer):
         self._window = Tally(*record["window"])
 
 
-class _Share:
-    """Collates the whole effective batch, so that all processes pad alike, and keeps this process's rows."""
-
-    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Tensor]], rank: int, world: int) -> None:
-        self.collate, self.rank, self.world = collate, rank, world
-
-    def __call__(self, rows: list[Any]) -> dict[str, Tensor]:
-        batch = self.collate(rows)
-        return {name: value[self.rank :: self.world] for name, value in batch.items()}
+def _numbers(whole: Tally) -> dict[str, float]:
+    if not whole.weight:
+        raise InputError(message("evaluate", "rows without any counted label", "at least one"))
+    return {"loss": float(whole.mean()), "labels": float(whole.weight)}
 
 
-def _check_fsdp(args: TrainingArguments, version: int) -> None:
-    if version != 2:  # the first one's flat parameters know no mesh: its ranks would not be seen
-        do = "fsdp_config={'version': 2}, or accelerate launch --fsdp_version=2"
-        raise InputError(message("fsdp", f"version {version}", "version 2", do))
-    if args.device.type == "cpu":
-        raise InputError(message("fsdp", "a CPU", "a GPU", "accelerate would run DDP in its place; leave fsdp out"))
-
-
-def _check(args: TrainingArguments, work: Work) -> None:
-    if args.fsdp:
-        _check_fsdp(args, int(dict(cast(Any, args.fsdp_config) or {}).get("version", 2)))
-    if not len(work.batches) or not all(len(batch) for batch in work.batches):
-        raise InputError(message("batches", f"{len(work.batches)} lists, some empty", "a list of rows for each step"))
-    if args.gradient_accumulation_steps != 1:
-        found = str(args.gradient_accumulation_steps)
-        raise InputError(message("gradient_accumulation_steps", found, "1", "set micro_batch instead"))
-    if args.load_best_model_at_end:
-        raise InputError(message("load_best_model_at_end", "True", "False", "evaluate the saved checkpoints instead"))
-    if args.n_gpu > 1:
-        raise InputError(message("devices", f"{args.n_gpu} GPUs in one process", "one", "start with torchrun"))
-    if args.max_steps not in (-1, len(work.batches)):
-        raise InputError(message("max_steps", str(args.max_steps), f"len(batches) = {len(work.batches)}"))
-
-
-def _keep_newest(root: Path, count: int | None) -> None:
-    found = sorted(root.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for old in found[:-count] if count else []:
-        shutil.rmtree(old, ignore_errors=True)
+def _work_given(args: TrainingArguments, given: Given) -> Work:
+    dataset, collator = given.get("train_dataset"), given.get("data_collator")
+    if dataset is None:
+        raise InputError(message("EffectiveBatchTrainer", "neither work= nor train_dataset=", "one of them"))
+    collate = cast(Collate, default_data_collator) if collator is None else collator
+    objective = given.get("objective", head_loss)
+    return work_of(dataset, collate, args, objective, given.get("micro_batch"), given.get("non_finite", "stop"))

@@ -39,6 +39,11 @@ class Visited(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def digest(self) -> str | None:
+        """What the rows were made from, where they know it."""
+        return getattr(self.rows, "digest", None)
+
     @overload
     def __getitem__(self, number: int) -> Mapping[str, Any]: ...
 

@@ -47,8 +47,13 @@ class Ranks:
                     )
 
     @property
+    def rank(self) -> int:
+        """This process's place among those that share the update."""
+        return 0 if self.world == 1 else dist.get_rank(self._group)
+
+    @property
     def is_first(self) -> bool:
-        return self.world == 1 or dist.get_rank(self._group) == 0
+        return self.rank == 0
 
     def gather(self, own: list[Tensor], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
         """(the rows of all ranks, one rank after another; this rank's part of them, a leaf where it is floating point).
@@ -64,7 +69,7 @@ class Ranks:
         if self.world == 1:
             return leaves, leaves
         counts = [found[0][0][0] if found else 0 for found in shapes]
-        rank, whole = dist.get_rank(self._group), []
+        rank, whole = self.rank, []
         for leaf in leaves:
             padded = leaf.new_zeros(max(counts), *leaf.shape[1:])
             padded[: len(leaf)] = leaf.detach()
