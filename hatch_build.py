@@ -31,7 +31,8 @@ LIBRARIES = (
 )  # sources: csrc beside each
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math -ffp-contract=fast"
 BUILDS = {"plain": ""}
-X86_BUILDS = {"avx2": "-mavx2 -mfma", "avx512": "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"}
+AVX512 = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+X86_BUILDS = {"avx2": "-mavx2 -mfma", "avx512": AVX512, "avx512bf16": f"{AVX512} -mavx512bf16"}
 
 
 class BuildFailed(Exception):

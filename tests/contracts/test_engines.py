@@ -208,6 +208,7 @@ class WrongWindow:
     """A broken twin: sees one key too many."""
 
     name = "dense"
+    halves = ()
 
     def __init__(self, engine):
         self.engine = engine

@@ -35,9 +35,10 @@ __all__ = ["Call", "Engine", "Gradients", "Upstream"]
 class Call:
     """The tensors of ``attend`` and its settings, validated; scale 0 = not asked yet.
 
-    q [B, H, N, D]; k [B, G, M, D], v [B, G, M, V], all of one floating type (half precision on the CPU comes as float32);
-    key_mask [B, M] bool, True = keep; runs [2, B, N] int32, the first and one past the last row of each row's own run (0, 0 for
-    a row of no segment); sinks [H] and offset_bias [H or 1, N + M − 1] float32 (float64 for float64); softcap 0 = none.
+    q [B, H, N, D]; k [B, G, M, D], v [B, G, M, V], all of one floating type (half precision on the CPU comes as float32 unless it
+    is one of the engine's ``halves``); key_mask [B, M] bool, True = keep; runs [2, B, N] int32, the first and one past the last row
+    of each row's own run (0, 0 for a row of no segment); sinks [H] and offset_bias [H or 1, N + M − 1] float32 (float64 for
+    float64); softcap 0 = none.
 
     What an engine hears of the pattern, in the common case (``mixed`` False): ``num_first`` columns from the run's start on, seen
     by every row, or only by rows at or after them where ``first_is_past``; ``bands`` over the keys behind these columns alone
@@ -109,10 +110,14 @@ class Call:
 
     @property
     def lifted(self) -> Call:
-        """The call as engines get it: half precision on the CPU in float32, to be rounded once, at the end."""
+        """The call with half precision on the CPU in float32, to be rounded once, at the end."""
         if self.q.device.type != "cpu" or self.q.dtype not in (torch.float16, torch.bfloat16):
             return self
         return replace(self, q=self.q.float(), k=self.k.float(), v=self.v.float())
+
+    def taken_by(self, engine: Engine) -> Call:
+        """The call as this engine gets it: half precision on the CPU in float32, unless it computes that type itself."""
+        return self if self.q.dtype in engine.halves else self.lifted
 
     def with_sinks(self, whole: Partial) -> Partial:
         """Adds the sinks to the softmax over all keys: rows of a segment (without segments: all rows) get one each."""
@@ -151,6 +156,10 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def halves(self) -> tuple[torch.dtype, ...]:
+        """The types of half precision that it computes on the CPU itself; others reach it as float32."""
 
     def refuses(self, call: Call) -> str | None:
         """None where the engine can run the call, else the sentence that says why not; never reads values."""

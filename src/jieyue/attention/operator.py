@@ -71,8 +71,10 @@ def attend(
     Cost: time O(pairs·(D + V)), ``pattern.pairs(N, M)`` of them per head, with segments the sum over the runs. Memory beside q, k,
     v, out and their gradients: lse and δ, 4 bytes each per query and head, and a workspace that does not grow with N. That is all
     for local, atrous and full, and for sparse and other unions where the engine is native or fused (of fused in half precision:
-    float32 copies of out and of the gradients while bands add to them). Half precision on the CPU: float32 copies. Never a tensor
-    of N·M beyond 512² of them, except under torch.func's transforms and forward-mode derivatives (``plain``).
+    float32 copies of out and of the gradients while bands add to them). On the CPU, bfloat16 is read and written as it is by the
+    native engine (float32 copies of out and the gradients where several bands, or bands of more than 1,024 keys, add to them);
+    other half precision and engines: float32 copies. Never a tensor of N·M beyond 512² of them, except under torch.func's
+    transforms and forward-mode derivatives (``plain``).
 
     Refuses, with ``InputError`` (a ValueError): shapes, dtypes and devices that do not fit, N, M or D of 0, dropout outside
     [0, 1), segments whose ids return, an unknown engine, and a named engine that cannot run the call (it never falls back).
@@ -117,8 +119,9 @@ def _attend(
     softcap: float,
     engine: str,
 ) -> tuple[Tensor, Tensor]:
-    call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, (pattern, scale, dropout, q_offset, softcap)).lifted
+    call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, (pattern, scale, dropout, q_offset, softcap))
     chosen = pick(call, engine)
+    call = call.taken_by(chosen)
     if call.is_blind:
         whole = call.with_sinks(Partial.empty(call.q, call.v))
         out, lse = whole.out, whole.lse
@@ -169,8 +172,9 @@ def _attend_backward(
     softcap: float,
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, (pattern, scale, dropout, q_offset, softcap)).lifted
+    call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, (pattern, scale, dropout, q_offset, softcap))
     chosen = pick(call, engine)
+    call = call.taken_by(chosen)
     grad_out, out = grad_out.to(call.q.dtype), out.to(call.q.dtype)
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()

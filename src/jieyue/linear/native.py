@@ -1,8 +1,8 @@
-"""Linear attention by the C library that is built with the package: float32 on the CPU, forward and backward.
+"""Linear attention by the C library that is built with the package: float32 and bfloat16 on the CPU, forward and backward.
 
 The same sums as ``chunked`` and ``whole``, for weights of degree at most one (elu, relu, cosine, features taken before): chunks of
-64 positions whose rows, weights and sums stay in cache, the triangle above the diagonal never computed. A task is a key head of
-one example, on torch's own OpenMP threads; results do not depend on their number.
+64 positions whose rows (bfloat16 as float32), weights and sums stay in cache, the triangle above the diagonal never computed. A
+task is a key head of one example, on torch's own OpenMP threads; results do not depend on their number.
 
 Cost: O(N·(64·D + D·V)) time; beside the results one workspace per thread that does not grow with N (2 MiB backward at
 D = V = 64), kept for the next call. Refuses what it cannot compute; never compiles anything.
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from jieyue.attention.engines.library import Parallel, View, parallel, workspace
+from jieyue.attention.engines.library import Parallel, View, parallel, view_of, workspace
 
 from .tiles import Form
 
@@ -49,8 +49,8 @@ class Native:
         if form.direction and form.chunk * form.segment % CHUNK:
             return f"the native kernel takes {CHUNK} positions at once, and a segment has {form.chunk * form.segment}"
         for name, x in (("q", q), ("k", k), ("v", v)):
-            if x.device.type != "cpu" or x.dtype != torch.float32:
-                return f"the native kernel computes float32 on the CPU, {name} is {x.dtype} on {x.device.type}"
+            if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+                return f"the native kernel computes float32 and bfloat16 on the CPU, {name} is {x.dtype} on {x.device.type}"
         return None
 
     def forward(
@@ -91,7 +91,7 @@ class Native:
             *(q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]),
             direction=form.direction, map=_MAPS.index(form.features.name), constant=bool(c0),
             segment=form.chunk * form.segment // CHUNK if form.direction else 1,
-            **{name: View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()},
+            **{name: view_of(x) for name, x in kept.items()},
             **{name: x.data_ptr() for name, x in plain.items()},
             scale=form.scale, root=math.sqrt(c0), threads=threads, parallel=parallel(),
         )  # fmt: skip

@@ -8,10 +8,10 @@
 
 extern "C" {
 
-// A tensor [batch, head, row, column]: strides in elements, the last one is 1.
+// A tensor [batch, head, row, column] of float, or of bfloat16 where `half`: strides in elements, the last one is 1.
 struct View {
-  float* data;
-  int64_t batch, head, row;
+  void* data;
+  int64_t batch, head, row, half;
 };
 
 // lo, hi and the hole count steps and are finite: the caller clips them to the offsets that exist.
@@ -24,7 +24,7 @@ typedef void (*Parallel)(void (*work)(void*), void* data, unsigned threads, unsi
 
 struct Call {
   int64_t B, H, G, N, M, D, V, q_offset;
-  View q, k, v, out;               // forward writes out, or merges into it
+  View q, k, v, out;               // q, k, v of one type; forward writes out, or merges into it
   View grad_out, dq, dk, dv;       // backward only
   float* lse;                      // [B, H, N] contiguous; natural logarithm; -inf for a row without keys
   float* delta;                    // [B, H, N] contiguous; backward reads it, delta writes it

@@ -32,10 +32,14 @@ int64_t floats_of(const Call* call, int backward) {
   int64_t most = 0;
   for (int64_t i = 0; i < call->num_bands; i++) {
     int64_t floats;
-    if (backward)
-      BackwardSpace(backward_plan(*call, i), Arena{nullptr}, &floats);
+    if (backward && in_pairs(*call))
+      BackwardSpace<Pairs>(backward_plan(*call, i), Arena{nullptr}, &floats);
+    else if (backward)
+      BackwardSpace<Floats>(backward_plan(*call, i), Arena{nullptr}, &floats);
+    else if (in_pairs(*call))
+      ForwardSpace<Pairs>(forward_plan(*call, i), Arena{nullptr}, &floats);
     else
-      ForwardSpace(forward_plan(*call, i), Arena{nullptr}, &floats);
+      ForwardSpace<Floats>(forward_plan(*call, i), Arena{nullptr}, &floats);
     most = larger(most, floats);
   }
   return most;
@@ -50,16 +54,11 @@ void forward_task(const Phase& phase, int64_t x, float* workspace) {
   const Fold fold = fold_of(c, plan.band, residue);
   const int i0 = (int)tile * plan.tile, i1 = smaller(fold.queries, i0 + plan.tile);
   if (i0 >= i1) return;
-  const ForwardSpace space(plan, Arena{workspace});
-  (c.key_mask ? c.threshold ? forward_tile<true, true> : forward_tile<true, false>
-              : c.threshold ? forward_tile<false, true> : forward_tile<false, false>)(plan, fold, b, h, i0, i1, space);
+  (in_pairs(c) ? forward_tile<Pairs> : forward_tile<Floats>)(plan, fold, b, h, i0, i1, workspace);
 }
 
 void run_piece(const Plan& plan, const Fold& fold, const Piece& piece, float* workspace) {
-  const Call& c = plan.call;
-  const BackwardSpace space(plan, Arena{workspace});
-  (c.key_mask ? c.threshold ? backward_piece<true, true> : backward_piece<true, false>
-              : c.threshold ? backward_piece<false, true> : backward_piece<false, false>)(plan, fold, piece, space);
+  (in_pairs(plan.call) ? backward_piece<Pairs> : backward_piece<Floats>)(plan, fold, piece, workspace);
 }
 
 // Tiles of one colour share no key.  Colour 0 writes; colour 1 writes too, but adds where a neighbour has been.
@@ -108,10 +107,9 @@ void delta_task(const Phase& phase, int64_t x, float*) {
   const int64_t b = x / phase.blocks, i0 = x % phase.blocks * DELTA_ROWS, i1 = smaller(c.N, i0 + DELTA_ROWS);
   for (int64_t i = i0; i < i1; i++)
     for (int64_t h = 0; h < c.H; h++) {
-      const float* grad = c.grad_out.data + b * c.grad_out.batch + h * c.grad_out.head + i * c.grad_out.row;
-      const float* out = c.out.data + b * c.out.batch + h * c.out.head + i * c.out.row;
+      const Rows grad = rows_of(c.grad_out, b, h, i, 1, 1, c.V), out = rows_of(c.out, b, h, i, 1, 1, c.V);
       vf sum = {};
-      for (int d = 0; d < c.V; d += VL) sum += load_columns(grad + d, (int)c.V - d) * load_columns(out + d, (int)c.V - d);
+      for (int d = 0; d < c.V; d += VL) sum += grad.get(0, d) * out.get(0, d);
       c.delta[(b * c.H + h) * c.N + i] = sum_of(sum);
     }
 }

@@ -43,6 +43,10 @@ struct Arena {
   }
 };
 
+// Whether a call is computed in pairs of bfloat16: where this build has them and no row ends in half a pair.  Scores are
+// scaled after the product then, so that a hidden one, minus infinity, stays so only times a positive scale.
+inline bool in_pairs(const Call& c) { return PAIRS && c.q.half && c.D % 2 == 0 && c.V % 2 == 0 && c.scale > 0; }
+
 // A leading dimension of at least `floats`, an odd number of cache lines, so that rows fall into different cache sets.
 inline int64_t odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
@@ -104,7 +108,9 @@ inline const uint8_t* mask_of(const Plan& plan, const Fold& fold, int64_t b) {
 }
 
 inline Rows rows_of(const View& x, int64_t b, int64_t h, int64_t first, int64_t step, int count, int64_t columns) {
-  return {x.data + b * x.batch + h * x.head + first * x.row, step * x.row, count, (int)columns};
+  const int64_t bytes = x.half ? 2 : 4;
+  return {(char*)x.data + (b * x.batch + h * x.head + first * x.row) * bytes, step * x.row * bytes, count, (int)columns,
+          x.half != 0};
 }
 
 // bias[j] = 0 for a key that takes part, minus infinity for one that does not exist or is masked.

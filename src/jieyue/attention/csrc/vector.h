@@ -3,6 +3,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VL 16
@@ -24,6 +29,9 @@ typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4)));
+typedef uint16_t bf16;  // a bfloat16: the upper half of a float
+typedef bf16 vh __attribute__((vector_size(VL * 2)));
+typedef bf16 vh_unaligned __attribute__((vector_size(VL * 2), aligned(2), may_alias));
 
 const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f, INF = __builtin_inff();
 
@@ -36,6 +44,17 @@ inline vf load(const float* p) { return *(const vf*)p; }  // aligned to the vect
 inline void store(float* p, vf x) { *(vf*)p = x; }
 inline vf load_any(const float* p) { return *(const vf_unaligned*)p; }
 inline void store_any(float* p, vf x) { *(vf_unaligned*)p = x; }
+inline vf widen(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
+inline vh narrow(vf x) {  // to the nearest, ties to even; NaN stays NaN
+#if defined(__AVX512BF16__)
+  return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const vu u = (vu)x, rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  return __builtin_convertvector(x == x ? rounded : u >> 16 | 64u, vh);
+#endif
+}
+inline vf load_any(const bf16* p) { return widen(*(const vh_unaligned*)p); }
+inline void store_any(bf16* p, vf x) { *(vh_unaligned*)p = narrow(x); }
 inline vf all(float x) { return x - vf{}; }
 inline vf highest(vf a, vf b) { return a > b ? a : b; }
 inline vi lanes() {
@@ -56,6 +75,20 @@ inline float highest_of(vf a) {
   float s = a[0];
   for (int i = 1; i < VL; i++) s = larger(s, a[i]);
   return s;
+}
+
+template <class T> inline vf load_columns(const T* p, int columns) {  // the first `columns` of a vector, zeros behind
+  if (columns >= VL) return load_any(p);
+  T r[VL] = {};
+  for (int i = 0; i < columns; i++) r[i] = p[i];
+  return load_any(r);
+}
+
+template <class T> inline void store_columns(T* p, vf x, int columns) {
+  if (columns >= VL) return store_any(p, x);
+  T r[VL];
+  store_any(r, x);
+  for (int i = 0; i < columns; i++) p[i] = r[i];
 }
 
 // 2^x for x <= 0.  Below 2^-100 exactly 0: a subnormal would slow every later product many times over.  NaN stays NaN.

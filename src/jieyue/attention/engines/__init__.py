@@ -31,15 +31,14 @@ def named(name: str) -> Engine:
 
 def why(call: Call) -> list[tuple[str, str | None]]:
     """Each engine's name with None where it can run the call, else the sentence that says why not; in order of preference."""
-    call = call.lifted
-    return [(engine.name, engine.refuses(call)) for engine in ENGINES]
+    return [(engine.name, engine.refuses(call.taken_by(engine))) for engine in ENGINES]
 
 
 def pick(call: Call, name: str | None = None) -> Engine:
     """The engine of that name, or the first that does not refuse. ``InputError`` with every reason otherwise."""
     reasons = []
     for engine in ENGINES if not name else (named(name),):
-        reason = engine.refuses(call)
+        reason = engine.refuses(call.taken_by(engine))
         if reason is None:
             return engine
         reasons.append(reason)

@@ -128,6 +128,7 @@ class Composed:
     """The engine."""
 
     name = "composed"
+    halves: tuple[torch.dtype, ...] = ()
 
     def refuses(self, call: Call) -> str | None:
         return None

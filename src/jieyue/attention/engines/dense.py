@@ -30,6 +30,7 @@ class Dense:
     """The engine; ``scores`` is the part that both passes share. Differentiable itself, to any order."""
 
     name = "dense"
+    halves: tuple[torch.dtype, ...] = ()
 
     def refuses(self, call: Call) -> str | None:
         n, m = call.q.shape[2], call.k.shape[2]

@@ -41,6 +41,7 @@ class Fused:
     """The engine."""
 
     name = "fused"
+    halves: tuple[torch.dtype, ...] = ()
 
     def refuses(self, call: Call) -> str | None:
         """Why ``call`` cannot run here, or None."""

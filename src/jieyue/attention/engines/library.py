@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["Parallel", "View", "parallel", "room", "workspace"]
+__all__ = ["Parallel", "View", "parallel", "room", "view_of", "workspace"]
 
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Parallel = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -25,8 +25,13 @@ class View(ctypes.Structure):
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         ("data", ctypes.c_void_p),
-        *((s, ctypes.c_int64) for s in ("batch", "head", "row")),
+        *((s, ctypes.c_int64) for s in ("batch", "head", "row", "half")),
     ]
+
+
+def view_of(x: Tensor) -> View:
+    """x [B, H, N, D] as the library reads it: float32, or bfloat16; its last stride must be 1."""
+    return View(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
 
 
 @functools.cache
@@ -55,10 +60,10 @@ def workspace(floats: int) -> Tensor:
     return held
 
 
-def room(batch: int, rows: int, heads: int, columns: int) -> Tensor:
-    """Uninitialised float32 [batch, heads, rows, columns] in [batch, rows, heads, columns] memory, in huge pages where the
+def room(batch: int, rows: int, heads: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised [batch, heads, rows, columns] in [batch, rows, heads, columns] memory, in huge pages where the
     system offers them: the first touch of new memory in small ones costs up to a tenth of a kernel's time."""
-    x = torch.empty(batch, rows, heads, columns, dtype=torch.float32)
+    x = torch.empty(batch, rows, heads, columns, dtype=dtype)
     first, end = -(-x.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE, (x.data_ptr() + x.nbytes) // _HUGE_PAGE * _HUGE_PAGE
     if first < end and (advise := _advise()) is not None:
         advise(first, end - first, _MADV_HUGEPAGE)

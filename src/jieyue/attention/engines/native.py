@@ -1,4 +1,4 @@
-"""The native engine: bands of any shape on the CPU in float32, by the C library that is built with the package.
+"""The native engine: bands of any shape on the CPU in float32 and bfloat16, by the C library that is built with the package.
 
 For each query i, over the keys j that a band and the key mask allow,
 
@@ -30,19 +30,21 @@ from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.lowering import BandLike, Steps, in_steps
 from jieyue.attention.partial import Partial
 
-from .library import Parallel, View, parallel, room, workspace
+from .library import Parallel, View, parallel, room, view_of, workspace
 
 __all__ = ["NATIVE", "Native", "builds"]
 
 _LIBRARY = Path(__file__).parents[1] / "libband.so"
 _MOST_ROWS = 1 << 30
 _ABILITIES = ("sinks",)
+_MOST_ADDED = 1024  # a band of more keys adds to a gradient so often that bfloat16 would not hold the sum
 
 
 class Native:
     """The engine; `rank` picks a build, 0 being the fastest that this processor runs."""
 
     name = "native"
+    halves: tuple[torch.dtype, ...] = (torch.bfloat16,)
 
     def __init__(self, rank: int = 0) -> None:
         self.rank = rank
@@ -54,8 +56,8 @@ class Native:
             return missing
         for name in ("q", "k", "v"):
             x = getattr(call, name)
-            if x.device.type != "cpu" or x.dtype != torch.float32:
-                return f"the native engine computes float32 on the CPU, {name} is {x.dtype} on {x.device.type}"
+            if x.device.type != "cpu" or x.dtype not in (torch.float32, *self.halves):
+                return f"the native engine computes float32 and bfloat16 on the CPU, {name} is {x.dtype} on {x.device.type}"
             if x.shape[2] >= _MOST_ROWS:
                 return f"the native engine takes fewer than {_MOST_ROWS} rows, {name} has {x.shape[2]}"
         return call.beyond(self.name, _ABILITIES)
@@ -96,9 +98,9 @@ class Native:
     ) -> tuple[Tensor, Tensor]:
         """out and lse of disjoint bands in one softmax."""
         batch, heads, n, width = *q.shape[:3], v.shape[3]
-        out = room(batch, n, heads, width)
-        lse = q.new_empty(batch, heads, n)
         lowered = in_steps(bands, n, k.shape[2], q_offset)
+        out = room(batch, n, heads, width, q.dtype if len(lowered) <= 1 else torch.float32)
+        lse = q.new_empty(batch, heads, n, dtype=torch.float32)
         if not lowered or out.numel() == 0:
             return out.zero_(), lse.fill_(-torch.inf)
         views = {"q": q, "k": k, "v": v, "out": out}
@@ -138,8 +140,10 @@ class Native:
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk, dv of disjoint bands, summed; their memory is [B, N, H, D] (and [B, M, G, ...])."""
-        dq, dk, dv = (room(x.shape[0], x.shape[2], x.shape[1], x.shape[3]) for x in (q, k, v))
         lowered = in_steps(bands, q.shape[2], k.shape[2], q_offset)
+        wide = len(lowered) > 1 or any(band.hi - band.lo >= _MOST_ADDED for band in lowered)
+        dtype = torch.float32 if wide else q.dtype
+        dq, dk, dv = (room(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype) for x in (q, k, v))
         if not lowered or grad_out.numel() == 0:
             return dq.zero_(), dk.zero_(), dv.zero_()
         views = {"q": q, "k": k, "v": v, "grad_out": grad_out, "dq": dq, "dk": dk, "dv": dv}
@@ -149,7 +153,7 @@ class Native:
     def delta(self, grad_out: Tensor, out: Tensor) -> Tensor:
         """sum_d grad_out * out [B, H, N] in one pass, with no product of their size: what `backward` takes, less the
         gradient of lse."""
-        found = out.new_empty(out.shape[:3])
+        found = out.new_empty(out.shape[:3], dtype=torch.float32)
         if found.numel():
             shape = (out.shape[0], out.shape[1], 1, out.shape[2], 0, 0, out.shape[3], 0)
             self._call("delta", shape, {"grad_out": grad_out, "out": out}, delta=found.data_ptr())
@@ -196,7 +200,7 @@ class Native:
     ) -> None:
         library, threads = _library(), torch.get_num_threads()
         kept = {name: x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for name, x in views.items()}
-        pointers = {name: View(x.data_ptr(), *x.stride()[:3]) for name, x in kept.items()}
+        pointers = {name: view_of(x) for name, x in kept.items()}
         call = _Arguments(*sizes, **pointers, **fields, threads=threads, parallel=parallel())
         if key_mask is not None:
             call.key_mask, call.mask_batch, call.mask_key = key_mask.data_ptr(), *key_mask.stride()

@@ -54,8 +54,8 @@ void pack_grads(const LinearCall& c, const Sizes& s, int64_t b, int64_t h, int f
       const float inverse = 1 / mass[at];
       for (int d = 0; d < s.ldV; d += VL) {
         const int columns = s.V - d;
-        const vf x = columns > 0 ? load_columns(g.at(at) + d, columns) * inverse : vf{};
-        if (columns > 0) along[j] += x * load_columns(out.at(at) + d, columns);
+        const vf x = columns > 0 ? g.get(at, d) * inverse : vf{};
+        if (columns > 0) along[j] += x * out.get(at, d);
         store(grads + d, x);
       }
       if (more.first) added[j] = more[at];
@@ -94,7 +94,7 @@ void backward_queries(const LinearCall& c, const Sizes& s, int64_t b, int64_t h,
     }
     weigh(VL, w.grads + i0 * s.ldV, s.ldV, s.V, before, s.ldF, w.dq);
     for (int i = 0; i < VL && i0 + i < count; i++)
-      write_gradient(c, s, w.queries + (i0 + i) * s.ldF, w.dq + i * s.ldF, inverse[i0 + i], c.scale, dq.at(first + i0 + i));
+      write_gradient(c, s, w.queries + (i0 + i) * s.ldF, w.dq + i * s.ldF, inverse[i0 + i], c.scale, dq, first + i0 + i);
   }
   if (own) {
     gather_all(rows, w.grad_weights, CHUNK, w.queries, s.ldF, rows, true, w.dk);
@@ -117,7 +117,7 @@ void backward_keys(const Sizes& s, int count, const BackwardSpace& w, const Sums
 }
 
 inline void pack_sums(const Sizes& s, const Sums& grad, float* panels) {
-  pack_panels({grad.S, s.ldV, s.F, s.V}, 0, s.ldF / VL, nullptr, 1, panels);
+  pack_panels<Floats>(floats_as_rows(grad.S, s.ldV, s.F, s.V), 0, s.ldF / VL, nullptr, 1, panels);
 }
 
 void write_keys(const LinearCall& c, const Sizes& s, int64_t b, int64_t g, int first, int count, const float* inverse,
@@ -128,12 +128,12 @@ void write_keys(const LinearCall& c, const Sizes& s, int64_t b, int64_t g, int f
   for (int j = 0; j < count; j++) {
     const int at = first + j;
     if (mask.first && !mask[at]) {
-      memset(dk.at(at), 0, s.D * sizeof(float));
-      memset(dv.at(at), 0, s.V * sizeof(float));
+      memset(dk.at(at), 0, s.D * (dk.half ? 2 : 4));
+      memset(dv.at(at), 0, s.V * (dv.half ? 2 : 4));
       continue;
     }
-    write_gradient(c, s, w.keys + j * s.ldF, w.dk + j * s.ldF, inverse[j], 1, dk.at(at));
-    for (int d = 0; d < s.V; d += VL) put(dv.at(at) + d, load(w.dv + j * s.ldV + d), s.V - d);
+    write_gradient(c, s, w.keys + j * s.ldF, w.dk + j * s.ldF, inverse[j], 1, dk, at);
+    for (int d = 0; d < s.V; d += VL) put(dv, at, d, load(w.dv + j * s.ldV + d));
   }
 }
 
@@ -171,8 +171,8 @@ void backward_causal(const LinearCall& c, int64_t b, int64_t g0, int64_t g1, flo
         const Sums& grad = grads[g - g0];
         const float* before = w.history + ((g - g0) * segment + i - start) * w.kept;
         load_keys(c, s, b, g, first, count, -CHUNK, w.keys, w.values, inverse);
-        pack_panels({w.keys, s.ldF, CHUNK, s.F}, 0, CHUNK / VL, nullptr, 1, w.key_panels);
-        pack_panels({w.values, s.ldV, CHUNK, s.V}, 0, CHUNK / VL, nullptr, 1, w.value_panels);
+        pack_panels<Floats>(floats_as_rows(w.keys, s.ldF, CHUNK, s.F), 0, CHUNK / VL, nullptr, 1, w.key_panels);
+        pack_panels<Floats>(floats_as_rows(w.values, s.ldV, CHUNK, s.V), 0, CHUNK / VL, nullptr, 1, w.value_panels);
         pack_sums(s, grad, w.sum_panels);
         backward_keys(s, count, w, grad, w.sum_panels);
         for (int64_t h = g * heads; h < (g + 1) * heads; h++)

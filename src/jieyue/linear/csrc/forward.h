@@ -56,7 +56,7 @@ void read_queries(const LinearCall& c, const Sizes& s, int64_t b, int64_t h, int
       const bool nothing = m[i] <= (floor.first ? floor[at] : 0.f);
       mass[at] = nothing ? 0 : m[i];
       const float factor = nothing ? 0 : 1 / m[i];
-      for (int d = 0; d < s.V; d += VL) put(out.at(at) + d, load(w.out + i * s.ldV + d) * factor, s.V - d);
+      for (int d = 0; d < s.V; d += VL) put(out, at, d, load(w.out + i * s.ldV + d) * factor);
     }
   }
 }
@@ -103,7 +103,7 @@ void forward_causal(const LinearCall& c, int64_t b, int64_t g0, int64_t g1, floa
       if (c.marks && number % c.segment == 0)
         store_sums(before, s, c.constant, packed_at(c, s, c.marks + number / c.segment * all_sums, b, g));
       load_keys(c, s, b, g, first, count, CHUNK, w.keys, w.values, inverse);
-      pack_panels({w.keys, s.ldF, CHUNK, s.F}, 0, CHUNK / VL, nullptr, 1, w.panels);
+      pack_panels<Floats>(floats_as_rows(w.keys, s.ldF, CHUNK, s.F), 0, CHUNK / VL, nullptr, 1, w.panels);
       for (int64_t h = g * heads; h < (g + 1) * heads; h++) read_queries(c, s, b, h, first, count, true, w, before);
       add_keys(s, count, w.keys, w.values, before);
     }

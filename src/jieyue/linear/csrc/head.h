@@ -2,9 +2,6 @@
 #pragma once
 #include "../../attention/csrc/products.h"
 #include "linear.h"
-#if VL == 16
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -30,9 +27,10 @@ inline vf elu_of(vf x) { return x > 0.f ? x + 1.f : exp_of(x > 0.f ? vf{} : x); 
 
 // The rows of one head in a tensor, in the order in which the positions are read.
 inline Rows rows_of(const View& view, int64_t b, int64_t head, int64_t count, int64_t columns, int64_t direction) {
-  float* first = view.data + b * view.batch + head * view.head;
-  if (direction < 0) return {first + (count - 1) * view.row, -view.row, (int)count, (int)columns};
-  return {first, view.row, (int)count, (int)columns};
+  const int64_t bytes = view.half ? 2 : 4, row = view.row * bytes;
+  char* first = (char*)view.data + (b * view.batch + head * view.head) * bytes;
+  if (direction < 0) return {first + (count - 1) * row, -row, (int)count, (int)columns, view.half != 0};
+  return {first, row, (int)count, (int)columns, view.half != 0};
 }
 
 // Numbers of one row per position, in the same order.
@@ -48,18 +46,18 @@ template <class T> inline Line<T> line_of(T* first, int64_t stride, int64_t coun
 }
 
 // Results go past the caches, which they would only clear of what is still read; `all_put` ends a task.
+inline void put(const Rows& x, int row, int d, vf y) {
 #if VL == 16
-inline void put(float* p, vf x, int columns) {
-  if (columns >= VL && !((uintptr_t)p & 63))
-    _mm512_stream_ps(p, (__m512)x);
-  else
-    store_columns(p, x, columns);
-}
-inline void all_put() { _mm_sfence(); }
-#else
-inline void put(float* p, vf x, int columns) { store_columns(p, x, columns); }
-inline void all_put() {}
+  if (!x.half && x.columns - d >= VL && !((uintptr_t)(x.floats(row) + d) & 63))
+    return _mm512_stream_ps((float*)x.at(row) + d, (__m512)y);
 #endif
+  x.put(row, d, y);
+}
+inline void all_put() {
+#if VL == 16
+  _mm_sfence();
+#endif
+}
 
 inline vf keep_columns(vf x, int columns) { return columns >= VL ? x : (lanes() < columns) ? x : vf{}; }
 
@@ -123,12 +121,11 @@ void pack_features(const LinearCall& c, const Sizes& s, const Rows& x, const Lin
       continue;
     }
     prefetch<0>(x, first + j + ahead, first + j + ahead + 1);
-    const float* row = x.at(first + j);
     float length = 1;
     if (c.map == COSINE) {
       vf square = {};
       for (int d = 0; d < s.D; d += VL) {
-        const vf y = load_columns(row + d, s.D - d) * scale;
+        const vf y = x.get(first + j, d) * scale;
         square += y * y;
       }
       const float sum = sum_of(square);
@@ -141,7 +138,7 @@ void pack_features(const LinearCall& c, const Sizes& s, const Rows& x, const Lin
         store(out + d, vf{});
         continue;
       }
-      vf y = load_columns(row + d, s.D - d) * factor;
+      vf y = x.get(first + j, d) * factor;
       if (c.map == ELU) y = keep_columns(elu_of(y), s.D - d);
       if (c.map == RELU) y = y > 0.f ? y : vf{};
       store(out + d, y);
@@ -158,13 +155,13 @@ void pack_values(const Sizes& s, const Rows& x, const Line<const uint8_t>& mask,
       continue;
     }
     prefetch<0>(x, first + j + ahead, first + j + ahead + 1);
-    for (int d = 0; d < s.ldV; d += VL) store(out + d, d < s.V ? load_columns(x.at(first + j) + d, s.V - d) : vf{});
+    for (int d = 0; d < s.ldV; d += VL) store(out + d, d < s.V ? x.get(first + j, d) : vf{});
   }
 }
 
 // The gradient of a row from that of its features, times `scale`, to where it belongs.
 inline void write_gradient(const LinearCall& c, const Sizes& s, const float* features, const float* grad, float inverse,
-                           float scale, float* to) {
+                           float scale, const Rows& to, int at) {
   float along = 0;
   if (c.map == COSINE) {
     vf sum = {};
@@ -177,7 +174,7 @@ inline void write_gradient(const LinearCall& c, const Sizes& s, const float* fea
     if (c.map == ELU) g *= b < 1.f ? b : all(1.f);
     if (c.map == RELU) g = b > 0.f ? g : vf{};
     if (c.map == COSINE) g = (g - b * along) * inverse;
-    put(to + d, g * scale, s.D - d);
+    put(to, at, d, g * scale);
   }
 }
 
@@ -188,10 +185,10 @@ inline void weigh(int rows, const float* p, int64_t ldp, int keys, const float* 
     for (int r = 0; r < rows; r += PM) {
       const float* left = p + r * ldp;
       float* to = out + r * ld + d;
-      if (n == 4) weigh_tile<PM, 4>(left, ldp, x + d, ld, keys, to);
-      if (n == 3) weigh_tile<PM, 3>(left, ldp, x + d, ld, keys, to);
-      if (n == 2) weigh_tile<PM, 2>(left, ldp, x + d, ld, keys, to);
-      if (n == 1) weigh_tile<PM, 1>(left, ldp, x + d, ld, keys, to);
+      if (n == 4) weigh_tile<Floats, PM, 4>(left, ldp, x + d, ld, keys, to);
+      if (n == 3) weigh_tile<Floats, PM, 3>(left, ldp, x + d, ld, keys, to);
+      if (n == 2) weigh_tile<Floats, PM, 2>(left, ldp, x + d, ld, keys, to);
+      if (n == 1) weigh_tile<Floats, PM, 1>(left, ldp, x + d, ld, keys, to);
     }
   }
 }
@@ -201,9 +198,9 @@ inline void score(const float* rows, int64_t ld, const float* panels, int count,
   for (int p = 0; p < count; p += QN) {
     const float* at = panels + (int64_t)p * depth * VL;
     const int n = smaller(count - p, QN);
-    if (n == 3) score_tile<QM, 3>(rows, ld, at, depth, s + p * VL, lds);
-    if (n == 2) score_tile<QM, 2>(rows, ld, at, depth, s + p * VL, lds);
-    if (n == 1) score_tile<QM, 1>(rows, ld, at, depth, s + p * VL, lds);
+    if (n == 3) score_tile<Floats, QM, 3>(rows, ld, at, depth, s + p * VL, lds);
+    if (n == 2) score_tile<Floats, QM, 2>(rows, ld, at, depth, s + p * VL, lds);
+    if (n == 1) score_tile<Floats, QM, 1>(rows, ld, at, depth, s + p * VL, lds);
   }
 }
 
@@ -213,7 +210,7 @@ inline void gather_all(int columns, const float* p, int64_t ldp, const float* ro
   for (int e = 0; e < columns; e += KM) {
     const int from = triangle ? e : 0;
     if (from < queries)
-      gather(smaller(KM, (columns - e + 1) & ~1), p + from * ldp + e, ldp, rows + from * ld, ld, queries - from, out + e * ld);
+      gather<Floats>(smaller(KM, (columns - e + 1) & ~1), p + from * ldp + e, ldp, rows + from * ld, ld, queries - from, out + e * ld);
   }
 }
 
