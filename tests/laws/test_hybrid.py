@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.attention import local, parse
+from jieyue.attention import first, local, parse
 from jieyue.errors import InputError
-from jieyue.linear import HybridState, WindowState, attend_hybrid, attend_window
+from jieyue.linear import HybridState, WindowState, attend_hybrid, attend_linear, attend_window
 from linear_definition import F64, assert_equal, draw, draw_mask, hybrid_definition, window_definition
 
 MAPS = ["elu", "relu", "cosine", "taylor2"]
@@ -36,6 +36,100 @@ def test_both_equal_their_definitions(name, causal, masked, n, window, groups, s
     out = attend_hybrid(q, k, v, local(window), name, causal=causal, key_mask=mask)
     near = local(window).mask(n, n)
     assert_equal(out, hybrid_definition(q, k, v, near, name, causal, mask), (q, k, v))
+
+
+@settings(max_examples=30, derandomize=True)
+@given(
+    name=st.sampled_from(MAPS),
+    causal=st.booleans(),
+    masked=st.booleans(),
+    n=st.integers(1, 60),
+    window=st.integers(0, 20),
+    count=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_first_keys_are_near(name, causal, masked, n, window, count, seed):
+    q, k, v = draw(n, seed=seed)
+    mask, near = draw_mask(n, seed) if masked else None, first(count) | local(window)
+    out = attend_hybrid(q, k, v, near, name, causal=causal, key_mask=mask)
+    shown = (near.causal() if causal else near).mask(n, n)
+    assert_equal(out, hybrid_definition(q, k, v, shown, name, causal, mask), (q, k, v))
+
+
+@settings(max_examples=30, derandomize=True)
+@given(
+    kind=st.sampled_from(["linear", "window", "hybrid", "hybrid with first"]),
+    name=st.sampled_from([*MAPS, "softmax"]),
+    causal=st.booleans(),
+    masked=st.booleans(),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_each_run_is_alone(kind, name, causal, masked, lengths, seed):
+    """Packed rows equal their runs one by one, gradients too; rows of no segment are zero and may hold anything."""
+    if name == "softmax" and (causal or kind != "linear"):
+        name = "elu"
+    calls = {
+        "linear": lambda *x, **more: attend_linear(*x, name, **more),
+        "window": lambda *x, **more: attend_window(*x, name, 3, **more),
+        "hybrid": lambda *x, **more: attend_hybrid(*x, local(2), name, **more),
+        "hybrid with first": lambda *x, **more: attend_hybrid(*x, first(2) | local(2), name, **more),
+    }
+    n = sum(lengths)
+    q, k, v = draw(n, seed=seed)
+    mask = draw_mask(n, seed) if masked else None
+    ids = [number if number % 4 != 1 else -1 for number, length in enumerate(lengths) for _ in range(length)]
+    ids = ids if ids.count(-1) <= 12 and len(lengths) < 6 else [0] * n
+    segments = torch.tensor([ids, [0] * n])
+    out = calls[kind](q, k, v, causal=causal, key_mask=mask, segments=segments)
+    expected = torch.zeros_like(out)
+    for b in range(2):
+        for own in set(segments[b].tolist()) - {-1}:
+            at = (segments[b] == own).nonzero()[:, 0]
+            rows = slice(int(at[0]), int(at[-1]) + 1)
+            alone = [x[b : b + 1, :, rows] for x in (q, k, v)]
+            expected[b : b + 1, :, rows] = calls[kind](
+                *alone, causal=causal, key_mask=None if mask is None else mask[b : b + 1, rows]
+            )
+    assert_equal(out, expected, (q, k, v))
+    assert out.transpose(1, 2).is_contiguous()
+
+
+def test_segments_and_patterns_that_a_map_cannot_take_are_refused():
+    q, k, v = draw(6)
+    segments = torch.zeros(2, 6).long()
+    with pytest.raises(InputError, match="segments with a state, expected one of them"):
+        attend_linear(q, k, v, causal=True, segments=segments, return_state=True)
+    with pytest.raises(InputError, match="the id 0 fills more than one run"):
+        attend_linear(q, k, v, segments=torch.tensor([[0, 0, 1, 0, 0, 0]] * 2))
+    with pytest.raises(InputError, match=r"attend_window: segments has shape \[2, 5\]"):
+        attend_window(q, k, v, "elu", 2, segments=segments[:, :5])
+    with pytest.raises(InputError, match="found global tokens"):
+        attend_hybrid(q, k, v, "global(2)+local(1)", "elu")
+    with pytest.raises(InputError, match="first keys that only later queries see"):
+        attend_hybrid(q, k, v, "causal(first(2)+local(1))", "elu")
+
+
+@pytest.mark.parametrize("cuts", [[1] * 20, [7, 1, 1, 6, 5], [3, 17], [20]])
+@pytest.mark.parametrize("window", [0, 3])
+def test_decoding_with_first_keys_counts_from_each_row_s_first_kept(cuts, window):
+    q, k, v = (x.detach() for x in draw(20))
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, :6] = False
+    near, rows, at = first(4) | local(window), [], 0
+    state = HybridState(near, "elu", from_kept=True)
+    for count in cuts:
+        here = slice(at, at + count)
+        state.append(k[:, :, here], v[:, :, here], mask[:, here])
+        rows.append(state.read(q[:, :, here]))
+        at += count
+        other = HybridState(near, "elu", from_kept=True)
+        other.load({name: x.clone() for name, x in state.tensors().items()})
+        state.settle()
+        other.settle()
+        state = other
+    expected = attend_hybrid(q, k, v, near, "elu", causal=True, segments=mask.int() - 1)
+    assert (torch.cat(rows, 2) - expected).abs().max() < 1e-12
 
 
 def test_a_one_sided_window_leaves_the_other_side_to_the_map():
@@ -78,12 +172,12 @@ def test_decoding_in_any_steps_is_the_whole(kind, cuts):
     q, k, v = (x.detach() for x in draw(20))
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[1, :6] = False  # padding on the left
-    state, rows, first = STATES[kind](), [], 0
+    state, rows, at = STATES[kind](), [], 0
     for count in cuts:
-        here = slice(first, first + count)
+        here = slice(at, at + count)
         state.append(k[:, :, here], v[:, :, here], mask[:, here])
         rows.append(state.read(q[:, :, here]))
-        first += count
+        at += count
     assert (torch.cat(rows, 2) - CALLS[kind](q, k, v, causal=True, key_mask=mask)).abs().max() < 1e-12
 
 

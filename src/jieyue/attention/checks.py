@@ -15,7 +15,7 @@ from jieyue.errors import InputError
 from .engines import named
 from .pattern import Pattern
 
-__all__ = ["check_additions", "check_settings", "check_tensors"]
+__all__ = ["check_additions", "check_segments", "check_settings", "check_tensors"]
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
@@ -80,7 +80,7 @@ def check_additions(
 ) -> None:
     """Segments, sinks, soft-capping and offset biases."""
     if segments is not None:
-        _check_segments(q, k, q_offset, segments)
+        check_segments("attend", q, k, q_offset, segments)
     if softcap is not None and not (isinstance(softcap, int | float) and math.isfinite(softcap) and softcap > 0):
         raise InputError(f"attend: softcap={softcap!r}, expected a finite number above 0, or None")
     heads, diagonals = q.shape[1], q.shape[2] + k.shape[2] - 1
@@ -90,19 +90,20 @@ def check_additions(
         _check_logits("offset_bias", offset_bias, q, [[heads, diagonals], [1, diagonals]])
 
 
-def _check_segments(q: Tensor, k: Tensor, q_offset: int, segments: Tensor) -> None:
+def check_segments(call: str, q: Tensor, k: Tensor, q_offset: int, segments: Tensor) -> None:
+    """Their type, shape and device; the ids are read by ``segments.runs_of``."""
     kinds = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
     if not isinstance(segments, Tensor) or segments.dtype not in kinds:
         found = segments.dtype if isinstance(segments, Tensor) else type(segments).__name__
-        raise InputError(f"attend: segments is {found}, expected a tensor of whole numbers [B, N]")
+        raise InputError(f"{call}: segments is {found}, expected a tensor of whole numbers [B, N]")
     if segments.shape != (q.shape[0], q.shape[2]):
-        raise InputError(f"attend: segments has shape {list(segments.shape)}, expected {[q.shape[0], q.shape[2]]}")
+        raise InputError(f"{call}: segments has shape {list(segments.shape)}, expected {[q.shape[0], q.shape[2]]}")
     if segments.device != q.device:
-        raise InputError(f"attend: segments is on {segments.device} and q on {q.device}, expected one device")
+        raise InputError(f"{call}: segments is on {segments.device} and q on {q.device}, expected one device")
     if q.shape[2] != k.shape[2]:
-        raise InputError(f"attend: segments with {q.shape[2]} queries and {k.shape[2]} keys, expected as many")
+        raise InputError(f"{call}: segments with {q.shape[2]} queries and {k.shape[2]} keys, expected as many")
     if q_offset != 0:
-        raise InputError(f"attend: segments with q_offset={q_offset}, expected 0: queries and keys are the same rows")
+        raise InputError(f"{call}: segments with q_offset={q_offset}, expected 0: queries and keys are the same rows")
 
 
 def _check_logits(name: str, x: Tensor, q: Tensor, shapes: list[list[int]]) -> None:

@@ -31,7 +31,7 @@ def _runs(segments: Tensor) -> Tensor:
     ids = segments.long()
     least = int(ids.min())
     if least < -1:
-        raise InputError(f"attend: segments holds {least}, expected ids from 0 on, and −1 for rows of no segment")
+        raise InputError(f"segments holds {least}, expected ids from 0 on, and −1 for rows of no segment")
     at = torch.arange(n, device=ids.device).expand(batch, n)
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
@@ -55,6 +55,6 @@ def _refuse_returns(begun: Tensor) -> None:
     if twice.any():
         row, place = (int(x) for x in twice.nonzero()[0])
         raise InputError(
-            f"attend: segments: in row {row} the id {int(ordered[row, place])} fills more than one run, expected each id in one "
+            f"segments: in row {row} the id {int(ordered[row, place])} fills more than one run, expected each id in one "
             "run of neighbouring positions"
         )

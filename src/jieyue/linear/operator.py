@@ -10,6 +10,7 @@ Letters: B batch, H query heads, G key heads, N queries, M keys, D size of a que
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from . import chunked
 from .checks import check_tensors, refuse_positions
 from .definition import define_whole, second_backward
 from .features import FEATURES, IDENTITY, FeatureMap, resolve
+from .packed import run_by_run
 from .pages import rows_like
 from .state import LinearState
 from .sums import num_features
@@ -41,6 +43,7 @@ def attend_linear(
     scale: float | None = None,
     state: LinearState | None = None,
     return_state: bool = False,
+    segments: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, LinearState]:
     """Linear attention: out [B, H, N, V]; ``return_state``: with the state after these keys.
 
@@ -51,6 +54,7 @@ def attend_linear(
     [B, M] bool, True = keep (masked keys and values may hold anything); causal needs M = N. Any strides; out and the gradients
     lie in memory as [B, N, H, ·]. ``features``: a name from ``FEATURES`` or a ``FeatureMap``. ``scale`` multiplies q before the
     map, default 1 (``taylor2``: D^−½; ``cosine`` refuses one). A state is not changed, a new one is returned; its gradient flows.
+    ``segments`` [B, N] as in ``attend``: the sums start anew with each run, rows of −1 are zero; there is no state then.
 
     Cost: time O(N·F·V), causal O(N·(C·D + F·V)) with chunks of C = 64, where F = D (``cosine`` D + 1, ``taylor2`` about D²/2).
     Memory beside q, k, v, out and their gradients: one number per query and head; causal, for the backward pass,
@@ -65,11 +69,22 @@ def attend_linear(
     _check_settings(form_map, causal, state, return_state, (q, k, v))
     used_scale = form_map.scale_for(scale, q.shape[3])
     q, k, v = autocast(q, k, v)
+    if segments is not None:
+        if state is not None or return_state:
+            raise InputError("attend_linear: segments with a state, expected one of them: each run has sums of its own")
+        alone = functools.partial(_attend_alone, form_map, used_scale, 1 if causal else 0)
+        return run_by_run("attend_linear", alone, (q, k, v, key_mask), segments)
     sums = None if state is None else state.check(form_map, used_scale, k, v).sums
     out, _, total = sums_of_weights(q, k, v, key_mask, sums, form_map, used_scale, 1 if causal else 0)
     if not return_state:
         return out
     return out, LinearState(form_map, used_scale, total)
+
+
+def _attend_alone(
+    features: FeatureMap, scale: float, direction: int, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None
+) -> Tensor:
+    return sums_of_weights(q, k, v, key_mask, None, features, scale, direction)[0]
 
 
 def sums_of_weights(

@@ -16,6 +16,8 @@ Letters: B batch, H query heads, G key heads, N positions, D size of a query, V 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -25,6 +27,7 @@ from jieyue.errors import InputError
 from .checks import check_tensors, refuse_positions
 from .features import FeatureMap, resolve
 from .operator import autocast, sums_of_weights
+from .packed import run_by_run
 from .recent import Recent
 from .union import LinearPart, rows_from, rows_until, unite
 
@@ -41,11 +44,12 @@ def attend_window(
     causal: bool = False,
     key_mask: Tensor | None = None,
     scale: float | None = None,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Linear attention within a window: out [B, H, N, V], like ``attend_linear`` where |i − j| ≤ window.
 
     q [B, H, N, D]; k [B, G, N, D], v [B, G, N, V], H a multiple of G; key_mask [B, N] bool, True = keep; scale as in
-    ``attend_linear``. A query whose weights are all zero gives zeros and zero gradients.
+    ``attend_linear``, segments too. A query whose weights are all zero gives zeros and zero gradients.
 
     Cost: time that of three linear attentions (causal two), whatever the window; memory for copies of q, k and v in blocks
     where N is no multiple of window + 1 or B > 1.
@@ -60,6 +64,22 @@ def attend_window(
     check_window(window)
     used_scale = form_map.scale_for(scale, q.shape[3])
     q, k, v = autocast(q, k, v)
+    if segments is not None:
+        alone = functools.partial(_attend_window, form_map, used_scale, window, causal)
+        return run_by_run("attend_window", alone, (q, k, v, key_mask), segments)
+    return _attend_window(form_map, used_scale, window, causal, q, k, v, key_mask)
+
+
+def _attend_window(
+    form_map: FeatureMap,
+    used_scale: float,
+    window: int,
+    causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+) -> Tensor:
     if window >= q.shape[2] - 1:
         out, _, _ = sums_of_weights(q, k, v, key_mask, None, form_map, used_scale, 1 if causal else 0)
         return out
