@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from jieyue import machine
+from jieyue.hf.batched_decoding import Stepper
 from jieyue.hf.causal_presets import build_causal
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
-from jieyue.hf.stepping import Stepper
 from jieyue.hf.use import use
 from jieyue.report import Report
 

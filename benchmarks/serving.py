@@ -67,22 +67,22 @@ def tokens_said(address):
 
 def server(name, port, threads):
     import torch
-    import uvicorn
 
     from jieyue.data.history import template_for
     from jieyue.hf.causal_presets import build_causal
     from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
     from jieyue.serving.app import build_app
+    from jieyue.serving.bounds import Bounds
+    from jieyue.serving.chat_model import ChatModel
     from jieyue.serving.guard import allowed_hosts
-    from jieyue.serving.requests import Bounds
-    from jieyue.serving.talkers import Talker
+    from jieyue.serving.listening import BoundedServer, listen
 
     torch.set_num_threads(threads)
     tokenizer = make_lossless_tokenizer(learn_lossless_vocabulary(["hello there, how are you today?"] * 3, 50))
     tokenizer.chat_template = template_for(tokenizer)
-    talker = Talker(name, build_causal(name, tokenizer).eval(), tokenizer, Bounds())
+    talker = ChatModel(name, build_causal(name, tokenizer).eval(), tokenizer, Bounds())
     app = build_app([talker], hosts=allowed_hosts("127.0.0.1", port))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+    BoundedServer(app, Bounds(), ready=lambda: None).run(listen("127.0.0.1", port))
 
 
 def measured(address, number, seconds, tokens, pid):

@@ -12,9 +12,10 @@ from jieyue.data.history import template_for
 from jieyue.hf.causal_presets import build_causal
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 from jieyue.serving.app import build_app
+from jieyue.serving.bounds import Bounds
+from jieyue.serving.chat_model import ChatModel
 from jieyue.serving.guard import allowed_hosts
-from jieyue.serving.requests import Bounds
-from jieyue.serving.talkers import Talker
+from jieyue.serving.listening import BoundedServer, listen
 
 HOSTILE = '<img src=x onerror="document.body.dataset.harmed=1"><script>document.body.dataset.harmed=1</script>'
 LONG = "One two three four five six seven eight nine ten. " * 12
@@ -63,28 +64,20 @@ class ScriptedModel(torch.nn.Module):
         return reply[min(said, len(reply) - 1)]
 
 
-def app_of(talkers, bounds=Bounds(), key=None, port=8000):
-    return build_app(talkers, hosts=allowed_hosts("127.0.0.1", port), bounds=bounds, key=key)
+def app_of(talkers, bounds=Bounds(), key=None, port=8000, origins=frozenset()):
+    return build_app(talkers, hosts=allowed_hosts("127.0.0.1", port), bounds=bounds, key=key, origins=origins)
 
 
 @contextmanager
-def served(talkers, **options):
-    """The application behind a real socket; gives its address."""
-    import socket
-
-    import uvicorn
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = uvicorn.Config(
-        app_of(talkers, port=port, **options), host="127.0.0.1", port=port, log_level="error", ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+def served(talkers, bounds=Bounds(), **options):
+    """The application behind a real socket, as ``jieyue serve`` puts it there; gives its address."""
+    sockets = listen("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    is_ready = threading.Event()
+    server = BoundedServer(app_of(talkers, bounds, port=port, **options), bounds, ready=is_ready.set)
+    thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    assert is_ready.wait(20)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -93,4 +86,4 @@ def served(talkers, **options):
 
 
 def talker(model, tokenizer, bounds=Bounds(), name="small", **options):
-    return Talker(name, model, tokenizer, bounds, **options)
+    return ChatModel(name, model, tokenizer, bounds, **options)

@@ -7,8 +7,8 @@ import time
 import pytest
 from serving_models import HOSTILE, LONG, ScriptedModel, make_tokenizer, served, talker
 
-from jieyue.serving.readers import Reader
-from jieyue.serving.requests import Bounds
+from jieyue.serving.answering import Reader
+from jieyue.serving.bounds import Bounds
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

@@ -18,10 +18,10 @@ from jieyue.data.history import Message, alternate, fit_history
 from jieyue.decoding.reply import Reply
 from jieyue.decoding.sampling import Sampling
 from jieyue.errors import InputError
-from jieyue.hf.stepping import Stepper
+from jieyue.hf.batched_decoding import Stepper
+from jieyue.serving.answering import Reader
 from jieyue.serving.batching import Batcher, Full, Job
-from jieyue.serving.readers import Reader
-from jieyue.serving.requests import Bounds
+from jieyue.serving.bounds import Bounds
 from jieyue.serving.server import open_models, read_key
 
 CHAT = "/v1/chat/completions"
@@ -153,25 +153,35 @@ WRONG = [
     (400, {"messages": [{"role": "wizard", "content": "a"}]}, "wizard"),
     (400, {"messages": [{"role": "user", "content": ""}]}, "content"),
     (400, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
-    (400, {"messages": [{"role": "assistant", "content": "a"}]}, "last message"),
     (400, body(temperature="hot"), "temperature"),
     (400, body(temperature=3), "temperature"),
     (400, body(temperature=True), "temperature"),
     (400, body(top_p=1.5), "top_p"),
-    (400, body(top_k=-1), "top_k"),
     (400, body(n=0), "'n'"),
     (400, body(n=99), "'n'"),
     (400, body(n=1.5), "'n'"),
     (400, body(max_tokens=0), "max_tokens"),
-    (400, body(max_tokens=10**9), "max_tokens"),
     (400, body(seed=2**70), "seed"),
     (400, body(stop=["a"] * 5), "stop"),
     (400, body(stop=""), "stop"),
     (400, body(stream="yes"), "stream"),
     (400, body(stream_options={}), "stream_options"),
-    (400, body(logprobs=True), "logprobs"),
     (400, body(tools=[{"type": "function"}]), "tools"),
     (400, body(frobnicate=1), "frobnicate"),
+    (400, body(logit_bias={"5": 1}), "logit_bias"),
+    (400, body(top_k=-2), "top_k"),
+    (400, body(max_tokens=-2), "max_tokens"),
+    (400, body(logprobs=1), "logprobs"),
+    (400, body(top_logprobs=2), "top_logprobs"),
+    (400, body(logprobs=True, top_logprobs=21), "top_logprobs"),
+    (400, body(frequency_penalty=2.1), "frequency_penalty"),
+    (400, body(presence_penalty=-3), "presence_penalty"),
+    (400, {"messages": [{"role": "system", "content": "a"}]}, "system's"),
+    (400, {"messages": [{"role": "assistant", "content": ""}]}, "nothing is said"),
+    (400, {"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    (400, {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}, "tool_calls"),
+    (400, {"messages": [{"role": "user", "content": "a", "colour": 1}]}, "colour"),
+    (400, body(generation_config="{"), "generation_config"),
     (404, body(model="../../etc/passwd"), "no model"),
     (400, body(model=3), "model"),
     (413, body("hello " * 600), "tokens"),
@@ -191,6 +201,8 @@ def test_mistakes_have_openais_shape(client, status, asked, said):
 
 def test_what_asks_for_nothing_is_let_through(client):
     nothing = {
+        "frobnicate": None,
+        "metadata": {"a": 1},
         "frequency_penalty": 0.0,
         "presence_penalty": 0,
         "logit_bias": {},
@@ -198,13 +210,116 @@ def test_what_asks_for_nothing_is_let_through(client):
         "tools": [],
         "user": "me",
     }
-    assert client.post(CHAT, json=body(**nothing, response_format={"type": "text"}, store=False)).status_code == 200
+    found = client.post(CHAT, json=body(**nothing, response_format={"type": "text"}, store=False))
+    ignored = "frobnicate, metadata, logit_bias, tools, response_format, store"
+    assert found.status_code == 200 and found.headers["x-jieyue-ignored"] == ignored
+    streamed = client.post(CHAT, json=body(metadata={}, stream=True))
+    assert streamed.headers["x-jieyue-ignored"] == "metadata"
+    assert "x-jieyue-ignored" not in client.post(CHAT, json=body()).headers
     assert client.post(CHAT, json=body(top_p=0)).status_code == 200
 
 
+def test_no_limit_and_too_much_are_understood(client):
+    """-1 is no limit; a reply longer than the bound is asked for in vain, and that is told."""
+    assert client.post(CHAT, json=body(top_k=-1)).status_code == 200
+    for most, clamped in ((-1, None), (10**9, "max_tokens=64"), (64, None)):
+        found = client.post(CHAT, json=body("long", max_tokens=most))
+        assert found.status_code == 200 and found.json()["usage"]["completion_tokens"] == 64
+        assert found.headers.get("x-jieyue-clamped") == clamped
+
+
+def test_an_empty_reply_may_be_sent_back(client):
+    for content in ("", None, [], [{"type": "text", "text": ""}]):
+        said = [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": content, "refusal": None, "tool_calls": None},
+            {"role": "user", "content": "zh"},
+        ]
+        found = client.post(CHAT, json={"messages": said, "temperature": 0})
+        assert found.status_code == 200, found.text
+        assert found.json()["choices"][0]["message"]["content"] == "你好，我们聊聊天气吧。"
+
+
+def test_several_system_messages_are_one(tokenizer):
+    from jieyue.serving.requests import parse_chat
+
+    listed = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": "hello"},
+        {"role": "system", "content": "Now be long."},
+        {"role": "user", "content": "hello"},
+    ]
+    found = parse_chat({"messages": listed}, Bounds()).messages
+    assert [(one.role, one.text) for one in found[:2]] == [("system", "Be kind.\n\nBe short."), ("user", "hello")]
+    assert [one.role for one in found] == ["system", "user", "system", "user"]
+
+
+def test_the_assistants_last_message_is_continued(client):
+    """The beginning of a reply sent back is gone on with, the first space included, whole and streamed."""
+    for beginning in ("One two", "One two three four"):
+        said = {"role": "assistant", "content": beginning}
+        asked = {"messages": [*body("long")["messages"], said], "temperature": 0, "max_tokens": 30}
+        more = client.post(CHAT, json=asked).json()["choices"][0]["message"]["content"]
+        assert more.startswith(" ") and LONG.startswith(beginning + more)
+        streamed = events(client.post(CHAT, json=asked | {"stream": True}))
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in streamed) == more
+
+
+def test_log_probabilities_are_the_models(tokenizer, monkeypatch):
+    """Against one pass over the whole talk in float64; streamed they are the same."""
+    import torch
+
+    from jieyue.serving.chat_model import ChatModel
+
+    model, talks, talk = random_model(tokenizer), [], ChatModel.talk
+
+    async def overheard(self, asked):
+        talks.append(await talk(self, asked))
+        return talks[-1]
+
+    monkeypatch.setattr(ChatModel, "talk", overheard)
+    with TestClient(app_of([talker(model, tokenizer)]), base_url=BASE) as client:
+        asked = body("hello", logprobs=True, top_logprobs=3, temperature=1, seed=2, max_tokens=9, frequency_penalty=1)
+        told = client.post(CHAT, json=asked).json()["choices"][0]["logprobs"]["content"]
+        (job,) = talks[0].jobs
+        streamed = events(client.post(CHAT, json=asked | {"stream": True}))
+        pieces = [one["choices"][0].get("logprobs") for one in streamed]
+        assert [one for piece in pieces if piece for one in piece["content"]] == told
+        said = [token for token in job.reply.ids if token not in job.reply.ends]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*job.prompt, *said]])).logits[0, len(job.prompt) - 1 :]
+        for row, token, one in zip(logits.log_softmax(-1), said, told, strict=False):
+            assert one["token"] == tokenizer.decode([token]) and bytes(one["bytes"]).decode() == one["token"]
+            assert one["logprob"] == pytest.approx(float(row[token]), abs=1e-4)
+            values, tokens = row.topk(3)
+            assert [each["token"] for each in one["top_logprobs"]] == [tokenizer.decode([each]) for each in tokens]
+            assert [each["logprob"] for each in one["top_logprobs"]] == pytest.approx(values.tolist(), abs=1e-4)
+        assert len(told) == len(said) > 3
+        text = client.post("/v1/completions", json={"prompt": "hello", "logprobs": 2, "max_tokens": 4}).json()
+        found = text["choices"][0]["logprobs"]
+        assert len(found["tokens"]) == len(found["token_logprobs"]) == len(found["text_offset"]) <= 4
+        assert client.post(CHAT, json=body()).json()["choices"][0]["logprobs"] is None
+
+
+def test_what_transformers_chat_sends_is_understood(client):
+    config = json.dumps({"do_sample": False, "max_new_tokens": 3, "transformers_version": "5"})
+    asked = {"messages": body("long")["messages"], "generation_config": config}
+    found = client.post(CHAT, json=asked)
+    assert (
+        found.json()["usage"]["completion_tokens"] == 3 and "generation_config.t" in found.headers["x-jieyue-ignored"]
+    )
+
+
 def test_methods_paths_and_headers(client):
-    assert client.get(CHAT).status_code == 405 and "error" in client.get(CHAT).json()
-    for path in ("/docs", "/openapi.json", "/load_model", "/reset", "/../etc/passwd", "/v1/%00", "/title"):
+    wrong = client.get(CHAT)
+    assert wrong.status_code == 405 and "error" in wrong.json() and wrong.headers["allow"] == "POST"
+    wrong = client.post("/health")
+    assert wrong.status_code == 405 and set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    for path in ("/", "/health", "/metrics", "/v1/models", "/v1/models/random"):
+        found = client.head(path)
+        assert found.status_code == 200 and found.content == b"", path
+    for path in ("/docs", "/load_model", "/reset", "/../etc/passwd", "/v1/%00", "/title"):
         answer = client.get(path)
         assert answer.status_code == 404 and "error" in answer.json(), path
     page = client.get("/")
@@ -226,11 +341,64 @@ def test_methods_paths_and_headers(client):
         ({"origin": "null"}, 403),
         ({"origin": "http://localhost:8000"}, 200),
         ({"origin": "http://127.0.0.1:8000.evil.example"}, 403),
+        ({"origin": "http://evil.example://127.0.0.1:8000"}, 403),
+        ({"origin": "ftp://127.0.0.1:8000"}, 403),
+        ({"origin": "http://127.0.0.1:8000/"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "cross-site", "origin": "http://localhost:8000"}, 403),
     ],
 )
 def test_strangers_are_refused(client, headers, status):
     for path in ("/", "/health", "/v1/models"):
-        assert client.get(path, headers=headers).status_code == status
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == status
+        if status == 403:
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+            assert "--allow-host" in answer.text or "--allow-origin" in answer.text
+
+
+def test_a_link_may_lead_to_a_page_and_nowhere_else(client):
+    follows = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=follows).status_code == 200
+    assert client.get("/v1/models", headers=follows).status_code == 403
+
+
+def test_an_origin_is_allowed_by_name(tokenizer):
+    from jieyue.serving.guard import allowed_origins
+
+    key, site = "0123456789abcdef", "https://app.example"
+    origins = allowed_origins([site + "/"], key)
+    asks = {
+        "origin": site,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "x-a, authorization",
+    }
+    with TestClient(
+        app_of([talker(ScriptedModel(tokenizer), tokenizer)], key=key, origins=origins), base_url=BASE
+    ) as client:
+        before = client.options(CHAT, headers=asks)
+        assert before.status_code == 204 and before.headers["access-control-allow-origin"] == site
+        assert before.headers["access-control-allow-headers"] == "x-a, authorization"
+        sent = {"origin": site, "sec-fetch-site": "cross-site", "authorization": f"Bearer {key}"}
+        found = client.post(CHAT, json=body(), headers=sent)
+        assert found.status_code == 200 and found.headers["access-control-allow-origin"] == site
+        assert found.headers["vary"] == "origin"
+        refused = client.post(CHAT, json=body(), headers=sent | {"authorization": "Bearer no"})
+        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == site
+        for other in ("http://app.example", "https://app.example:444", "https://xapp.example", "null"):
+            wrong = client.options(CHAT, headers=asks | {"origin": other})
+            assert wrong.status_code == 403 and "access-control-allow-origin" not in wrong.headers
+    with TestClient(
+        app_of([talker(ScriptedModel(tokenizer), tokenizer)], origins=allowed_origins(["*"], None)), base_url=BASE
+    ) as client:
+        assert (
+            client.get("/v1/models", headers={"origin": "https://any.example"}).headers["access-control-allow-origin"]
+            == "*"
+        )
+    for wrong in (["*"], ["app.example"], ["https://app.example/path"], ["null"]):
+        with pytest.raises(InputError, match="allow-origin"):
+            allowed_origins(wrong, key)
 
 
 def test_a_key_is_asked_for_and_compared(tokenizer, tmp_path, monkeypatch):
@@ -434,7 +602,7 @@ requests = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(asked=requests | values | st.binary(max_size=60), path=st.sampled_from([CHAT, "/v1/completions", "/v1/read"]))
 def test_no_request_breaks_the_server(client, asked, path):
     raw = asked if isinstance(asked, bytes) else json.dumps(asked).encode()

@@ -105,3 +105,21 @@ def test_when_nothing_may_be_said_the_reply_ends():
 def test_what_is_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+@settings(max_examples=40)
+@given(data=st.data(), frequency=st.sampled_from([0.0, 0.7, -1.5]), presence=st.sampled_from([0.0, 1.1, -2.0]))
+def test_frequency_and_presence_penalties_are_openais(data, frequency, presence):
+    """logit - count * frequency - (count > 0) * presence, counted over the reply alone."""
+    said = data.draw(st.lists(st.integers(0, 5), max_size=8))
+    logits = torch.tensor(data.draw(st.lists(st.floats(-3, 3, width=32), min_size=6, max_size=6)))
+    sampler = Sampler(
+        Sampling(top_k=0, frequency_penalty=frequency, presence_penalty=presence, seed=1), seen=[0, 1, 1, 5]
+    )
+    for token in said:
+        sampler(torch.full((6,), -50.0).index_fill(0, torch.tensor([token]), 50.0))
+    expected = torch.stack(
+        [one - said.count(token) * frequency - (token in said) * presence for token, one in enumerate(logits)]
+    )
+    tokens, chances = sampler.distribution(logits)
+    torch.testing.assert_close(chances, expected.double().softmax(-1)[tokens], rtol=1e-5, atol=1e-7)

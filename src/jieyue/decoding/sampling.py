@@ -1,13 +1,15 @@
 """How the next token is chosen: temperature, top-k, top-p, min-p, penalties for repeating, a least length, and a seed.
 
-Order (transformers' own): repetition penalty, no repeated n-gram, least length, temperature, top-k, top-p, min-p; then one
-draw from what remains. Every talk has a ``Sampler`` of its own, so the same seed says the same thing alone or in a batch.
-A step costs one pass over the logits and a sort of the top-k (of all V without top-k).
+Order: frequency and presence penalty (OpenAI's), then transformers' own order: repetition penalty, no repeated n-gram, least
+length, temperature, top-k, top-p, min-p; then one draw from what remains. Every talk has a ``Sampler`` of its own, so the same
+seed says the same thing alone or in a batch. A step costs one pass over the logits and a sort of the top-k (of all V
+without top-k).
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -23,8 +25,9 @@ __all__ = ["Sampler", "Sampling"]
 class Sampling:
     """``temperature`` 0 = always the likeliest; ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 = no limit. The default is the article's.
 
-    ``repetition_penalty`` > 1 makes tokens of the talk so far less likely; ``no_repeat_ngram`` n forbids to say the same n
-    tokens twice; ``min_tokens``: the reply cannot end before. ``seed`` None = another one each time.
+    ``repetition_penalty`` > 1 makes tokens of the talk so far less likely; ``frequency_penalty`` is taken off a token's logit
+    once for each time that the reply has said it, ``presence_penalty`` once if it has; ``no_repeat_ngram`` n forbids to say
+    the same n tokens twice; ``min_tokens``: the reply cannot end before. ``seed`` None = another one each time.
     """
 
     temperature: float = 1.0
@@ -32,6 +35,8 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     no_repeat_ngram: int = 0
     min_tokens: int = 0
     seed: int | None = None
@@ -41,6 +46,8 @@ class Sampling:
             ("temperature", 0.0, 100.0),
             ("top_k", 0, 10**9),
             ("min_p", 0.0, 1.0),
+            ("frequency_penalty", -2.0, 2.0),
+            ("presence_penalty", -2.0, 2.0),
             ("no_repeat_ngram", 0, 1000),
             ("min_tokens", 0, 10**9),
         ):
@@ -70,6 +77,7 @@ class Sampler:
         self.num_said = 0
         self._random = torch.Generator().manual_seed(self.seed)
         self._seen: set[int] = set()
+        self._said: Counter[int] = Counter()
         self._last: list[int] = []
         self._followers: dict[tuple[int, ...], list[int]] = {}
         for token in seen:
@@ -79,6 +87,7 @@ class Sampler:
         """The next token by the logits [V]; it counts as said."""
         token = self._drawn(self._allowed(logits.detach().to("cpu", torch.float32)))
         self.num_said += 1
+        self._said[token] += 1
         self._note(token)
         return token
 
@@ -99,6 +108,10 @@ class Sampler:
     def _allowed(self, logits: Tensor) -> Tensor:
         """Penalties and what may not be said."""
         settings, penalty = self.settings, self.settings.repetition_penalty
+        if self._said and (settings.frequency_penalty or settings.presence_penalty):
+            index, counts = torch.tensor(list(self._said)), torch.tensor(list(self._said.values()))
+            taken = settings.frequency_penalty * counts + settings.presence_penalty
+            logits = logits.index_put((index,), logits[index] - taken.to(logits))
         banned: list[int] = []
         if self.num_said < settings.min_tokens:
             banned += self.ends

@@ -18,18 +18,22 @@ _BROKEN = "\ufffd"
 class TextStream:
     """``add(token)`` gives the text that is now certain, ``finish()`` the rest; ``text`` is all that was given out.
 
-    ``stop``: texts at which the reply ends, themselves left out; ``stopped`` tells that one came.
+    ``stop``: texts at which the reply ends, themselves left out; ``stopped`` tells that one came. ``before``: tokens that the
+    reply goes on from, where it does; then its first space stays.
 
     >>> stream = TextStream(lambda ids: "".join("ab c"[i] for i in ids), stop=["c"])
     >>> [stream.add(token) for token in (0, 1, 2, 3)], stream.finish(), stream.stopped
     (['a', 'b', '', ''], '', True)
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
         self._decode, self.stop = decode, [word for word in stop if word]
-        self._ids: list[int] = []
+        self._ids = [int(token) for token in before]
+        self._is_begun = bool(before)
         self._first = 0  # tokens from here on are decoded with the new ones, for what a decoder does at borders
-        self._said_ids = 0  # tokens whose text was taken
+        self._said_ids = len(before)  # tokens whose text was taken
         self._held = ""  # text that is certain but may be the beginning of a stop word, or ends with a space
         self.text, self.stopped = "", False
 
@@ -61,7 +65,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + piece
-        if not self.text:
+        if not self.text and not self._is_begun:
             text = text.lstrip()
         ends = [at for word in self.stop if (at := text.find(word)) >= 0]
         if ends:

@@ -11,8 +11,6 @@ Letters: B rows, N tokens of the longest prompt, M tokens seen, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,18 +21,19 @@ from jieyue.decoding.search import Step
 from jieyue.decoding.slots import narrowed
 from jieyue.errors import InputError
 
+from .batched_decoding import DecodingRows, Stepper
 from .prefix import is_prefix_lm
 
 __all__ = ["Remembered", "Reread", "rereading", "steps"]
 
 
 class Remembered:
-    """What a model remembers between steps: its cache, which tokens were padding, and the encoded source if it has one.
+    """What an encoder-decoder remembers between steps: its cache, the encoded source, and which of its tokens were padding.
 
     ``owner`` [B]: the source that each row was made from; ``kept`` [B, M]: 1 = a token, 0 = padding.
     """
 
-    def __init__(self, cache: Any, kept: Tensor, encoded: Any = None) -> None:
+    def __init__(self, cache: Any, kept: Tensor, encoded: Any) -> None:
         self.cache, self.kept, self.encoded = cache, kept, encoded
         self.owner = torch.arange(len(kept), device=kept.device)
 
@@ -48,8 +47,7 @@ class Remembered:
             return
         self.cache.batch_select_indices(index)
         self.kept, self.owner = self.kept[index], self.owner[index]
-        if self.encoded is not None:
-            self.encoded["last_hidden_state"] = self.encoded["last_hidden_state"][index]
+        self.encoded["last_hidden_state"] = self.encoded["last_hidden_state"][index]
 
 
 def steps(model: Any) -> Step:
@@ -62,29 +60,13 @@ def steps(model: Any) -> Step:
 
 
 def _causal(model: Any) -> Step:
-    takes = set(inspect.signature(type(model).forward).parameters)
+    decoder = Stepper(model)
 
-    def step(tokens: Tensor, state: Any) -> tuple[Tensor, Remembered]:
-        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
-        if isinstance(state, Remembered):
-            state.kept = torch.cat([state.kept, torch.ones_like(tokens)], 1)
-        else:
-            kept = torch.ones_like(tokens) if state is None else state.to(tokens)
-            if not bool(kept[:, -1].all()):
-                raise InputError("steps: found prompts padded on the right, expected padding on the left")
-            state = Remembered(None, kept)
-        given: dict[str, Any] = {"input_ids": tokens, "attention_mask": state.kept, "use_cache": True}
-        if state.cache is not None:
-            given["past_key_values"] = state.cache
-        if "position_ids" in takes:
-            given["position_ids"] = (state.kept.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-        if "logits_to_keep" in takes:
-            given["logits_to_keep"] = 1
-        whole = "logits_to_keep" not in takes and tokens.shape[1] > 1  # then the source's logits are left out here
-        with narrowed(model, tokens.shape[1], lambda states: states[:, -1:]) if whole else nullcontext():
-            out = model(**given)
-        state.cache = out.past_key_values
-        return out.logits[:, -1], state
+    def step(tokens: Tensor, state: DecodingRows | Tensor | None) -> tuple[Tensor, DecodingRows]:
+        if isinstance(state, DecodingRows):
+            return decoder.step(state, tokens), state
+        rows, logits = decoder.begin_padded(tokens, state)
+        return logits, rows
 
     return step
 

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from jieyue.data.history import Message, fit_history
 from jieyue.decoding.reply import Reply
 from jieyue.decoding.rerank import rerank
 from jieyue.decoding.sampling import Sampling
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
-from jieyue.hf.stepping import Rows, Stepper
+from jieyue.hf.batched_decoding import DecodingRows, KeptStates, Stepper
 from jieyue.recipes.chat import ChatSettings, ends_of, log_probability
 from jieyue.report import write_whole
 
@@ -56,7 +58,7 @@ class Conversation:
         self.seconds = 0.0
         self._stepper = Stepper(model)
         self._ends = ends_of(model, tokenizer)
-        self._known: tuple[list[int], Rows] | None = None
+        self._known = KeptStates(2**63)
 
     def say(self, text: str) -> Iterator[str]:
         """The reply to a message, in pieces. Leaving the iteration early ends the reply where it is, and keeps it."""
@@ -88,7 +90,7 @@ class Conversation:
     def clear(self) -> None:
         """Forgets everything that was said."""
         self.messages.clear()
-        self._known = None
+        self._known.clear()
 
     def save(self, path: str | Path) -> None:
         """The talk as one line of OpenAI-style messages, which ``jieyue train chat --data`` reads."""
@@ -123,31 +125,26 @@ class Conversation:
     def _written(self, ids: list[int], reply: Reply) -> Iterator[str]:
         """The reply as it comes; the state is kept for the next turn."""
         rows, logits = self._read(ids)
-        seen = list(ids)
-        while True:
-            piece = reply.take(logits[0])
-            self._known = seen, rows
-            if piece:
-                yield piece
-            if reply.finish:
-                return
-            logits = self._stepper.step(rows, [reply.ids[-1]])
-            seen.append(reply.ids[-1])
+        try:
+            while True:
+                piece = reply.take(logits[0])
+                if piece:
+                    yield piece
+                if reply.finish:
+                    return
+                logits = self._stepper.step(rows, [reply.ids[-1]])
+        finally:
+            self._known.keep([*ids, *reply.ids], rows)
 
-    def _read(self, ids: list[int]) -> tuple[Rows, Any]:
+    def _read(self, ids: list[int]) -> tuple[DecodingRows, Tensor]:
         """The state after these tokens: from what is known already, as far as it is their beginning."""
-        if self._known is not None:
-            seen, rows = self._known
-            self._known = None
-            shared = next(
-                (n for n, (a, b) in enumerate(zip(seen, ids, strict=False)) if a != b), min(len(seen), len(ids))
-            )
-            shared = min(shared, len(ids) - 1)
-            if shared and rows.crop(len(seen) - shared):
-                self.num_read = len(ids) - shared
-                return rows, self._stepper.extend(rows, ids[shared:])
-        self.num_read = len(ids)
-        return self._stepper.begin([ids])
+        rows = self._known.take(ids, least=0.0)
+        self._known.clear()
+        if rows is None:
+            self.num_read = len(ids)
+            return self._stepper.begin([ids])
+        self.num_read = len(ids) - rows.lengths[0]
+        return rows, self._stepper.extend(rows, ids[rows.lengths[0] :])
 
     def _best(self, ids: list[int]) -> Reply:
         """Several replies, and the one that says most about the last turn."""

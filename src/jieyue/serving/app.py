@@ -2,33 +2,47 @@
 
 POST /v1/chat/completions, /v1/completions    OpenAI's; streamed or whole
 GET  /v1/models, /health, /metrics            what is served; whether it lives; Prometheus
-POST /v1/read, /v1/title                      where a reading or a title model is served
-GET  /, /read, /title                         web pages
+POST /v1/read, /v1/title, /v1/classify        where such a model is served
+GET  /openapi.json                            the schema of all of these
+GET  /, /read, /title, /classify              web pages
 """
+
+from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TypeVar
 
-from jieyue.errors import MissingExtra
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import JsonValue
+from starlette.exceptions import HTTPException
 
+from .answering import BODIES, AnsweringModel
+from .bounds import Bounds, Refusal
+from .chat_model import ChatModel
 from .counters import Counters
 from .guard import Guard
 from .openai import Completion, model_list
 from .page import load_page
-from .readers import Reader
-from .requests import Bounds, Refusal, parse_body, parse_chat, parse_completion
-from .talkers import Talker
+from .requests import Asked, parse_body, parse_chat, parse_completion
+from .schema import schema
 
 __all__ = ["Served", "build_app"]
 
-Served = Talker | Reader
+Served = ChatModel | AnsweringModel
+Parse = Callable[[Mapping[str, JsonValue], Bounds], Asked]
+T = TypeVar("T")
+
+PAGES = {"/": "chat", "/read": "read", "/title": "title", "/classify": "classify"}
 PATHS = (
-    *("/", "/read", "/title", "/health", "/metrics", "/v1/models"),
-    *("/v1/chat/completions", "/v1/completions", "/v1/read", "/v1/title"),
+    *(*PAGES, "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions"),
+    *(f"/v1/{kind}" for kind in BODIES),
 )
+_SOON = 2**15  # bytes of a body that are parsed at once; larger ones away from the event loop
 
 
 def build_app(
@@ -37,150 +51,157 @@ def build_app(
     hosts: frozenset[str],
     bounds: Bounds = Bounds(),
     key: str | None = None,
+    origins: frozenset[str] = frozenset(),
 ) -> Guard:
-    """An ASGI application. ``hosts``: the ``Host`` values that are answered (``guard.allowed_hosts``); ``key``: bearer token."""
-    try:
-        from fastapi import FastAPI, Request
-        from fastapi.responses import JSONResponse, Response
-    except ImportError:
-        raise MissingExtra("fastapi", "serve") from None
+    """An ASGI application. ``hosts``: the ``Host`` values that are answered (``guard.allowed_hosts``); ``key``: bearer token.
+
+    ``origins``: of other sites' pages that may ask (``guard.allowed_origins``).
+    """
     counters, started = Counters(PATHS), int(time.time())
     by_name = {model.name: model for model in models}
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for model in models:
-            await asyncio.to_thread(model.stop)
+        await asyncio.gather(*(asyncio.to_thread(model.stop) for model in models))
 
     app = FastAPI(title="jieyue", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    pages = {"/": "chat", "/read": "read", "/title": "title"}
     kinds = {model.kind for model in models}
-    for path, kind in pages.items():
-        if kind in kinds or path == "/":
-            app.add_api_route(path, _page_route(kind if kind in kinds else min(kinds)), methods=["GET"])
+    pages = {
+        path: kind if kind in kinds else min(kinds) for path, kind in PAGES.items() if path == "/" or kind in kinds
+    }
 
-    @app.get("/health")
+    def get(path: str, route: Callable[..., Awaitable[Response]]) -> None:
+        app.add_api_route(path, route, methods=["GET", "HEAD"])
+
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
     async def metrics() -> Response:
-        batchers = {name: model.batcher for name, model in by_name.items() if isinstance(model, Talker)}
+        batchers = {name: model.batcher for name, model in by_name.items() if isinstance(model, ChatModel)}
         return Response(counters.text(batchers), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
     async def list_models() -> Response:
         return JSONResponse(model_list(((model.name, model.kind) for model in models), started))
 
-    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Response:
-        model = _named(by_name, name, None)
-        return JSONResponse(model_list([(model.name, model.kind)], started)["data"][0])
+        model = _named(models, name, None)
+        return JSONResponse(
+            {"object": "model", "id": model.name, "created": started, "owned_by": "jieyue", "kind": model.kind}
+        )
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        return await _complete(request, by_name, bounds, counters, is_chat=True)
+    async def told_schema() -> Response:
+        return JSONResponse(schema(kinds))
 
-    @app.post("/v1/completions")
-    async def complete(request: Request) -> Response:
-        return await _complete(request, by_name, bounds, counters, is_chat=False)
-
-    for kind in ("read", "title"):
-        if kind in kinds:
-            app.add_api_route(f"/v1/{kind}", _answer_route(by_name, kind), methods=["POST"])
-
+    for path, name in pages.items():
+        get(path, _page_route(name))
+    routes = {"/health": health, "/metrics": metrics, "/openapi.json": told_schema, "/v1/models": list_models}
+    for path, route in routes.items():
+        get(path, route)
+    get("/v1/models/{name:path}", one_model)
+    for path, parse in (("/v1/chat/completions", parse_chat), ("/v1/completions", parse_completion)):
+        app.add_api_route(path, _completion_route(models, bounds, counters, parse), methods=["POST"])
+    for kind in kinds & set(BODIES):
+        app.add_api_route(f"/v1/{kind}", _answer_route(models, kind), methods=["POST"])
     _add_errors(app)
-    return Guard(app, hosts=hosts, bounds=bounds, key=key, counted=counters.request)
+    return Guard(
+        app, hosts=hosts, bounds=bounds, key=key, counted=counters.request, origins=origins, pages=frozenset(pages)
+    )
 
 
-def _add_errors(app: Any) -> None:
+def _add_errors(app: FastAPI) -> None:
     """Every mistake is answered in OpenAI's shape, whoever finds it."""
-    from fastapi import Request
-    from fastapi.responses import JSONResponse, Response
-    from starlette.exceptions import HTTPException
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
-        retry = {"retry-after": "1"} if refusal.status == 429 else {}
-        return JSONResponse(refusal.body(), refusal.status, headers=retry)
+        return JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)
 
     @app.exception_handler(HTTPException)
     async def not_found(_: Request, error: HTTPException) -> Response:
         said = {404: "there is nothing at this path", 405: "this path does not take that method"}
         text = said.get(error.status_code, "the request cannot be answered")
-        return JSONResponse(Refusal(error.status_code, text).body(), error.status_code)
+        return JSONResponse(Refusal(error.status_code, text).body(), error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return JSONResponse(Refusal(500, f"the server failed: {type(error).__name__}").body(), 500)
 
 
-def _named(models: Mapping[str, Served], name: str | None, kind: str | None) -> Served:
+def _named(models: Sequence[Served], name: str | None, kind: str | None) -> Served:
     """The model of that name and kind; without a name the first of the kind."""
-    if name is None:
-        found = next((model for model in models.values() if model.kind == kind), None)
-    else:
-        found = models.get(name)
-    if found is None or (kind is not None and found.kind != kind):
-        served = ", ".join(model.name for model in models.values() if kind in (None, model.kind)) or "none"
+    fitting = [model for model in models if kind in (None, model.kind)]
+    found = next((model for model in fitting if name in (None, model.name)), None)
+    if found is None:
+        served = ", ".join(model.name for model in fitting) or "none"
         shown = "" if name is None else f" {name[:80]!r}"
         raise Refusal(404, f"there is no model{shown} here; served: {served}", param="model", code="model_not_found")
     return found
 
 
-async def _complete(
-    request: Any, models: Mapping[str, Served], bounds: Bounds, counters: Counters, *, is_chat: bool
-) -> Any:
-    from fastapi.responses import JSONResponse, StreamingResponse
+def _completion_route(
+    models: Sequence[Served], bounds: Bounds, counters: Counters, parse: Parse
+) -> Callable[[Request], Awaitable[Response]]:
+    async def complete(request: Request) -> Response:
+        raw = await request.body()
+        asked = await _soon(len(raw), lambda: parse(parse_body(raw), bounds))
+        asked = replace(asked, client=f"{request.client.host if request.client else ''} {asked.client}")
+        model = _named(models, asked.model, "chat")
+        assert isinstance(model, ChatModel)
+        talk = await model.talk(asked)
+        answer = Completion.of(asked, talk, model)
 
-    body = parse_body(await request.body())
-    asked = parse_chat(body, bounds) if is_chat else parse_completion(body, bounds)
-    talker = _named(models, asked.model, "chat")
-    assert isinstance(talker, Talker)
-    talk = await talker.talk(asked)
-    answer = Completion.of(asked, talk, talker.name)
+        def count() -> None:
+            for job in talk.jobs:
+                if job.first is not None:
+                    counters.first_token(job.first)
 
-    def count() -> None:
-        for job in talk.jobs:
-            if job.first is not None:
-                counters.first_token(job.first)
+        if asked.stream:
+            return StreamingResponse(
+                _events(answer, count), media_type="text/event-stream", headers=dict(asked.headers)
+            )
+        try:
+            return JSONResponse(await _unless_gone(request, answer.whole()), headers=dict(asked.headers))
+        finally:
+            talk.cancel()
+            count()
 
-    if asked.stream:
+    return complete
 
-        async def events() -> AsyncIterator[bytes]:
-            stream = answer.events()
-            try:
-                async for one in stream:
-                    yield one
-            finally:
-                await stream.aclose()  # type: ignore[attr-defined]
-                count()
 
-        return StreamingResponse(events(), media_type="text/event-stream")
-    whole = asyncio.create_task(answer.whole())
-    gone = asyncio.create_task(_gone(request))
+async def _events(answer: Completion, count: Callable[[], None]) -> AsyncIterator[bytes]:
+    stream = answer.events()
+    try:
+        async for one in stream:
+            yield one
+    finally:
+        await stream.aclose()
+        count()
+
+
+async def _soon(num_bytes: int, work: Callable[[], T]) -> T:
+    """Small work at once, large work in a thread."""
+    return work() if num_bytes <= _SOON else await asyncio.to_thread(work)
+
+
+async def _unless_gone(request: Request, answer: Awaitable[T]) -> T:
+    """The answer, unless its client leaves before."""
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    whole, gone = asyncio.ensure_future(answer), asyncio.create_task(leaving())
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not whole.done():
             raise Refusal(499, "the client left")
-        return JSONResponse(whole.result())
+        return whole.result()
     finally:
         gone.cancel()
         whole.cancel()
-        for job in talk.jobs:
-            job.cancel()
-        count()
 
 
-async def _gone(request: Any) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _page_route(name: str) -> Any:
-    from fastapi.responses import Response
-
+def _page_route(name: str) -> Callable[[], Awaitable[Response]]:
     page = load_page(name)
 
     async def show() -> Response:
@@ -189,17 +210,16 @@ def _page_route(name: str) -> Any:
     return show
 
 
-def _answer_route(models: Mapping[str, Served], kind: str) -> Any:
-    from fastapi import Request
-    from fastapi.responses import JSONResponse, Response
-
+def _answer_route(models: Sequence[Served], kind: str) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        body = parse_body(await request.body())
+        raw = await request.body()
+        body = await _soon(len(raw), lambda: parse_body(raw))
         name = body.pop("model", None)
         if name is not None and not isinstance(name, str):
-            raise Refusal(400, "'model' is not text", param="model")
+            raise Refusal(400, "'model' is not text, expected a model's name", param="model")
         model = _named(models, name, kind)
-        assert isinstance(model, Reader)
-        return JSONResponse(await model.answer(body))
+        assert isinstance(model, AnsweringModel)
+        found, ignored = await model.answer(body)
+        return JSONResponse(found, headers={"x-jieyue-ignored": ", ".join(ignored)} if ignored else {})
 
     return answer

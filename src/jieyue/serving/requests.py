@@ -1,9 +1,9 @@
-"""What a request may say, in OpenAI's words: parsed, checked, and every mistake answered in OpenAI's error shape.
+"""What a request may say, in OpenAI's words, checked; every mistake is answered in OpenAI's error shape.
 
     {"error": {"message": …, "type": "invalid_request_error", "param": "top_p", "code": null}}
 
-Beyond OpenAI's own: ``top_k``, ``min_p``, ``repetition_penalty``, ``no_repeat_ngram_size``, ``min_tokens``. What is known but not
-offered (tools, logprobs, penalties …) is refused unless it asks for nothing; unknown arguments are refused as OpenAI does.
+Beyond OpenAI's own: ``top_k``, ``min_p``, ``repetition_penalty``, ``no_repeat_ngram_size``, ``min_tokens``; -1 for ``top_k``
+and ``max_tokens`` means no limit. ``max_tokens`` above the bound is clamped, and the answer's header says so.
 """
 
 from __future__ import annotations
@@ -11,44 +11,57 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Annotated, Literal
 
-from jieyue.data.history import ROLES, Message
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+
+from jieyue.data.history import Message
 from jieyue.decoding.sampling import Sampling
 from jieyue.errors import InputError
 
-__all__ = ["Asked", "Bounds", "Refusal", "parse_body", "parse_chat", "parse_completion", "text_of"]
+from .bodies import Body, Number, Text, Whole, checked, known_only, parse_body, writable
+from .bounds import Bounds, Refusal
 
+__all__ = ["Asked", "Bounds", "ChatBody", "CompletionBody", "Refusal", "parse_body", "parse_chat", "parse_completion"]
 
-class Refusal(Exception):
-    """An answer with this status; ``body()`` is the error in OpenAI's shape."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def body(self) -> dict[str, Any]:
-        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "server_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What one request may ask for, and what the server holds at once."""
-
-    body_bytes: int = 2**20
-    reply_tokens: int = 1024
-    messages: int = 2000
-    choices: int = 8
-    waiting: int = 64
-    rows: int = 32
-    seconds: float = 30.0  # for a request to arrive in full
+HARMLESS = frozenset(
+    {  # about the client, or with one value only here
+        *("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store", "service_tier"),
+        *("parallel_tool_calls", "verbosity", "reasoning_effort"),
+    }
+)
+NOTHING: dict[str, tuple[JsonValue, ...]] = {  # offered by others, let through only where it asks for nothing
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+_SILENT: dict[str, tuple[JsonValue, ...]] = {  # the same, in a message
+    "tool_calls": ([],),
+    "annotations": ([],),
+    "reasoning_content": ("",),
+    "reasoning": ("",),
+}
+_FROM_CONFIG = {  # transformers' generation_config: its names -> ours; its others have no effect here
+    "max_new_tokens": "max_tokens",
+    **{n: n for n in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A checked request. ``messages`` of a chat or ``prompt`` of a completion."""
+    """A checked request. ``messages`` of a chat or ``prompt`` of a completion.
+
+    ``num_logprobs``: None = none are told, else how many likeliest tokens beside each; ``headers``: what was ignored or
+    clamped, for the answer.
+    """
 
     model: str | None
     sampling: Sampling
@@ -59,203 +72,208 @@ class Asked:
     stop: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     prompt: str = ""
+    num_logprobs: int | None = None
+    client: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-_SHARED = {"model", "temperature", "top_p", "n", "stream", "stream_options", "stop", "max_tokens", "seed", "top_k"}
-_SHARED |= {"min_p", "repetition_penalty", "no_repeat_ngram_size", "min_tokens", "user", "metadata"}
-_SHARED |= {"safety_identifier", "prompt_cache_key"}  # about the client, of no effect here
-_NOTHING: dict[str, tuple[Any, ...]] = {  # offered by others, accepted only where it asks for nothing
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False, 0),
-    "top_logprobs": (None, 0),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "best_of": (None, 1),
-    "reasoning_effort": (None,),
-}
+def _parts(value: JsonValue) -> JsonValue:
+    """The text of a message's content: as it is, or its parts of text one under the other; nothing is empty text."""
+    if isinstance(value, list):
+        texts = [
+            part.get("text") for part in value if isinstance(part, dict) and part.get("type") in ("text", "refusal")
+        ]
+        if len(texts) < len(value) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("text; its parts are not text alone")
+        return "\n".join(str(text) for text in texts)
+    return "" if value is None else value
 
 
-def parse_body(raw: bytes) -> dict[str, Any]:
-    """A JSON object of a request, or ``Refusal`` 400."""
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Refusal(400, f"the body is not UTF-8 (byte {error.start}); expected JSON in UTF-8") from error
-    try:
-        body = json.loads(text, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise Refusal(400, "the body is nested too deeply") from error
-    except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise Refusal(400, f"the body is {_kind(body)}, expected a JSON object")
-    return body
+class MessageBody(Body):
+    """A message: its content is text, or a list of parts of text; the assistant's may be empty."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_parts), AfterValidator(writable)] = ""
+    name: str | None = None
+    refusal: Annotated[str, AfterValidator(writable)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, body: JsonValue) -> JsonValue:
+        if not isinstance(body, dict):
+            raise ValueError("an object with 'role' and 'content'")
+        return known_only(body, set(cls.model_fields), nothing=_SILENT)[0]
 
 
-def parse_chat(body: Mapping[str, Any], bounds: Bounds) -> Asked:
+class StreamOptions(Body):
+    """What a stream tells besides the text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+def _listed(value: JsonValue) -> JsonValue:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or len(value) > 4:
+        raise ValueError("a text or a list of at most 4")
+    return value
+
+
+class _Wanted(Body):
+    """What both kinds of completion may ask for."""
+
+    model: str | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=10**6)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    no_repeat_ngram_size: Annotated[Whole, Field(ge=0, le=100)] | None = None
+    min_tokens: Annotated[Whole, Field(ge=0, le=10**6)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=-1)] | None = None
+    n: Annotated[Whole, Field(ge=1)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Annotated[list[Text], BeforeValidator(_listed)] = Field(default_factory=list)
+    user: str | None = None
+
+    def sampling(self) -> Sampling:
+        """How tokens are chosen; a ``top_p`` of 0 is what OpenAI's clients call the likeliest only."""
+        names = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "min_tokens", "seed"]
+        names += ["frequency_penalty", "presence_penalty"]
+        given = {name: getattr(self, name) for name in names} | {"no_repeat_ngram": self.no_repeat_ngram_size}
+        given = {name: value for name, value in given.items() if value is not None}
+        given |= {"top_k": 0} if self.top_k == -1 else {}
+        given |= {"top_p": 1.0, "temperature": 0.0} if self.top_p == 0 else {}
+        try:
+            return Sampling(**given)
+        except InputError as error:
+            raise Refusal(400, str(error)) from error
+
+
+class ChatBody(_Wanted):
+    """The body of a request to /v1/chat/completions."""
+
+    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    max_completion_tokens: Annotated[Whole, Field(ge=-1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+
+
+class CompletionBody(_Wanted):
+    """The body of a request to /v1/completions."""
+
+    prompt: Annotated[
+        Text, BeforeValidator(lambda value: value[0] if isinstance(value, list) and len(value) == 1 else value)
+    ]
+    logprobs: Annotated[Whole, Field(ge=0, le=5)] | None = None
+
+
+def parse_chat(body: Mapping[str, JsonValue], bounds: Bounds) -> Asked:
     """A request to /v1/chat/completions."""
-    _known(body, _SHARED | {"messages", "max_completion_tokens"})
-    listed = body.get("messages")
-    if not isinstance(listed, list) or not listed:
-        raise Refusal(400, f"'messages' is {_kind(listed)}, expected a list of messages", param="messages")
-    if len(listed) > bounds.messages:
+    body, ignored = _configured(body)
+    kept, more = known_only(body, set(ChatBody.model_fields), HARMLESS, NOTHING)
+    listed = kept.get("messages")
+    if isinstance(listed, list) and len(listed) > bounds.messages:
         raise Refusal(413, f"{len(listed)} messages, expected at most {bounds.messages}", param="messages")
-    messages = tuple(_message(one, f"messages[{number}]") for number, one in enumerate(listed))
-    if messages[-1].role != "user":
-        raise Refusal(
-            400,
-            f"the last message is the {messages[-1].role}'s, expected the user's",
-            param=f"messages[{len(messages) - 1}]",
-        )
-    if any(one.role == "system" for one in messages[1:]):
-        raise Refusal(400, "a system message in the middle, expected it first or not at all", param="messages")
-    return _asked(body, bounds, messages=messages)
-
-
-def parse_completion(body: Mapping[str, Any], bounds: Bounds) -> Asked:
-    """A request to /v1/completions."""
-    _known(body, _SHARED | {"prompt"})
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    return _asked(body, bounds, prompt=text_of({"prompt": prompt}, "prompt"))
-
-
-def text_of(body: Mapping[str, Any], name: str) -> str:
-    """A text argument that is not empty."""
-    value = body.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise Refusal(400, f"{name!r} is {_kind(value)}, expected text that is not empty", param=name)
-    return _writable(value, name)
-
-
-def _asked(body: Mapping[str, Any], bounds: Bounds, **content: Any) -> Asked:
-    stop = body.get("stop")
-    words = [stop] if isinstance(stop, str) else [] if stop is None else stop
-    if not isinstance(words, list) or len(words) > 4 or not all(isinstance(w, str) and w for w in words):
-        raise Refusal(400, "'stop' is not a text or a list of at most 4", param="stop")
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise Refusal(400, f"'stream_options' is {_kind(options)}, expected an object", param="stream_options")
-    stream = _flag(body, "stream")
-    if options is not None and not stream:
-        raise Refusal(400, "'stream_options' without 'stream': true", param="stream_options")
-    most = [_number(body, name, 1, bounds.reply_tokens, whole=True) for name in ("max_completion_tokens", "max_tokens")]
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise Refusal(400, f"'model' is {_kind(model)}, expected text", param="model")
-    return Asked(
-        model=model,
-        sampling=_sampling(body),
-        max_tokens=next((one for one in most if one is not None), None),
-        num_choices=_number(body, "n", 1, bounds.choices, whole=True) or 1,
-        stream=stream,
-        with_usage=bool(options) and _flag(options or {}, "include_usage"),
-        stop=tuple(_writable(word, "stop") for word in words),
-        **content,
+    wanted = checked(ChatBody, kept)
+    if wanted.top_logprobs is not None and not wanted.logprobs:
+        raise Refusal(400, "'top_logprobs' without 'logprobs': true", param="top_logprobs")
+    most = wanted.max_tokens if wanted.max_completion_tokens is None else wanted.max_completion_tokens
+    return _asked(
+        wanted,
+        bounds,
+        (*ignored, *more),
+        most,
+        messages=_messages(wanted.messages),
+        num_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None,
     )
 
 
-def _sampling(body: Mapping[str, Any]) -> Sampling:
-    given = {
-        "temperature": _number(body, "temperature", 0, 2),
-        "top_p": _number(body, "top_p", 0, 1),
-        "top_k": _number(body, "top_k", 0, 10**6, whole=True),
-        "min_p": _number(body, "min_p", 0, 1),
-        "repetition_penalty": _number(body, "repetition_penalty", 0.01, 100),
-        "no_repeat_ngram": _number(body, "no_repeat_ngram_size", 0, 100, whole=True),
-        "min_tokens": _number(body, "min_tokens", 0, 10**6, whole=True),
-        "seed": _number(body, "seed", -(2**63), 2**63 - 1, whole=True),
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("top_p") == 0:  # OpenAI's clients mean: the likeliest only
-        given |= {"top_p": 1.0, "temperature": 0.0}
+def parse_completion(body: Mapping[str, JsonValue], bounds: Bounds) -> Asked:
+    """A request to /v1/completions."""
+    kept, ignored = known_only(body, set(CompletionBody.model_fields), HARMLESS, NOTHING)
+    if kept.get("logprobs") is False:
+        del kept["logprobs"]
+    wanted = checked(CompletionBody, kept)
+    return _asked(wanted, bounds, ignored, wanted.max_tokens, prompt=wanted.prompt, num_logprobs=wanted.logprobs)
+
+
+def _asked(
+    wanted: _Wanted,
+    bounds: Bounds,
+    ignored: tuple[str, ...],
+    most: int | None,
+    *,
+    num_logprobs: int | None,
+    messages: tuple[Message, ...] = (),
+    prompt: str = "",
+) -> Asked:
+    if wanted.stream_options is not None and not wanted.stream:
+        raise Refusal(400, "'stream_options' without 'stream': true", param="stream_options")
+    if wanted.n > bounds.choices:
+        raise Refusal(400, f"'n' is {wanted.n}, expected from 1 to {bounds.choices}", param="n")
+    if most == 0:
+        raise Refusal(400, "'max_tokens' is 0, expected at least 1, or -1 for no limit", param="max_tokens")
+    headers = [("x-jieyue-ignored", ", ".join(ignored[:20]))] if ignored else []
+    if most is not None and most > bounds.reply_tokens:
+        most = bounds.reply_tokens
+        headers.append(("x-jieyue-clamped", f"max_tokens={most}"))
+    return Asked(
+        model=wanted.model,
+        sampling=wanted.sampling(),
+        max_tokens=bounds.reply_tokens if most == -1 else most,
+        num_choices=wanted.n,
+        stream=wanted.stream,
+        with_usage=wanted.stream_options is not None and wanted.stream_options.include_usage,
+        stop=tuple(wanted.stop),
+        messages=messages,
+        prompt=prompt,
+        num_logprobs=num_logprobs,
+        client=wanted.user or "",
+        headers=tuple(headers),
+    )
+
+
+def _messages(listed: list[MessageBody]) -> tuple[Message, ...]:
+    """The talk. What several system messages say at the beginning becomes one; an empty last one of the assistant's is none."""
+    made = []
+    for number, one in enumerate(listed):
+        role = "system" if one.role == "developer" else one.role
+        if role != "assistant" and not one.content.strip():
+            place = f"messages[{number}].content"
+            raise Refusal(400, f"'{place}' is empty text, expected text", param=place)
+        made.append(Message(role, one.content or (one.refusal or "")))
+    first = [one.text for one in takewhile(lambda one: one.role == "system", made)]
+    made[: len(first)] = [Message("system", "\n\n".join(first))] if first else []
+    if made[-1].role == "assistant" and not made[-1].text.strip():
+        made.pop()
+    if not made or made[-1].role == "system":
+        place = f"messages[{len(listed) - 1}]"
+        said = "nothing is said" if not made else "the last message is the system's"
+        raise Refusal(400, f"{said}, expected one of the user's, or one of the assistant's to go on from", param=place)
+    return tuple(made)
+
+
+def _configured(body: Mapping[str, JsonValue]) -> tuple[Mapping[str, JsonValue], tuple[str, ...]]:
+    """The body with what ``transformers chat`` puts into ``generation_config`` in its place, and the names ignored there."""
+    text = body.get("generation_config")
+    if text is None:
+        return body, ()
     try:
-        return Sampling(**given)
-    except InputError as error:
-        raise Refusal(400, str(error)) from error
-
-
-def _message(one: Any, place: str) -> Message:
-    if not isinstance(one, dict):
-        raise Refusal(400, f"{place} is {_kind(one)}, expected an object with 'role' and 'content'", param=place)
-    role = one.get("role")
-    role = "system" if role == "developer" else role
-    if role not in ROLES:
-        found = repr(role)[:60] if isinstance(role, str) else _kind(role)
-        raise Refusal(400, f"{place}.role is {found}, expected one of {', '.join(ROLES)}", param=f"{place}.role")
-    content = one.get("content")
-    if isinstance(content, list):
-        if not content or not all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-            raise Refusal(400, f"{place}.content has parts that are not text", param=f"{place}.content")
-        content = "\n".join(text_of(part, "text") for part in content)
-    if not isinstance(content, str) or not content.strip():
-        raise Refusal(400, f"{place}.content is {_kind(content)}, expected text", param=f"{place}.content")
-    return Message(role, _writable(content, f"{place}.content"))
-
-
-def _known(body: Mapping[str, Any], names: set[str]) -> None:
-    for name, value in body.items():
-        if name in names:
-            continue
-        shown = name.encode("utf-8", "replace").decode()[:60]
-        if name not in _NOTHING:
-            raise Refusal(
-                400, f"Unrecognized request argument supplied: {shown}", param=shown, code="unknown_parameter"
-            )
-        if not any(
-            value is nothing or (type(value) is type(nothing) and value == nothing) for nothing in _NOTHING[name]
-        ) and not (isinstance(value, float) and value == 0 and 0 in _NOTHING[name]):
-            raise Refusal(400, f"'{shown}' is not offered by this server", param=shown, code="unsupported_parameter")
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise Refusal(400, f"'{name}' is {_kind(value)}, expected true or false", param=name)
-    return bool(value)
-
-
-def _number(body: Mapping[str, Any], name: str, low: float, high: float, *, whole: bool = False) -> Any:
-    """The number of that name, or None where there is none."""
-    value = body.get(name)
-    if value is None:
-        return None
-    wanted = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Refusal(400, f"'{name}' is {_kind(value)}, expected {wanted}", param=name)
-    if not low <= value <= high:  # also what is no number or infinite
-        raise Refusal(400, f"'{name}' is out of range, expected {wanted} from {low:g} to {high:g}", param=name)
-    if whole and value != int(value):
-        raise Refusal(400, f"'{name}' is {value}, expected {wanted}", param=name)
-    return int(value) if whole else float(value)
-
-
-def _writable(text: str, name: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Refusal(400, f"'{name}' has half of a surrogate pair, expected whole characters", param=name) from error
-    return text
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", type(None): "missing"}
-    if isinstance(value, str):
-        return "text" if value.strip() else "empty text"
-    return names.get(type(value), "a number") + (" that is empty" if value == [] else "")
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+        config = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        place = "generation_config"
+        raise Refusal(400, f"'{place}' is not what transformers writes, expected a JSON object as text", param=place)
+    given = {_FROM_CONFIG[name]: value for name, value in config.items() if name in _FROM_CONFIG}
+    if config.get("do_sample") is False:
+        given["temperature"] = 0.0
+    ignored = tuple(f"generation_config.{name[:40]}" for name in config if name not in {*_FROM_CONFIG, "do_sample"})
+    rest = {name: value for name, value in body.items() if name != "generation_config"}
+    return given | rest, tuple(name for name in ignored if name.isascii() and name.isprintable())

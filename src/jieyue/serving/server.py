@@ -4,43 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from jieyue.errors import InputError, MissingExtra
+from jieyue.errors import InputError, MissingExtra, message
 from jieyue.hf.loading import RECORD, head_of, load, read_record
 from jieyue.recipes import title as titles
 from jieyue.run.reading import open_reader
 
+try:
+    import fastapi
+    import uvicorn
+except ImportError:
+    raise MissingExtra("fastapi", "serve") from None
+
+from pydantic import JsonValue
+
+from .answering import AnsweringModel, ReadBody
 from .app import Served, build_app
-from .guard import allowed_hosts
-from .readers import Reader
-from .requests import Bounds
-from .talkers import Talker
+from .bounds import Bounds
+from .chat_model import ChatModel
+from .guard import allowed_hosts, allowed_origins
+from .listening import BoundedServer, listen
 
-__all__ = ["open_model", "open_models", "read_key", "serve"]
+__all__ = ["folder_names", "listen", "open_model", "open_models", "read_key", "serve"]
+
+assert fastapi and uvicorn
 
 
-def open_models(folders: Sequence[str | Path], bounds: Bounds = Bounds(), context: int | None = None) -> list[Served]:
-    """The models of these folders; each is served under its folder's name."""
+def folder_names(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """The names under which these folders are served: their own. ``InputError`` for none, two of one name, or a missing one."""
     names = [Path(folder).resolve().name for folder in folders]
     twice = [name for name in names if names.count(name) > 1]
     if not folders or twice:
         found = f"{twice[0]!r} twice" if twice else "no folder"
         raise InputError(f"serve: found {found}, expected folders of different names")
-    return [open_model(folder, name, bounds, context) for folder, name in zip(folders, names, strict=True)]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(message("serve", f"no folder {str(folder)!r}", "the folder of a trained model"))
+    return dict(zip(names, map(Path, folders), strict=True))
+
+
+def open_models(folders: Sequence[str | Path], bounds: Bounds = Bounds(), context: int | None = None) -> list[Served]:
+    """The models of these folders; each is served under its folder's name."""
+    return [open_model(folder, name, bounds, context) for name, folder in folder_names(folders).items()]
 
 
 def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | None = None) -> Served:
     """One model, by the recipe that its folder records; without a record any causal language model."""
     recipe = read_record(folder).get("recipe") if (Path(folder) / RECORD).is_file() else "chat"
     if recipe == "read":
-        return Reader(name, "read", _reader(folder), bounds)
+        return AnsweringModel(name, "read", _reader(folder), bounds)
     if recipe == "title":
-        return Reader(name, "title", _titler(folder), bounds)
+        return AnsweringModel(name, "title", _titler(folder), bounds)
     if recipe == "chat":
         if head_of(folder) != "causal-lm":
             raise InputError(f"{folder}: not a causal language model; expected one that writes, or a trained reader")
-        return Talker(name, *load(folder, "causal-lm"), bounds, context)
+        return ChatModel(name, *load(folder, "causal-lm"), bounds, context)
     raise InputError(f"{folder}: its recipe is {recipe!r}, expected chat, read or title")
 
 
@@ -61,55 +79,54 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_hosts: Sequence[str] = (),
+    allow_origins: Sequence[str] = (),
     key: str | None = None,
     bounds: Bounds = Bounds(),
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; replies in the making are then finished (for at most 30 seconds)."""
-    try:
-        import uvicorn
-    except ImportError:
-        raise MissingExtra("uvicorn", "serve") from None
-    app = build_app(models, hosts=allowed_hosts(host, port, allow_hosts), bounds=bounds, key=key)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        proxy_headers=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=30,
-        h11_max_incomplete_event_size=2**16,
-    )
+    """Serves until SIGINT or SIGTERM; replies in the making are then finished (for at most 30 seconds).
 
-    class Announcing(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    SIGTERM ends with a return, SIGINT with ``KeyboardInterrupt``; a second signal ends at once. ``InputError`` where nothing
+    can listen at that address.
+    """
+    origins = allowed_origins(allow_origins, key)
+    bound = listen(host, port)
+    own = int(bound[0].getsockname()[1])
+    hosts = allowed_hosts(host, own, allow_hosts)
+    app = build_app(models, hosts=hosts, bounds=bounds, key=key, origins=origins)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{own}/"
 
-    Announcing(config).run()
+    def abandon() -> None:
+        for model in models:
+            model.abandon()
+
+    server = BoundedServer(app, bounds, ready=lambda: ready(url), abandon=abandon)
+    server.run(bound)
+    if server.is_interrupted:
+        raise KeyboardInterrupt
 
 
-def _reader(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _reader(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
     ask = open_reader(folder)
-    return lambda body: ask(body["question"], body["passages"])
+
+    def answer(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        checked = ReadBody.model_validate(body)
+        return ask(checked.question, checked.passages)
+
+    return answer
 
 
-def _titler(folder: str | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _titler(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
     settings = titles.TitleSettings.from_dict(read_record(folder, "title")["settings"])
     model, tokenizer = load(folder, settings.head("prefix"))
 
-    def ask(body: Mapping[str, Any]) -> Mapping[str, Any]:
-        (found,) = titles.answer(model, tokenizer, [body["text"]], settings)
+    def ask(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        (found,) = titles.answer(model, tokenizer, [str(body["text"])], settings)
         return {
             "title": found.text,
             "log_probability": round(found.log_probability, 4),
             "finished": found.finished,
-            "source_truncated": bool(titles.prompts([body["text"]], tokenizer, settings)[1]),
+            "source_truncated": bool(titles.prompts([str(body["text"])], tokenizer, settings)[1]),
         }
 
     return ask

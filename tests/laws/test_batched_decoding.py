@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from jieyue.decoding.stream import TextStream
 from jieyue.errors import InputError
-from jieyue.hf.stepping import Stepper
+from jieyue.hf.batched_decoding import Stepper
 from jieyue.hf.use import use
 
 V = 29

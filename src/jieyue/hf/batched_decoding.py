@@ -4,6 +4,9 @@
     step(rows, tokens) -> logits         one token more for every row; equals the last row of the whole in one pass
     rows.join(other) · rows.keep(numbers) · rows.crop(count)
 
+Whoever decodes goes through here: the terminal, the server, and the searches that judge (``hf.steps``). ``KeptStates`` is
+what is known of talks that may go on: of a next turn only the new tokens are read.
+
 Rows are aligned at their newest token; what a shorter one lacks is padding on the left, which nobody sees. Caches of patterns
 and of sliding windows cannot be joined (``can_join``): such rows go on beside one another.
 
@@ -13,16 +16,20 @@ Letters: B rows, M tokens of the longest row, G key heads, D head size, V vocabu
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
+from jieyue.decoding.slots import narrowed
 from jieyue.errors import InputError
 
-__all__ = ["Rows", "Stepper"]
+__all__ = ["DecodingRows", "KeptStates", "Stepper"]
 
 
 class RoomyLayer(CacheLayerMixin):
@@ -88,7 +95,7 @@ class RoomyLayer(CacheLayerMixin):
         self.held, self.length, self.is_initialized = None, 0, False
 
 
-class Rows:
+class DecodingRows:
     """Talks that decode together. ``lengths[b]``: tokens of row b that the model has seen."""
 
     def __init__(self, cache: Any, lengths: list[int], mask: Tensor | None) -> None:
@@ -111,7 +118,7 @@ class Rows:
     def can_join(self) -> bool:
         return type(self.cache) is DynamicCache and all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
 
-    def alone(self, number: int) -> Rows:
+    def alone(self, number: int) -> DecodingRows:
         """Row ``number`` as rows of its own, copied; the cache must be one that can join, or have this row only."""
         if len(self) == 1:
             return self
@@ -120,7 +127,11 @@ class Rows:
         cache.layers = list(layers)
         for own, new in zip(self.cache.layers, layers, strict=True):
             new.put(*(part[number : number + 1, :, part.shape[2] - length :] for part in own.all()))
-        return Rows(cache, [length], None)
+        return DecodingRows(cache, [length], None)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was; more or fewer rows than before are allowed."""
+        self.keep(index.tolist())
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Row i becomes what row numbers[i] was; padding that all remaining rows share is given up."""
@@ -138,10 +149,10 @@ class Rows:
             self.mask = self.mask[:, surplus:]
             self.mask = None if bool(self.mask.all()) else self.mask
 
-    def join(self, other: Rows) -> None:
+    def join(self, other: DecodingRows) -> None:
         """The rows of ``other`` come after one's own; ``other`` is used up. ``InputError`` where caches cannot be joined."""
         if not (self.can_join and other.can_join):
-            raise InputError("Rows.join: found a cache of patterns or windows, expected plain ones (can_join)")
+            raise InputError("DecodingRows.join: found a cache of patterns or windows, expected plain ones (can_join)")
         width = max(*self.lengths, *other.lengths)
         for own, new in zip(self.cache.layers, other.cache.layers, strict=True):
             parts = [[_padded(part, width) for part in layer.all()] for layer in (own, new)]
@@ -183,37 +194,41 @@ class Stepper:
         self.takes = set(inspect.signature(type(model).forward).parameters)
         self.device = next(model.parameters()).device
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[Rows, Tensor]:
+    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[DecodingRows, Tensor]:
         """The prompts, read in one pass: their rows and the logits after their last tokens [B, V]."""
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError(f"Stepper.begin: found {len(prompts)} prompts, one perhaps empty, expected tokens in each")
-        lengths = [len(prompt) for prompt in prompts]
-        width = max(lengths)
+        width = max(len(prompt) for prompt in prompts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in zip(ids, prompts, strict=True):
             row[width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
-        mask = None
-        if min(lengths) < width:
-            mask = torch.arange(width)[None] >= width - torch.tensor(lengths)[:, None]
-            mask = mask.to(self.device)
-        rows = Rows(None, [0] * len(prompts), mask)  # the model makes its cache
-        return rows, self._feed(rows, ids.to(self.device), lengths)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        return self.begin_padded(ids, torch.arange(width)[None] >= width - lengths[:, None])
 
-    def step(self, rows: Rows, tokens: Sequence[int]) -> Tensor:
+    def begin_padded(self, ids: Tensor, mask: Tensor | None = None) -> tuple[DecodingRows, Tensor]:
+        """The same of ids [B, M] with padding on the left, where ``mask`` [B, M] is 0."""
+        mask = None if mask is None or bool(mask.all()) else mask.to(self.device, torch.bool)
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise InputError("Stepper.begin: found prompts padded on the right, expected padding on the left")
+        rows = DecodingRows(None, [0] * len(ids), mask)  # the model makes its cache
+        counts = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
+        return rows, self._feed(rows, ids.to(self.device), counts)
+
+    def step(self, rows: DecodingRows, tokens: Sequence[int] | Tensor) -> Tensor:
         """One token more in every row -> logits [B, V]."""
-        ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)[:, None]
+        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)[:, None]
         if rows.mask is not None:
             rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], 1)
         return self._feed(rows, ids, [1] * len(rows))
 
-    def extend(self, rows: Rows, tokens: Sequence[int]) -> Tensor:
+    def extend(self, rows: DecodingRows, tokens: Sequence[int]) -> Tensor:
         """Several tokens more in a single row -> logits [1, V]: a turn that is added to a talk."""
         assert len(rows) == 1 and rows.mask is None and len(tokens)
         ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)[None]
         return self._feed(rows, ids, [len(tokens)])
 
     @torch.inference_mode()
-    def _feed(self, rows: Rows, ids: Tensor, counts: list[int]) -> Tensor:
+    def _feed(self, rows: DecodingRows, ids: Tensor, counts: list[int]) -> Tensor:
         width = ids.shape[1]
         rows.lengths = [before + count for before, count in zip(rows.lengths, counts, strict=True)]
         given: dict[str, Any] = {"input_ids": ids, "use_cache": True}
@@ -226,10 +241,52 @@ class Stepper:
             given["position_ids"] = (torch.arange(width, device=self.device)[None] + ends - width).clamp_min(0)
         if "logits_to_keep" in self.takes:
             given["logits_to_keep"] = 1
-        out = self.model(**given)
+        whole = "logits_to_keep" not in self.takes and width > 1  # then the other positions' logits are left out here
+        with narrowed(self.model, width, lambda states: states[:, -1:]) if whole else nullcontext():
+            out = self.model(**given)
         rows.cache = _roomy(out.past_key_values) if rows.cache is None else out.past_key_values
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+class KeptStates:
+    """States of talks that may go on, the newest up to ``max_bytes``; one at least where it fits."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._states: OrderedDict[int, tuple[numpy.ndarray, DecodingRows]] = OrderedDict()
+        self._num_kept = 0
+
+    def keep(self, ids: Sequence[int], rows: DecodingRows) -> None:
+        """The state of a single row that has seen the first ``rows.lengths[0]`` of these tokens."""
+        if rows.nbytes > self.max_bytes:
+            return
+        self._states[self._num_kept] = numpy.asarray(ids[: rows.lengths[0]], dtype=numpy.int64), rows
+        self._num_kept += 1
+        while sum(one.nbytes for _, one in self._states.values()) > self.max_bytes:
+            self._states.popitem(last=False)
+
+    def take(self, prompt: Sequence[int], least: float = 0.5) -> DecodingRows | None:
+        """The state that knows most of the prompt's beginning, cut to what they share; None below a share of ``least``.
+
+        It is not kept any more. One token of the prompt at least is left to be read, for its logits.
+        """
+        wanted = numpy.asarray(prompt, dtype=numpy.int64)[:-1]
+        best, shared = -1, 0
+        for number, (ids, _) in self._states.items():
+            count = min(len(ids), len(wanted))
+            differs = ids[:count] != wanted[:count]
+            count = int(differs.argmax()) if differs.any() else count
+            if count > shared:
+                best, shared = number, count
+        if shared == 0 or shared < least * len(prompt):
+            return None
+        ids, rows = self._states.pop(best)
+        return rows if rows.crop(len(ids) - shared) else None
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._states.clear()
 
 
 def _roomy(cache: Any) -> Any:
