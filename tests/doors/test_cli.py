@@ -151,5 +151,12 @@ def test_verify_attention_of_a_folder(trained, tmp_path):
         assert part in done.stdout, part
     report = Report.load(next((tmp_path / "report").glob("*.json")))
     assert "local(4)+linear(relu)" in report.markdown()
+    told = jieyue(
+        "verify", "attention", trained[0], "--text", text, "--attention", "local(2)", "--json", "--share", 0.9
+    )
+    assert told.returncode == 0, told.stderr
+    heads = [json.loads(line) for line in told.stdout.splitlines() if '"event": "deviation"' in line]
+    assert heads and all(head["violations"] == 0 and head["deviation"] <= head["bound"] for head in heads)
+    assert {"layer", "head", "m", "bound", "deviation", "violations"} <= set(heads[0])
     wrong = jieyue("verify", "attention", trained[0], "--text", text, "--attention", "linear(elo)")
     assert wrong.returncode == 2 and "did you mean 'elu'" in wrong.stderr

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jieyue.errors import InputError
+
 from .console import Door, read_text, show
 from .options import AsJson
 
@@ -130,15 +132,39 @@ def verify_attention(
     rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
     max_texts: Annotated[int, typer.Option(help="Texts used.")] = 64,
+    share: Annotated[
+        float, typer.Option(help="A pattern's bound is told for this share of the text's queries.")
+    ] = 0.99,
+    confidence: Annotated[float, typer.Option(help="At this confidence, for all layers and heads together.")] = 0.99,
+    queries: Annotated[int | None, typer.Option(help="Queries drawn. Default: as many as the statement needs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """The entropy of attention's weights, layer by layer, under softmax and other attentions, and the change in loss."""
-    from jieyue.hf.attention_check import verify_attention as verify
+    """What another attention changes: entropies and loss, and for patterns how far each head's output moves, bounded and measured."""
+    from dataclasses import asdict
 
+    from jieyue.bench.deviation import add_statements, statements
+    from jieyue.hf.attention_check import verify_attention as verify
+    from jieyue.hf.attention_deviation import measure_deviation
+
+    if not (0 < share < 1 and 0 < confidence < 1) or (queries is not None and queries < 1):
+        raise InputError(
+            f"share={share}, confidence={confidence}, queries={queries}: expected shares between 0 and 1, and at least 1 query"
+        )
     loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts)
     tried = attention or ["linear(elu)", "linear(relu)", "linear(taylor2)", "local(16)+linear(elu)"]
-    show(Door(as_json), verify(loaded, batches, tried).report(), out=out, name="attention")
+    door, report = Door(as_json), verify(loaded, batches, tried).report()
+    for name in (name for name in tried if "linear" not in name):
+        found = measure_deviation(
+            loaded, batches, name, num_queries=queries, share=share, confidence=confidence, seed=seed
+        )
+        made = statements(found, share=share, confidence=confidence)
+        add_statements(report.section(f"Deviation under {name}"), made, share=share, confidence=confidence)
+        if as_json:
+            for one in made:
+                door.fact("deviation", attention=name, **asdict(one))
+    show(door, report, out=out, name="attention")
 
 
 def _model_and_batches(name: str, text: Path | None, rows: int, max_tokens: int, max_texts: int) -> tuple[Any, Any]:
