@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy
 import torch
 import transformers
-from jieyue.data.readers import Passage, Question
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jieyue import machine
+from jieyue.data.qa_files import Passage, Question
 from jieyue.decoding.constraints import SuffixOrder, best_slots, read_slots
-from jieyue.recipes.read import ReadSettings, answer
 from jieyue.report import Report
+from jieyue.tasks.read.masked import answer
+from jieyue.tasks.read.settings import ReadSettings
 
 SIZES = {"tiny": (128, 2, 256), "small": (256, 4, 1024)}  # width, layers, feed-forward
 

@@ -22,9 +22,9 @@ from jieyue.decoding.search import beam, greedy
 from jieyue.hf.steps import steps
 from jieyue.machine import describe
 from jieyue.planning.measurement import measure_step
-from jieyue.recipes.title import objective
 from jieyue.report import Estimate, Report
 from jieyue.tally import Tally
+from jieyue.tasks.title.writing import title_loss as objective
 from jieyue.training.remedies.texts import parse_remedy
 
 LIMITS = {

@@ -12,43 +12,48 @@ __version__ = "0.1.0"
 _FACE = {
     "AccumulatedOptimizer": "jieyue.training.optimizer",
     "Budget": "jieyue.budget",
-    "Course": "jieyue.run",
-    "Materials": "jieyue.run",
     "Plan": "jieyue.budget",
     "Report": "jieyue.report",
+    "RunConfig": "jieyue.tasks.config",
     "Tally": "jieyue.tally",
+    "TrainingConfig": "jieyue.run.config",
     "accumulate": "jieyue.training.accumulation",
     "atrous": "jieyue.attention",
     "attend": "jieyue.attention",
     "attend_linear": "jieyue.linear",
-    "compare": "jieyue.run",
-    "evaluate": "jieyue.run",
+    "compare": "jieyue.run.comparison",
+    "evaluate": "jieyue.run.jobs",
     "fgm": "jieyue.training.remedies.adversarial",
     "first": "jieyue.attention",
-    "fit": "jieyue.activations",
+    "fit_activation": "jieyue.activations",
     "full": "jieyue.attention",
     "gelu": "jieyue.activations",
     "global_tokens": "jieyue.attention",
     "load": "jieyue.hf.loading",
     "local": "jieyue.attention",
-    "parse": "jieyue.attention",
-    "plan": "jieyue.run",
+    "parse_pattern": "jieyue.attention",
+    "plan": "jieyue.run.jobs",
     "replace_tokens": "jieyue.training.remedies.replacement",
     "reshare": "jieyue.hf.albert",
     "sparse": "jieyue.attention",
-    "train": "jieyue.run",
+    "train": "jieyue.run.jobs",
     "unshare": "jieyue.hf.albert",
     "use": "jieyue.hf.use",
     "verify": "jieyue.bench.verify",
 }
 
+_INSIDE = {"fit_activation": "fit", "parse_pattern": "parse"}  # what their own rooms call them
+_EARLIER = {"Course": "TrainingConfig", "Materials": "RunConfig", "fit": "fit_activation", "parse": "parse_pattern"}
+
 __all__ = ["__version__", *_FACE]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _EARLIER:
+        raise AttributeError(f"module 'jieyue' has no attribute {name!r}; it is called {_EARLIER[name]} now")
     if name not in _FACE:
         raise AttributeError(f"module 'jieyue' has no attribute {name!r}; it has {', '.join(_FACE)}")
-    return getattr(import_module(_FACE[name]), name)
+    return getattr(import_module(_FACE[name]), _INSIDE.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -9,16 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jieyue.data.labelled import Columns, Labelled, read_labelled, shared_texts
-from jieyue.data.plain import read_lines, shared_lines, split_blocks
+from jieyue.data.plain import read_lines, shared_lines
 from jieyue.decoding.slots import logits_at
 from jieyue.errors import InputError
 from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
-from jieyue.metrics.classification import macro_f1, naive_bayes, score_labels
-from jieyue.recipes.classify import ClassifySettings, encode, label_set
-from jieyue.recipes.mlm import MaskSettings, hide, masked, num_hidden, objective, pseudo
-from jieyue.recipes.mlm import encode as encode_lines
-from jieyue.run.visits import Visited, visits
+from jieyue.metrics.classification import NaiveBayes, macro_f1, score_labels
+from jieyue.run.row_visits import Visited, visits
+from jieyue.tasks.classify.settings import ClassifySettings
+from jieyue.tasks.classify.task import TASK as CLASSIFY
+from jieyue.tasks.classify.task import label_set
+from jieyue.tasks.mlm.masking import encode_lines, hide, num_hidden
+from jieyue.tasks.mlm.settings import MaskSettings
+from jieyue.tasks.mlm.task import TASK as MLM
+from jieyue.tasks.mlm.task import masked_loss, pseudo_perplexity
+from jieyue.tasks.sources import set_apart
 
 EXPECTED = [Labelled("It rains, again", "weather"), Labelled("They won", "sport"), Labelled("Snow", "weather")]
 FILES = {
@@ -79,8 +84,9 @@ def test_plain_text(tmp_path):
     assert findings.counts["lines_repeated"] == 1 and findings.counts["records_skipped"] == 1
     assert shared_lines(lines, lines[:1]) == {"lines": 1}
     many = [f"line {number}" for number in range(1000)]
-    rest, held = split_blocks(many, 0.1)
-    assert sorted(rest + held) == sorted(many) and 0 < len(held) < 300
+    rest, held = set_apart(many, MLM.groups(many), 0.1, "held out")
+    assert sorted(rest + held) == sorted(many) and 90 <= len(held) <= 100
+    assert len({line.split()[1][:-1] for line in held}) <= 25, "neighbours stay together"
 
 
 def slow_macro_f1(gold, own):
@@ -103,7 +109,9 @@ def test_scores_and_the_baseline():
     assert facts["accuracy"] == 0.75 and facts["macro_f1"] == pytest.approx(0.75 / 1.75)
     low, high = facts["accuracy_interval"]
     assert 0.55 < low < 0.75 < high < 0.95
-    predict = naive_bayes(["rain and snow", "snow today", "they won the match", "a match"], ["w", "w", "s", "s"])
+    predict = NaiveBayes.learned(
+        ["rain and snow", "snow today", "they won the match", "a match"], ["w", "w", "s", "s"]
+    ).predict
     assert predict(["more snow", "the match was won"]) == ["w", "s"]
 
 
@@ -119,7 +127,7 @@ def test_classification_rows(tokenizer):
     examples = [Labelled("the dog", "10"), Labelled("the quick brown fox jumps", "9"), Labelled("fox", None)]
     assert label_set(examples) == ("9", "10")
     settings = ClassifySettings(max_tokens=6, labels=("9", "10"))
-    rows, counts = encode(examples, tokenizer, settings)
+    rows, counts = CLASSIFY.encode(examples, tokenizer, settings)
     assert [row["labels"].tolist() for row in rows] == [[1], [0]]
     assert counts["texts_truncated"] == 1 and counts["labels_unknown"] == 1 and len(rows[1]["input_ids"]) == 6
     assert ClassifySettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
@@ -134,8 +142,8 @@ def test_masks_are_drawn_from_seed_row_and_visit_alone(tokenizer, whole):
     assert all(len(row["input_ids"]) <= 24 for row in rows)
     seen = Visited(rows)
     numbers = visits([[0, 1], [1, 0], [0, 1]], len(rows))
-    alone = [masked([seen[number]], tokenizer, settings) for batch in numbers for number in batch]
-    together = masked([seen[number] for batch in numbers for number in batch], tokenizer, settings)
+    alone = [MLM.collate([seen[number]], tokenizer, settings) for batch in numbers for number in batch]
+    together = MLM.collate([seen[number] for batch in numbers for number in batch], tokenizer, settings)
     for at, one in enumerate(alone):
         length = one["input_ids"].shape[1]
         assert torch.equal(together["input_ids"][at, :length], one["input_ids"][0])
@@ -161,7 +169,7 @@ def test_logits_at_places_are_the_whole_models_logits(name, tokenizer):
     )
     settings = MaskSettings(max_tokens=24)
     rows, _ = encode_lines(LINES, tokenizer, settings)
-    batch = masked(rows, tokenizer, settings)
+    batch = MLM.collate(rows, tokenizer, settings)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         whole = model(**inputs).logits
@@ -170,7 +178,7 @@ def test_logits_at_places_are_the_whole_models_logits(name, tokenizer):
         assert torch.allclose(own, expected, atol=1e-12, rtol=0)
         kept = batch["labels"] >= 0
         slow = -torch.log_softmax(expected, -1)[kept].gather(-1, batch["labels"][kept][:, None]).sum()
-        tally = objective(model, batch)
+        tally = masked_loss(model, batch)
     assert float(tally.total) == pytest.approx(float(slow), rel=1e-12) and int(tally.weight) == int(kept.sum())
 
 
@@ -179,7 +187,7 @@ def test_pseudo_perplexity_hides_one_token_at_a_time(tokenizer):
         build_classic("bert-tiny", tokenizer, hidden_size=16, num_hidden_layers=1, intermediate_size=24).double().eval()
     )
     settings = MaskSettings(max_tokens=24, pseudo_rows=1)
-    found, count = pseudo(model, tokenizer, LINES[:1], settings)
+    found, count = pseudo_perplexity(model, tokenizer, LINES[:1], settings)
     ids = torch.tensor(tokenizer(LINES[0])["input_ids"])
     total = 0.0
     with torch.no_grad():

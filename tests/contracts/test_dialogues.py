@@ -23,8 +23,9 @@ from jieyue.data.packing import DialogueRows, next_labels, pack
 from jieyue.errors import InputError
 from jieyue.hf.causal_presets import build_causal
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
-from jieyue.run.talking import open_dialogues
-from jieyue.run.values import Materials
+from jieyue.tasks import RunConfig
+from jieyue.tasks.chat.settings import ChatSettings
+from jieyue.tasks.chat.task import TASK
 
 TALK = [["你 好", "你 好 呀", "吃 了 吗"], ["Hi Tom", "Hello"]]
 ROLED = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"text": "Hi"}]}]}
@@ -77,12 +78,12 @@ def test_parts_are_told_apart_by_name(tmp_path):
         None,
     ]
     assert streams.part_of(plain, ["train"]) is None
-    sources = open_dialogues(Materials(data=[path]))
+    sources = TASK.sources(RunConfig(data=[path]), ChatSettings(), 0)
     assert texts([*sources.train, *sources.held_out]) != texts(sources.train)
     assert sorted(texts([*sources.train, *sources.held_out])) == sorted(train)
-    sources = open_dialogues(Materials(data=[path], held_out=[path]))
+    sources = TASK.sources(RunConfig(data=[path], held_out=[path]), ChatSettings(), 0)
     assert (texts(sources.train), texts(sources.held_out)) == (train, valid)
-    sources = open_dialogues(Materials(data=[path, plain], held_out=[plain]))
+    sources = TASK.sources(RunConfig(data=[path, plain], held_out=[plain]), ChatSettings(), 0)
     assert (texts(sources.train), texts(sources.held_out)) == ([*train, ["a", "b"]], [["a", "b"]])
 
 

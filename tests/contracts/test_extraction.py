@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jieyue.errors import InputError
-from jieyue.metrics.baselines import compare_baselines, most_frequent, overlap_span
+from jieyue.metrics.baselines import compare_baselines, overlap_span
 from jieyue.metrics.calibration import calibration_error, cross_fit, fit_temperature
 from jieyue.metrics.extraction import judge, normal_form, rule_for
-from jieyue.metrics.scores import interval_of, score_answers
+from jieyue.metrics.scores import TrainingAnswers, interval_of, score_answers
 
 CASES = [
     # predicted, golds, rule, exact, F1
@@ -63,7 +63,7 @@ def test_scores_keep_kinds_apart():
         ("谁？", ("李四",)),
         ("Open?", None),
     ]
-    facts = score_answers(["Ann", "Paris", "", "李", "x"], questions, training_golds=["ann", "Oslo"])
+    facts = score_answers(["Ann", "Paris", "", "李", "x"], questions, training=TrainingAnswers.of([["ann"], ["Oslo"]]))
     assert facts["questions"] == 4 and facts["golds_unknown"] == 1 and facts["abstained"] == 1
     assert facts["exact_match"] == 0.5 and facts["f1"] == pytest.approx((1 + 0 + 1 + 2 / 3) / 4)
     assert facts["final"] == pytest.approx((facts["exact_match"] + facts["f1"]) / 2)
@@ -110,16 +110,16 @@ def test_questions_of_one_passage_are_drawn_together():
 
 
 def test_baselines():
-    assert most_frequent([[], [], ["a"]]) == "" and most_frequent([]) == ""
+    assert TrainingAnswers.of([[], [], ["a"]]).usual == "" and TrainingAnswers.of([]).usual == ""
     assert overlap_span("票价多少？", ["渡船七点出发。票价是两元。"]) == "是两元"
     assert overlap_span("", [""]) == ""
     questions = [("票价多少？", ("两元",), ["票价两元。"]), ("谁？", (), ["没有。"]), ("几点？", ("七点",), ["七点。"])]
-    facts = compare_baselines(["两元", "", "七点"], questions, [["七点"], ["七点", "7"], []])
+    facts = compare_baselines(["两元", "", "七点"], questions, TrainingAnswers.of([["七点"], ["七点", "7"], []]))
     assert facts["baselines"]["always abstain"]["exact_match"] == pytest.approx(1 / 3)
     assert facts["baselines"]["most frequent answer"]["answerable"]["exact_match"] == 0.5
     assert facts["baselines"]["best n-gram overlap span"]["answerable"]["exact_match"] == 0.5
     assert facts["gain"] == 0.5 and facts["gain_interval"][0] <= 0.5 <= facts["gain_interval"][1]
-    assert "gain" not in compare_baselines([""], [("谁？", (), ["无。"])], [])
+    assert "gain" not in compare_baselines([""], [("谁？", (), ["无。"])])
 
 
 def test_overlap_never_leaves_the_passage():

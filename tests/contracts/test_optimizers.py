@@ -12,19 +12,22 @@ from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.optimizers import OPTIMIZERS
 from jieyue.planning.prediction import predict
 from jieyue.planning.setting import Setting
-from jieyue.run import Course, Materials
-from jieyue.run.planned import measure, plan_for
-from jieyue.run.tasks import task
-from jieyue.run.training import fit, prepare
+from jieyue.run.config import TrainingConfig
+from jieyue.run.fit import fit
+from jieyue.run.measure import measured_memory
+from jieyue.run.plan import plan_for
+from jieyue.run.prepare import prepare
+from jieyue.tasks import RunConfig
+from jieyue.tasks.table import task
 from jieyue.training.remedies.adversarial import fgm
 from jieyue.training.techniques import APPROXIMATE, EXACT, OTHER
 
-COURSE = Course(steps=2, effective_batch=4, remedies=(fgm(0.5),))
+COURSE = TrainingConfig(steps=2, effective_batch=4, remedies=(fgm(0.5),))
 KINDS = {"adamw": torch.optim.AdamW, "adafactor": Adafactor, "momentum": torch.optim.SGD}
 
 
 def prepared_for(course):
-    return prepare(task("mlm"), Materials(model="albert-tiny", limit=60), course)
+    return prepare(task("mlm"), RunConfig(model="albert-tiny", limit=60), course)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +56,10 @@ def test_the_plan_predicts_the_optimizer_and_dtype_that_run(plain, optimizer, dt
             handle.remove()
 
     trained = fit(dataclasses.replace(prepared, objective=watched), planned, course, tmp_path)
-    assert type(trained.trainer.optimizer.optimizer) is KINDS[optimizer]
+    assert type(trained.optimizer) is KINDS[optimizer]
     assert set(seen) == {torch.bfloat16 if dtype == "bfloat16" else torch.float32}
     assert planned.plan.predicted.peak_bytes == pytest.approx(
-        measure(prepared, planned, trained)["peak_bytes"], rel=0.01
+        measured_memory(prepared, planned, trained).peak_bytes, rel=0.01
     )
     changed = "activation_bytes" if dtype == "bfloat16" else "optimizer_bytes"  # the broken twin: another course's plan
     assert getattr(planned.plan.predicted, changed) < 0.9 * getattr(plain.plan.predicted, changed)
@@ -75,10 +78,10 @@ def test_a_resumed_run_keeps_optimizer_and_dtype(plain, tmp_path):
 def test_what_cannot_run_is_refused_at_once():
     for bad in ({"optimizer": "lion"}, {"dtype": "float16"}):
         with pytest.raises(InputError, match="expected one of"):
-            Course(**bad)
+            TrainingConfig(**bad)
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(MissingExtra, match=r"bitsandbytes.*jieyue\[eight-bit\]"):
-            Course(optimizer="adamw-8bit")
+            TrainingConfig(optimizer="adamw-8bit")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed here")

@@ -5,9 +5,11 @@ import torch
 
 from jieyue.evidence.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Cell, Place
 from jieyue.evidence.unsharing import CLAIMS, POINTS, WAYS, _constant, _files, _pretrained
-from jieyue.run.tasks import task
-from jieyue.run.training import prepare
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.run.prepare import prepare
+from jieyue.tasks import RunConfig
+from jieyue.tasks.classify.settings import ClassifySettings
+from jieyue.tasks.table import task
 
 TIE, GAIN = CLAIMS
 
@@ -87,7 +89,7 @@ def test_the_curve_has_its_points(claim, scale):
 def test_the_best_constant_answer(tmp_path):
     path = tmp_path / "labels.tsv"
     path.write_text("text\tlabel\n" + "".join(f"a text {n}\t{'ab'[n % 3 == 0]}\n" for n in range(60)))
-    sources = task("classify").open_sources(Materials(data=[path], held_out=[path]), 0)
+    sources = task("classify").sources(RunConfig(data=[path], held_out=[path]), ClassifySettings(), 0)
     assert _constant(sources, 60) == 40 / 60 and _constant(sources, 2) == 1 / 2
 
 
@@ -101,6 +103,6 @@ def test_a_new_head_comes_from_the_seed(tmp_path):
     heads = []
     for seed in (0, 0, 1):
         torch.rand(3)
-        materials = Materials(model=str(folder), data=(train,), held_out=(held_out,))
-        heads.append(prepare(task("classify"), materials, Course(seed=seed)).model.build().classifier.weight)
+        materials = RunConfig(model=str(folder), data=(train,), held_out=(held_out,))
+        heads.append(prepare(task("classify"), materials, TrainingConfig(seed=seed)).model.build().classifier.weight)
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])

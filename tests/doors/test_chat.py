@@ -131,5 +131,5 @@ def test_the_reply_is_printed_with_its_speed_on_a_terminal(monkeypatch, capsys):
     class Talk:
         num_tokens, seconds, num_dropped = 10, 0.5, 2
 
-    verbs._told(lambda: (piece for piece in ("Hel", "lo")), Talk(), verbs.Door(), True)
+    verbs._told(lambda: (piece for piece in ("Hel", "lo")), Talk(), verbs.Console(), True)
     assert "Hello" in capsys.readouterr().out

@@ -8,9 +8,11 @@ from test_title import PAIRS, TOKENIZER, model_of, train
 
 from jieyue import run
 from jieyue.errors import InputError
-from jieyue.recipes.title import TitleSettings, answer, collate_titles, encode
 from jieyue.run import comparison
-from jieyue.run.title.exposure import measure_exposure
+from jieyue.tasks.title.exposure import measure_exposure
+from jieyue.tasks.title.settings import TitleSettings
+from jieyue.tasks.title.task import TASK
+from jieyue.tasks.title.writing import collate_titles
 from jieyue.training.remedies.replacement import replace_tokens
 
 SETTINGS = {"source_tokens": 24, "title_tokens": 12}
@@ -24,10 +26,10 @@ def test_exposure_against_brute_force(kind):
     train(model, settings, steps=12)
     model.eval()
     found = measure_exposure(model, TOKENIZER, PAIRS, settings, batch_size=3, widths=(1, 2), rates=(0.0, 1.0))
-    greedy = answer(model, TOKENIZER, PAIRS, TitleSettings(kind=kind, beams=1, **SETTINGS))
+    greedy = TASK.answer(model, TOKENIZER, PAIRS, TitleSettings(kind=kind, beams=1, **SETTINGS))
     gold, own, count = [0] * 12, [0] * 12, [0] * 12
     for pair, written in zip(PAIRS, greedy, strict=True):
-        (row,), _ = encode([pair], TOKENIZER, settings)
+        (row,), _ = TASK.encode([pair], TOKENIZER, settings)
         batch = collate_titles([row], TOKENIZER, settings)
         labels = batch.pop("labels")
         if kind == "encoder-decoder":
@@ -67,7 +69,7 @@ def given(tmp_path):
     data = tmp_path / "titles.tsv"
     data.write_text("".join(f"{pair.title} {n}\t{n}：{pair.source}\n" for n in range(8) for pair in PAIRS))
     settings = TitleSettings(**SETTINGS, beams=2)
-    return tmp_path / "out", run.Materials(data=(data,), settings=settings)
+    return tmp_path / "out", run.RunConfig(data=(data,), settings=settings)
 
 
 def test_comparison_is_resumed_cell_by_cell(given, monkeypatch):
@@ -76,14 +78,14 @@ def test_comparison_is_resumed_cell_by_cell(given, monkeypatch):
     trained = []
     fit = comparison.fit
 
-    def counting(prepared, planned, course, folder, **options):
-        trained.append((course.seed, [str(one) for one in course.remedies]))
+    def counting(prepared, planned, training, folder, **options):
+        trained.append((training.seed, [str(one) for one in training.remedies]))
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return fit(prepared, planned, course, folder, **options)
+        return fit(prepared, planned, training, folder, **options)
 
     monkeypatch.setattr(comparison, "fit", counting)
-    settings = {"seeds": (0, 1), "course": run.Course(steps=2, effective_batch=4), "budget": "2GiB"}
+    settings = {"seeds": (0, 1), "training": run.TrainingConfig(steps=2, effective_batch=4), "budget": "2GiB"}
     with pytest.raises(KeyboardInterrupt):
         run.compare("title", variants, materials, out, **settings)
     kept = sorted((out / "cells").iterdir())
@@ -97,7 +99,7 @@ def test_comparison_is_resumed_cell_by_cell(given, monkeypatch):
     scores = {path: json.loads(path.read_text())["numbers"]["rouge_l"] for path in (out / "cells").iterdir()}
     assert {"Comparison", "Exposure gap"} <= {section.title for section in report.sections}
     assert len(scores) == 4
-    other = settings | {"course": run.Course(steps=1, effective_batch=4)}
+    other = settings | {"training": run.TrainingConfig(steps=1, effective_batch=4)}
     run.compare("title", variants, materials, out, **other)
     assert len(trained) == 9, "other settings, other cells"
 

@@ -15,19 +15,21 @@ from jieyue.budget import Plan
 from jieyue.errors import InputError
 from jieyue.hf.interrupts import Interrupted
 from jieyue.hf.trainer import EffectiveBatchTrainer
-from jieyue.recipes.chat import ChatSettings
-from jieyue.recipes.classify import ClassifySettings
-from jieyue.recipes.mlm import MaskSettings
-from jieyue.recipes.read import ReadSettings
-from jieyue.recipes.title import TitleSettings
 from jieyue.run import jobs
-from jieyue.run.tasks import task
-from jieyue.run.training import fit, prepare
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.run.fit import fit
+from jieyue.run.prepare import prepare
 from jieyue.run.waterfall import Step, Waterfall
+from jieyue.tasks import RunConfig
+from jieyue.tasks.chat.settings import ChatSettings
+from jieyue.tasks.classify.settings import ClassifySettings
+from jieyue.tasks.mlm.settings import MaskSettings
+from jieyue.tasks.read.settings import ReadSettings
+from jieyue.tasks.table import task
+from jieyue.tasks.title.settings import TitleSettings
 from jieyue.training.remedies.replacement import replace_tokens
 
-COURSE = Course(steps=5, effective_batch=4, save_steps=2, curriculum="none", warmup_steps=1)
+COURSE = TrainingConfig(steps=5, effective_batch=4, save_steps=2, curriculum="none", warmup_steps=1)
 RECIPES = {
     "read": {
         "model": "tiny",
@@ -63,13 +65,12 @@ def interrupted(objective, at):
 
 def trained(name, folder, *, resume=False, at=None, course=COURSE, **materials):
     """The weights after the course in micro-batches of two, so that an update is two calls."""
-    given = Materials(**(RECIPES[name] | {"limit": 60} | materials))
+    given = RunConfig(**(RECIPES[name] | {"limit": 60} | materials))
     prepared = prepare(task(name), given, course, folder=folder)
-    prepared = replace(prepared, task=replace(prepared.task, curve=None))
     planned = SimpleNamespace(plan=Plan(effective_batch=course.effective_batch, micro_batch=2))
     if at is not None:
         prepared = replace(prepared, objective=interrupted(prepared.objective, at))
-    return fit(prepared, planned, course, folder, resume=resume).trainer.model.state_dict()
+    return fit(prepared, planned, course, folder, resume=resume, curve=None).model.state_dict()
 
 
 def same(one, other):
@@ -133,7 +134,7 @@ def test_a_dialogue_run_goes_on_with_its_own_tokens_alone(tmp_path, monkeypatch)
     with pytest.raises(Interrupted):
         trained("chat", folder, data=[file], at=5)
     with monkeypatch.context() as patch:
-        patch.setattr("jieyue.recipes.chat.encode_talks", None)
+        patch.setattr("jieyue.tasks.chat.rows.encode_talks", None)
         assert trained("chat", folder, data=[file], resume=True)
     file.write_text(file.read_text(encoding="utf-8").replace("a 7", "a 8"), encoding="utf-8")
     with pytest.raises(InputError, match=r"resume: tokens is '\w{16}', but the interrupted run had '\w{16}'"):

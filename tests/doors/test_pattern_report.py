@@ -9,7 +9,7 @@ from transformers import BertConfig
 import jieyue
 from jieyue.hf.attention import attention_engines, attention_of
 from jieyue.hf.loading import model_from_config
-from jieyue.run.planned import _patterned
+from jieyue.run.measure import _patterned
 
 
 def test_both_sides_of_the_comparison_are_what_they_say():

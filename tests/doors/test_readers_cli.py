@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, Au
 
 from jieyue.bench.verify import verify
 from jieyue.hf.loading import head_of, read_record
-from jieyue.run.reading import open_reader
+from jieyue.tasks.read.asking import open_reader
 
 PASSAGES = ["The library opens at nine and closes at five.", "图书馆九点开门。"]
 

@@ -659,7 +659,7 @@ def test_folders_are_served_by_what_they_are(tokenizer, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from jieyue.hf.loading import save
-    from jieyue.recipes import title as titles
+    from jieyue.tasks.title import writing as titles
 
     save(random_model(tokenizer), tokenizer, tmp_path / "writer", {"recipe": "chat", "settings": {}})
     save(random_model(tokenizer), tokenizer, tmp_path / "titler", {"recipe": "title", "settings": {"kind": "causal"}})

@@ -13,10 +13,12 @@ from jieyue.errors import InputError
 from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.planning.prediction import TrainingStep, predict
-from jieyue.recipes.title import TitleSettings, answer, collate_titles, encode, example, objective, score
 from jieyue.report import Report
-from jieyue.run import Materials, task
-from jieyue.run.title.sources import open_sources
+from jieyue.tasks import RunConfig
+from jieyue.tasks.table import task
+from jieyue.tasks.title.settings import TitleSettings
+from jieyue.tasks.title.task import TASK, score_titles
+from jieyue.tasks.title.writing import collate_titles, write_titles
 from jieyue.training.remedies.remedy import apply
 from jieyue.training.remedies.texts import REMEDIES, parse_remedy
 
@@ -51,9 +53,9 @@ def model_of(kind):
 
 
 def train(model, settings, remedies=(), steps=150):
-    rows, _ = encode(PAIRS, TOKENIZER, settings)
+    rows, _ = TASK.encode(PAIRS, TOKENIZER, settings)
     batch = collate_titles(rows, TOKENIZER, settings)
-    run = apply(remedies, objective)
+    run = apply(remedies, TASK.objective(settings))
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     model.train()
     for _ in range(steps):
@@ -69,12 +71,12 @@ def test_every_kind_learns_its_titles_and_writes_them(kind):
     settings = TitleSettings(kind=kind, source_tokens=24, title_tokens=12)
     model = model_of(kind)
     assert train(model, settings) < 0.1
-    written = answer(model, TOKENIZER, PAIRS, settings, batch_size=3)
+    written = TASK.answer(model, TOKENIZER, PAIRS, settings, batch_size=3)
     assert [one.text for one in written] == [pair.title.lower() for pair in PAIRS]
     assert all(one.finished for one in written)
-    scores = score(written, PAIRS)
+    scores = score_titles(written, PAIRS)
     assert scores["exact_match"] == scores["rouge_l_characters"] == scores["rouge_2_words"] == 1
-    greedy = answer(
+    greedy = write_titles(
         model, TOKENIZER, [pair.source for pair in PAIRS], TitleSettings(kind=kind, source_tokens=24, beams=1)
     )
     assert [one.text for one in greedy] == [pair.title.lower() for pair in PAIRS]
@@ -87,9 +89,9 @@ def test_the_objective_is_minus_log_probability_of_what_is_searched(kind):
     model = model_of(kind).double().eval()
     train(model, settings, steps=40)
     model.eval()
-    (found,) = answer(model, TOKENIZER, PAIRS[:1], settings)
-    rows, _ = encode([Pair(PAIRS[0].source, found.text)], TOKENIZER, settings)
-    tally = objective(model, collate_titles(rows, TOKENIZER, settings))
+    (found,) = TASK.answer(model, TOKENIZER, PAIRS[:1], settings)
+    rows, _ = TASK.encode([Pair(PAIRS[0].source, found.text)], TOKENIZER, settings)
+    tally = TASK.objective(settings)(model, collate_titles(rows, TOKENIZER, settings))
     if found.finished:
         assert float(tally.total.detach()) == pytest.approx(-found.log_probability, abs=1e-8)
 
@@ -113,8 +115,8 @@ def test_the_planner_can_trace_every_remedy(name):
     def peak(remedies):
         step = TrainingStep(
             build_model=lambda: model_of("prefix"),
-            objective=apply(remedies, objective),
-            example_batch=lambda rows, positions: example(settings, rows, positions),
+            objective=apply(remedies, TASK.objective(settings)),
+            example_batch=lambda rows, positions: TASK.example_batch(settings, rows, positions),
             make_optimizer=lambda model: torch.optim.AdamW(model.parameters()),
             length=37,
         )
@@ -125,7 +127,7 @@ def test_the_planner_can_trace_every_remedy(name):
 
 def test_rows():
     settings = TitleSettings(source_tokens=10, title_tokens=6)
-    rows, counts = encode(PAIRS, TOKENIZER, settings)
+    rows, counts = TASK.encode(PAIRS, TOKENIZER, settings)
     assert counts["rows"] == 4 and counts["sources_truncated"] == 4 and counts["titles_over_long"] == 1
     for row in rows:
         ids, labels, segments = row["input_ids"].tolist(), row["labels"].tolist(), row["token_type_ids"].tolist()
@@ -134,10 +136,10 @@ def test_rows():
         assert labels == [-100] * start + ids[start:] and len(ids) - start <= 6
     assert rows[0]["input_ids"][-1] != TOKENIZER.sep_token_id, "a title that was cut has no end to learn"
     assert rows[1]["input_ids"][-1] == TOKENIZER.sep_token_id
-    skipped, counts = encode(PAIRS, TOKENIZER, TitleSettings(source_tokens=10, title_tokens=6, over_long="skip"))
+    skipped, counts = TASK.encode(PAIRS, TOKENIZER, TitleSettings(source_tokens=10, title_tokens=6, over_long="skip"))
     assert len(skipped) == 3 and counts["titles_left_out"] == 1
     with pytest.raises(InputError, match="over_long"):
-        encode(PAIRS, TOKENIZER, TitleSettings(source_tokens=10, title_tokens=6, over_long="refuse"))
+        TASK.encode(PAIRS, TOKENIZER, TitleSettings(source_tokens=10, title_tokens=6, over_long="refuse"))
     both = collate_titles(
         [{"input_ids": rows[1]["input_ids"], "labels": rows[1]["labels"]}],
         TOKENIZER,
@@ -196,12 +198,12 @@ def test_bad_records_are_refused_or_counted(tmp_path):
 
 
 def test_what_ships_has_titles_that_are_not_shared():
-    sources = open_sources(Materials(limit=400), TitleSettings())
+    sources = TASK.sources(RunConfig(limit=400), TitleSettings(), 0)
     assert len(sources.train) > 300 and len(sources.set_aside) >= 5 and len(sources.held_out) == 400
     assert sources.shared["sources"] == 0
     assert not {pair.source for pair in sources.train} & {pair.source for pair in sources.set_aside}
     assert shared_pairs(PAIRS, PAIRS[:2]) == {"sources": 2, "titles": 2}
-    assert task("title").recipe.name == "title"
+    assert task("title").name == "title"
 
 
 def test_settings():
@@ -235,7 +237,7 @@ def test_from_the_command_line(tmp_path):
     assert "ROUGE-L" in done.stdout and "jieyue title" in done.stdout
     report = Report.load(out)
     (costs,) = [section for section in report.sections if section.title == "What each remedy costs"]
-    names = ["the recipe's objective", "and replace_tokens(0.3, 0.5, 'target')", "and fgm(0.5)"]
+    names = ["the task's objective", "and replace_tokens(0.3, 0.5, 'target')", "and fgm(0.5)"]
     assert [row[0] for row in costs.items[0].rows] == names
     done = jieyue("title", out, "--text", "鸟在冬天怎样歌唱", "--text", "另一篇", "--json")
     assert [set(json.loads(line)) >= {"title", "finished"} for line in done.stdout.splitlines()] == [True, True]

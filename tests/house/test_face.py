@@ -13,11 +13,11 @@ import jieyue
 FACE = [
     "AccumulatedOptimizer",
     "Budget",
-    "Course",
-    "Materials",
     "Plan",
     "Report",
+    "RunConfig",
     "Tally",
+    "TrainingConfig",
     "accumulate",
     "atrous",
     "attend",
@@ -26,13 +26,13 @@ FACE = [
     "evaluate",
     "fgm",
     "first",
-    "fit",
+    "fit_activation",
     "full",
     "gelu",
     "global_tokens",
     "load",
     "local",
-    "parse",
+    "parse_pattern",
     "plan",
     "replace_tokens",
     "reshare",
@@ -111,6 +111,16 @@ def test_the_import_alarm_rings():
 def test_unknown_name_lists_the_known():
     with pytest.raises(AttributeError, match="Tally"):
         _ = jieyue.tally_
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [("Course", "TrainingConfig"), ("Materials", "RunConfig"), ("fit", "fit_activation"), ("parse", "parse_pattern")],
+)
+def test_an_earlier_name_says_the_new_one(earlier, now):
+    with pytest.raises(AttributeError, match=f"called {now} now"):
+        getattr(jieyue, earlier)
+    assert getattr(jieyue, now)
 
 
 @pytest.mark.parametrize("name", modules())

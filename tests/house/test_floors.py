@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "jieyue"
 
-GROUND = {"errors", "tally", "budget", "machine", "timer", "text", "report"}
+GROUND = {"errors", "tally", "budget", "machine", "timer", "text", "report", "listener", "options"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     "attention": GROUND,
@@ -18,10 +18,10 @@ MAY_IMPORT = {
     "decoding": GROUND,
     "training": GROUND,
     "hf": GROUND | {"attention", "linear", "activations", "decoding", "training"},
-    "recipes": GROUND | {"attention", "linear", "activations", "metrics", "data", "decoding", "training", "hf"},
+    "tasks": GROUND | {"attention", "linear", "activations", "metrics", "data", "decoding", "training", "hf"},
     "planning": GROUND | {"attention", "linear", "activations", "metrics", "data", "decoding", "training", "hf"},
 }
-MAY_IMPORT["run"] = set().union(*MAY_IMPORT.values(), {"recipes", "planning"})
+MAY_IMPORT["run"] = set().union(*MAY_IMPORT.values(), {"tasks", "planning"})
 BELOW_DOORS = MAY_IMPORT["run"] | {"run"}
 MAY_IMPORT |= {"bench": BELOW_DOORS, "evidence": BELOW_DOORS | {"bench"}, "serving": BELOW_DOORS}
 MAY_IMPORT["cli"] = BELOW_DOORS | {"bench", "evidence", "serving"}

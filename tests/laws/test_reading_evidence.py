@@ -6,7 +6,7 @@ import pytest
 
 from jieyue.evidence.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Cell, Place
 from jieyue.evidence.masked_reading import CLAIMS
-from jieyue.recipes.read import READERS
+from jieyue.tasks.read.task import READERS
 
 (CLAIM,) = CLAIMS
 NAMES = (*READERS, "prefix, no cache")

@@ -17,9 +17,10 @@ from jieyue.decoding.spans import best_span
 from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.span import span_logits
 from jieyue.hf.steps import rereading, steps
-from jieyue.recipes.read import READERS, ReadSettings, encode
-from jieyue.recipes.read import prefix as writing
-from jieyue.recipes.read.span import answer as answer_by_span
+from jieyue.tasks.read import prefix as writing
+from jieyue.tasks.read.settings import ReadSettings
+from jieyue.tasks.read.span import answer as answer_by_span
+from jieyue.tasks.read.task import READERS, TASK
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 DROPLESS = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 96}
@@ -206,7 +207,7 @@ def test_a_batch_is_the_sum_of_its_rows(name):
     own = dataclasses.replace(SETTINGS, reader=name)
     model = bert(hf.BertForQuestionAnswering if name == "span" else hf.BertForMaskedLM)
     model = as_prefix_lm(model, TOKENIZER) if name == "prefix" else model
-    rows, counts = encode(GIVEN, TOKENIZER, own)
+    rows, counts = TASK.encode(GIVEN, TOKENIZER, own)
     assert counts["rows_answered"] and counts["rows_abstaining"] and len({len(row["input_ids"]) for row in rows}) > 1
     objective = READERS[name].objective
     whole = objective(model, collate(rows, 0))
@@ -223,7 +224,7 @@ def test_a_batch_is_the_sum_of_its_rows(name):
 def test_padding_in_the_softmax_of_spans_is_caught():
     """The broken twin: a softmax over all positions makes a row's loss depend on its padding."""
     model = bert(hf.BertForQuestionAnswering)
-    rows, _ = encode(GIVEN, TOKENIZER, dataclasses.replace(SETTINGS, reader="span"))
+    rows, _ = TASK.encode(GIVEN, TOKENIZER, dataclasses.replace(SETTINGS, reader="span"))
     short = min(rows, key=lambda row: len(row["input_ids"]))
     losses = []
     for width in (len(short["input_ids"]), 60):
@@ -238,7 +239,7 @@ def test_padding_in_the_softmax_of_spans_is_caught():
 def test_rows_are_the_articles(name):
     """What a row looks like, decoded; its targets spell the answer."""
     own = dataclasses.replace(SETTINGS, reader=name)
-    (row,), _ = encode(GIVEN[:1], TOKENIZER, own)
+    (row,), _ = TASK.encode(GIVEN[:1], TOKENIZER, own)
     spelled = TOKENIZER.convert_ids_to_tokens(row["input_ids"].tolist())
     labels = row["labels"][row["labels"] != -100].tolist()
     window = ["f", "e", "d", "c", "b", "a", "f", "e", "d"]
@@ -263,7 +264,7 @@ def test_a_tiny_model_learns_to_read(name):
     kind = hf.BertForQuestionAnswering if name == "span" else hf.BertForMaskedLM
     model = kind(hf.BertConfig(vocab_size=len(TOKENIZER), **SMALL | {"hidden_size": 32}, **DROPLESS))
     model = as_prefix_lm(model, TOKENIZER) if name == "prefix" else model
-    rows, _ = encode(GIVEN, TOKENIZER, own)
+    rows, _ = TASK.encode(GIVEN, TOKENIZER, own)
     batch, objective = collate(rows, 0), READERS[name].objective
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(120):

@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 
 from jieyue.decoding.slots import positions_of, slot_logits, slot_probabilities
-from jieyue.recipes.read import objective
 from jieyue.tally import Tally
+from jieyue.tasks.read.masked import objective
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 50}
 DROPLESS = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 64}

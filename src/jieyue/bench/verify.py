@@ -9,9 +9,10 @@ import torch
 
 from jieyue.errors import InputError, message
 from jieyue.hf.loading import RECORD, read_record
-from jieyue.run.tasks import task
-from jieyue.run.training import prepare
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.run.prepare import prepare
+from jieyue.tasks import RunConfig
+from jieyue.tasks.table import task
 
 from .equality import SETTINGS, UpdateCheck, verify_update
 
@@ -47,15 +48,15 @@ def verify(
     settings_of = None
     if recipe is None:
         record = read_record(model) if (Path(model) / RECORD).is_file() else {}
-        recipe = str(record.get("recipe", "read"))
+        recipe = str(record.get("task", "read"))
         if record:  # a reader's kind, a writer's
-            settings_of = task(recipe).recipe.settings.from_dict(record["settings"])
-    materials = Materials(model=str(model), data=data, settings=settings_of, limit=max(200, rows), new_head=True)
-    prepared = prepare(task(recipe), materials, Course(curriculum="none"))
+            settings_of = task(recipe).settings_class.from_dict(record["settings"])
+    config = RunConfig(model=str(model), data=data, settings=settings_of, limit=max(200, rows), new_head=True)
+    prepared = prepare(task(recipe), config, TrainingConfig(curriculum="none"))
     chosen = _spread(prepared.lengths, rows)
     return verify_update(
         prepared.model.build(),
-        prepared.task.recipe.objective,
+        prepared.objective,
         prepared.batch(chosen),
         micro_batch=micro_batch,
         settings=settings,

@@ -30,7 +30,7 @@ def _start(
 
 def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
-    from . import answer, chat, compare, measure, plan, reproduce, serve, title, train
+    from . import answer, chat, compare, measure, plan, reproduce, serve, tasks, title
 
     app = typer.Typer(
         name="jieyue",
@@ -41,7 +41,8 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_start)
-    for verbs in (train, plan, compare, answer, title, chat, serve, measure, reproduce):
+    tasks.add_to(app, plan.add_to(app))
+    for verbs in (compare, answer, title, chat, serve, measure, reproduce):
         verbs.add_to(app)
     return app
 

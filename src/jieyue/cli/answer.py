@@ -11,7 +11,7 @@ import typer
 
 from jieyue.errors import InputError
 
-from .console import Door, decoded, read_text, show
+from .console import Console, decoded, read_text, show
 from .options import AsJson, BatchSize, SkipBad
 
 __all__ = ["add_to"]
@@ -33,11 +33,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for a report of this evaluation.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a trained model on examples with known answers; the folder says which recipe it is."""
-    from jieyue import run
+    """Judge a trained model on examples with known answers; the folder says which task it is for."""
+    from jieyue.run.jobs import evaluate as judge
 
-    door = Door(as_json)
-    show(door, run.evaluate(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, watch=door), out=out)
+    console = Console(as_json)
+    show(console, judge(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, listener=console), out=out)
 
 
 def read(
@@ -50,21 +50,21 @@ def read(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from passages: text, files or standard input."""
-    from jieyue.run import reading
+    from jieyue.tasks.read.asking import read as ask
 
     passages = [*(text or ()), *(read_text(path) for path in file or ())]
     if not passages:
         if sys.stdin.isatty():
             raise InputError("read: found no passage, expected --text, --file or a passage on standard input")
         passages = [decoded(sys.stdin.buffer.read(), "standard input")]
-    answer = reading.read(folder, question, passages)
+    answer = ask(folder, question, passages)
     if as_json:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
         return
-    door = Door()
+    console = Console()
     if not answer["answer"]:
-        door.say(f"(no answer in the passage; confidence {answer['confidence']:.2f})")
+        console.say(f"(no answer in the passage; confidence {answer['confidence']:.2f})")
         return
-    door.say(answer["answer"])
+    console.say(answer["answer"])
     where = f"passage {answer['passage'] + 1}, " if len(passages) > 1 else ""
-    door.say(f"  {where}characters {answer['start']}–{answer['end']}, confidence {answer['confidence']:.2f}")
+    console.say(f"  {where}characters {answer['start']}–{answer['end']}, confidence {answer['confidence']:.2f}")

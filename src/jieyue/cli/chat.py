@@ -1,10 +1,10 @@
-"""Dialogue on the command line: ``train chat``, ``plan chat``, ``doctor chat``, and ``chat DIR`` in the terminal."""
+"""``jieyue chat DIR``: a model to talk to, in the terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,25 +14,10 @@ from rich.markup import escape
 
 from jieyue.errors import InputError
 
-from .bundles import Backbone, Planning, Running, Training
-from .console import Door
-from .jobs import examine, plan_recipe, train_recipe
-from .options import AsJson, Attention, Limit, Out, SkipBad, TrainingFiles, Vocabulary
+from .console import Console
 
-__all__ = ["add_to", "doctor_chat", "plan_chat", "train_chat"]
+__all__ = ["add_to"]
 
-CausalModel = Annotated[str, typer.Option("--model", help="A preset (tiny, small), a folder or a hub name.")]
-Dialogues = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--data", help="Dialogues (LCCC, CDial-GPT, OpenAI messages; .gz, .xz). Default: the corpus that ships."
-    ),
-]
-HeldOutDialogues = Annotated[
-    list[Path] | None, typer.Option("--held-out", help="Dialogues to judge by. Default: a fiftieth of --data.")
-]
-LossOn = Annotated[str, typer.Option(help="What is learned: all turns, replies or the last turn.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest dialogue; longer ones lose whole oldest turns.")]
 Temperature = Annotated[float, typer.Option(help="0 = always the likeliest token.")]
 HELP = """/clear        forget what was said
 /retry        another reply to the last message
@@ -44,86 +29,8 @@ HELP = """/clear        forget what was said
 
 
 def add_to(app: typer.Typer) -> None:
-    """Registers ``chat``; the others are registered with their families."""
+    """Registers every verb."""
     app.command("chat")(chat)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Talk:
-    """What of a dialogue is learned."""
-
-    loss_on: LossOn = "all"
-    max_tokens: MaxTokens = None
-
-    def settings(self, model: str, data: Sequence[Path] | None, attention: str | None = None) -> Any:
-        """``ChatSettings`` of these flags, for this model, these files and this pattern of attention."""
-        from jieyue import run
-
-        own = run.task("chat").settings(run.Materials(model=model, data=data or (), attention=attention), 0)
-        most = self.max_tokens or own.max_tokens
-        packed = None if own.row_tokens is None else most
-        return replace(own, loss_on=self.loss_on, max_tokens=most, row_tokens=packed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TalkBackbone:
-    """The flags of ``Backbone`` that a talker has."""
-
-    vocabulary: Vocabulary = None
-    skip_bad: SkipBad = False
-    attention: Attention = None
-
-    def materials(self, **more: Any) -> Any:
-        """As ``Backbone.materials``."""
-        return Backbone(**vars(self)).materials(**more)
-
-
-def train_chat(
-    model: CausalModel = "tiny",
-    out: Out = Path("runs/chat"),
-    data: Dialogues = None,
-    held_out: HeldOutDialogues = None,
-    training: Training = Training(effective_batch=8),
-    talk: Talk = Talk(),
-    limit: Limit = None,
-    backbone: TalkBackbone = TalkBackbone(),
-    running: Running = Running(),
-) -> None:
-    """Train a model to talk: plan, train, evaluate, report."""
-    settings = talk.settings(model, data, backbone.attention)
-    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
-    train_recipe("chat", materials, training.course(), out, running, then="jieyue chat {}")
-
-
-def plan_chat(
-    model: CausalModel = "tiny",
-    data: Dialogues = None,
-    held_out: HeldOutDialogues = None,
-    talk: Talk = Talk(),
-    limit: Limit = None,
-    backbone: TalkBackbone = TalkBackbone(),
-    planning: Planning = Planning(effective_batch=8),
-) -> None:
-    """Predict the peak of a training step before any weight is allocated, and choose the micro-batch."""
-    settings = talk.settings(model, data, backbone.attention)
-    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
-    plan_recipe("chat", materials, planning.course(), planning)
-
-
-def doctor_chat(
-    files: TrainingFiles = None,
-    held_out: HeldOutDialogues = None,
-    model: CausalModel = "tiny",
-    talk: Talk = Talk(),
-    limit: Limit = None,
-    skip_bad: SkipBad = False,
-    as_json: AsJson = False,
-) -> None:
-    """Count everything that is wrong with the dialogues, or will be cut, before training; contamination too."""
-    settings = talk.settings(model, files)
-    examine(
-        "chat", as_json, model=model, data=files, held_out=held_out, settings=settings, limit=limit, skip_bad=skip_bad
-    )
 
 
 def chat(
@@ -157,23 +64,23 @@ def chat(
     )
     model, tokenizer = load(folder, "causal-lm")
     talk = Conversation(model, tokenizer, sampling, reply_tokens=max_tokens, context=context, candidates=candidates)
-    door, is_terminal = Door(), sys.stdin.isatty()
+    console, is_terminal = Console(), sys.stdin.isatty()
     if is_terminal:
-        door.console.print(f"[bold]{escape(folder.resolve().name)}[/] [dim]/help lists the commands[/]")
-    for line in _lines(door, is_terminal):
+        console.terminal.print(f"[bold]{escape(folder.resolve().name)}[/] [dim]/help lists the commands[/]")
+    for line in _lines(console, is_terminal):
         if line.startswith("/"):
-            if not _command(line, talk, door, is_terminal):
+            if not _command(line, talk, console, is_terminal):
                 return
         elif line.strip():
-            _told(partial(talk.say, line), talk, door, is_terminal)
+            _told(partial(talk.say, line), talk, console, is_terminal)
 
 
-def _lines(door: Door, is_terminal: bool) -> Iterator[str]:
+def _lines(console: Console, is_terminal: bool) -> Iterator[str]:
     """The user's lines until the end of input; Ctrl-C at the prompt only empties it."""
     while True:
         try:
             if is_terminal:
-                yield door.console.input("[bold cyan]› [/]").strip()
+                yield console.terminal.input("[bold cyan]› [/]").strip()
             else:
                 raw = sys.stdin.buffer.readline()
                 if not raw:
@@ -184,10 +91,10 @@ def _lines(door: Door, is_terminal: bool) -> Iterator[str]:
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
-            door.say("")
+            console.say("")
 
 
-def _command(line: str, talk: Any, door: Door, is_terminal: bool) -> bool:
+def _command(line: str, talk: Any, console: Console, is_terminal: bool) -> bool:
     """Does what a /command says; False to leave."""
     name, *words = line.split()
     try:
@@ -195,29 +102,29 @@ def _command(line: str, talk: Any, door: Door, is_terminal: bool) -> bool:
             return False
         if name == "/clear":
             talk.clear()
-            door.say("(forgotten)")
+            console.say("(forgotten)")
         elif name == "/retry":
-            _told(talk.retry, talk, door, is_terminal)
+            _told(talk.retry, talk, console, is_terminal)
         elif name == "/undo":
-            door.say("(taken back)" if talk.undo() else "(nothing to take back)")
+            console.say("(taken back)" if talk.undo() else "(nothing to take back)")
         elif name == "/seed":
             if words and not words[0].lstrip("-").isdigit():
                 raise InputError(f"/seed {words[0]}: expected a whole number")
             talk.sampling = replace(talk.sampling, seed=int(words[0]) if words else None)
-            door.say(f"(seed {words[0]})" if words else "(another seed each time)")
+            console.say(f"(seed {words[0]})" if words else "(another seed each time)")
         elif name == "/save":
             if not words:
                 raise InputError("/save: expected a file")
             talk.save(Path(line.split(maxsplit=1)[1]))
-            door.say(f"(saved {len(talk.messages)} messages)")
+            console.say(f"(saved {len(talk.messages)} messages)")
         else:
-            door.say(HELP if name == "/help" else f"{name}: unknown\n{HELP}")
+            console.say(HELP if name == "/help" else f"{name}: unknown\n{HELP}")
     except (InputError, OSError) as error:
-        door.say(str(error))
+        console.say(str(error))
     return True
 
 
-def _told(speak: Callable[[], Iterator[str]], talk: Any, door: Door, is_terminal: bool) -> None:
+def _told(speak: Callable[[], Iterator[str]], talk: Any, console: Console, is_terminal: bool) -> None:
     """Prints a reply as it comes. Ctrl-C ends the reply, not the chat."""
     pieces = speak()
     try:
@@ -227,7 +134,7 @@ def _told(speak: Callable[[], Iterator[str]], talk: Any, door: Door, is_terminal
     except KeyboardInterrupt:
         sys.stdout.write(" …")
     except InputError as error:
-        door.say(str(error))
+        console.say(str(error))
         return
     finally:
         pieces.close()  # type: ignore[attr-defined]
@@ -236,4 +143,4 @@ def _told(speak: Callable[[], Iterator[str]], talk: Any, door: Door, is_terminal
     if is_terminal:
         dropped = f" · {talk.num_dropped} oldest turns dropped" if talk.num_dropped else ""
         speed = talk.num_tokens / max(talk.seconds, 1e-9)
-        door.console.print(f"[dim]{talk.num_tokens} tokens · {speed:.0f} tokens/s{dropped}[/]")
+        console.terminal.print(f"[dim]{talk.num_tokens} tokens · {speed:.0f} tokens/s{dropped}[/]")

@@ -1,19 +1,25 @@
-"""``jieyue compare RECIPE``: variants of one training side by side, several seeds, intervals."""
+"""``jieyue compare TASK``: variants of one training side by side, several seeds, intervals."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jieyue.budget import Budget
 from jieyue.errors import InputError
+from jieyue.run.config import TrainingConfig
+from jieyue.tasks.config import RunConfig
 
-from .bundles import Lengths, spread
-from .console import Door, show
-from .options import AsJson, BudgetText, Device, Limit, Start
-from .title import Beams, TitleBackbone, TitleData, TitleHeldOut, TitleModel, Titles
+from .console import Console, show
+from .flags import chosen, flag_of, flags_of, verb_of
+from .options import AsJson, BudgetText, Device
+from .tasks import TITLE, remedies_of, run_config
+
+if TYPE_CHECKING:
+    from jieyue.run.comparison import Variant
 
 __all__ = ["TITLE_VARIANTS", "add_to"]
 
@@ -26,68 +32,62 @@ TITLE_VARIANTS = (
     "scheduled sampling=sample_scheduled(0.25)",
 )
 
+OUT = "runs/compare-title"
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME or 'NAME=remedy; remedy'; the first is the baseline. Default: the article's and FGM, sampling."
+    ),
+]
+
 _compare = typer.Typer(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
+    text = (
+        "Train a writer of titles in several variants, each with several seeds; the same command goes on after a stop."
+    )
+    _compare.command("title")(verb_of(_compare_title, _flags(), text))
     app.add_typer(_compare, name="compare")
 
 
-@_compare.command("title")
-@spread
-def compare_title(
-    model: TitleModel = "tiny",
-    out: Annotated[Path, typer.Option(help="Folder for the cells and the report.")] = Path("runs/compare-title"),
-    data: TitleData = None,
-    held_out: TitleHeldOut = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME or 'NAME=remedy; remedy'; the first is the baseline. Default: the article's and FGM, sampling."
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
-    lengths: Lengths = Lengths(effective_batch=16),
-    start: Start = "orthogonal-copy",
-    titles: Titles = Titles(),
-    beams: Beams = None,
-    limit: Limit = None,
-    backbone: TitleBackbone = TitleBackbone(),
-    budget: BudgetText = "4GiB",
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Train a writer of titles in several variants, each with several seeds; the same command goes on after a stop."""
-    from jieyue import run
-
-    settings = titles.settings(model, beams=beams)
-    materials = backbone.materials(model=model, data=data, held_out=held_out, settings=settings, limit=limit)
-    door = Door(as_json)
-    report = run.compare(
-        "title",
-        _variants(variant or TITLE_VARIANTS),
-        materials,
-        out,
-        seeds=range(seeds),
-        course=lengths.course(start=start),
-        budget=Budget.parse(budget, device),
-        watch=door,
-    )
-    show(door, report, ("Comparison", "Exposure gap"))
-    door.fact("saved", report=str(out / "report.html"))
+def _flags() -> list[inspect.Parameter]:
+    """Those of ``train title``, but for what the variants change."""
+    defaults = {"effective_batch": 16, "start": "orthogonal-copy"}
+    return [
+        *flags_of(RunConfig, leave=TITLE.without, words=TITLE.words),
+        flag_of("out", Annotated[Path, typer.Option(help="Folder for the cells and the report.")], Path(OUT)),
+        flag_of("variant", Variants, None),
+        flag_of("seeds", Annotated[int, typer.Option(help="How many seeds, from 0.")], 3),
+        *flags_of(TrainingConfig, leave=("curriculum", "seed"), defaults=defaults),
+        *flags_of(TITLE.settings_class, is_open=True),
+        flag_of("budget", BudgetText, "4GiB"),
+        flag_of("device", Device, "cpu"),
+        flag_of("as_json", AsJson, False),
+    ]
 
 
-def _variants(texts: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def _compare_title(given: dict[str, Any]) -> None:
+    budget, variants = Budget.parse(given["budget"], given["device"]), _variants(given["variant"] or TITLE_VARIANTS)
+    config, console = run_config(TITLE, given, 0), Console(given["as_json"])
+    training = TrainingConfig(**chosen(TrainingConfig, given))
+    from jieyue.run.comparison import compare
+
+    seeds, out = range(given["seeds"]), given["out"]
+    report = compare("title", variants, config, out, seeds=seeds, training=training, budget=budget, listener=console)
+    show(console, report, ("Comparison", "Exposure gap"))
+    console.fact("saved", report=str(out / "report.html"))
+
+
+def _variants(texts: list[str] | tuple[str, ...]) -> dict[str, Variant]:
     """``NAME=remedy; remedy`` as variants, in order."""
-    from jieyue import run
-    from jieyue.training.remedies.texts import parse_remedy
+    from jieyue.run.comparison import Variant
 
-    found: dict[str, Any] = {}
+    found: dict[str, Variant] = {}
     for text in texts:
         name, _, remedies = text.partition("=")
         if not name.strip() or name.strip() in found:
             raise InputError(f"--variant {text!r}: found no name or one that stands before, expected NAME=remedy")
-        chosen = tuple(parse_remedy(one) for one in remedies.split(";") if one.strip())
-        found[name.strip()] = run.Variant(remedies=chosen)
+        found[name.strip()] = Variant(remedies=remedies_of([one for one in remedies.split(";") if one.strip()]))
     return found

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console as Terminal
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -21,22 +21,22 @@ from jieyue.budget import format_seconds
 from jieyue.errors import InputError
 from jieyue.report import Report
 
-__all__ = ["Door", "decoded", "read_text", "show"]
+__all__ = ["Console", "decoded", "read_text", "show"]
 
 
-class Door:
+class Console:
     """Where a verb speaks: ``as_json`` writes one JSON object a line to standard output, and nothing else there."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self.speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process alone prints
-        self.console = Console(
+        self.terminal = Terminal(
             stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not self.speaks
         )
 
     def say(self, line: str) -> None:
         """A sentence for people (standard error when the output is JSON)."""
-        self.console.print(escape(line))
+        self.terminal.print(escape(line))
 
     def fact(self, event: str, **values: Any) -> None:
         """One JSON line for machines; people read it as ``event: a = 1, b = 2``."""
@@ -60,7 +60,7 @@ class Door:
             drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             drawn.add_row(*(escape(cell) for cell in row))
-        self.console.print(drawn)
+        self.terminal.print(drawn)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Any]:
@@ -69,7 +69,7 @@ class Door:
             yield _JsonProgress(self, what)
             return
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
-        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as bar:
+        with Progress(*columns, console=self.terminal, transient=not self.terminal.is_terminal) as bar:
             task = bar.add_task(what, total=None, facts="")
             started = time.monotonic()
 
@@ -84,7 +84,7 @@ class Door:
 
 
 def show(
-    door: Door,
+    console: Console,
     report: Report,
     sections: tuple[str, ...] | None = None,
     *,
@@ -92,13 +92,13 @@ def show(
     name: str = "report",
 ) -> None:
     """The report's tables for people (of these sections), its own JSON for machines; both files where ``out`` is given."""
-    if door.as_json:
+    if console.as_json:
         sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
     else:
         chosen = [section for section in report.sections if sections is None or section.title in sections]
-        door.say("\n" + replace(report, sections=chosen).text(width=min(door.console.width, 120)))
+        console.say("\n" + replace(report, sections=chosen).text(width=min(console.terminal.width, 120)))
     if out is not None:
-        door.fact("saved", report=str(report.save(out, name).html))
+        console.fact("saved", report=str(report.save(out, name).html))
 
 
 def read_text(path: Path) -> str:
@@ -118,14 +118,14 @@ def decoded(raw: bytes, name: str) -> str:
 
 
 class _JsonProgress:
-    def __init__(self, door: Door, what: str) -> None:
-        self.door, self.what, self.last = door, what, 0.0
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what, self.last = console, what, 0.0
 
     def __call__(self, done: int, total: int, facts: Mapping[str, float]) -> None:
         now = time.monotonic()
         if done == total or now - self.last >= 1:
             self.last = now
-            self.door.fact(
+            self.console.fact(
                 self.what, done=done, total=total, **{name: round(value, 6) for name, value in facts.items()}
             )
 

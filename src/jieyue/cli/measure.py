@@ -9,7 +9,7 @@ import typer
 
 from jieyue.errors import InputError
 
-from .console import Door, read_text, show
+from .console import Console, read_text, show
 from .options import AsJson
 
 __all__ = ["add_to"]
@@ -45,12 +45,12 @@ def bench_attention(
     from jieyue.bench.attention_rows import joined
     from jieyue.report import Report
 
-    door, name = Door(as_json), "attention" if device == "cpu" else "attention-cuda"
-    report = measure(parts=parts.split(","), repeats=repeats, device=device, say=door.say).report()
+    console, name = Console(as_json), "attention" if device == "cpu" else "attention-cuda"
+    report = measure(parts=parts.split(","), repeats=repeats, device=device, say=console.say).report()
     titles = tuple(section.title for section in report.sections)
     if out is not None and (out / f"{name}.json").exists():
         report = joined(Report.load(out / f"{name}.json"), report)
-    show(door, report, titles, out=out, name=name)
+    show(console, report, titles, out=out, name=name)
 
 
 @_bench.command("activation")
@@ -66,7 +66,7 @@ def bench_activation(
     from jieyue.bench.activation import bench_activation as measure
 
     found = measure(elements=elements, dtypes=dtype or ("float32", "bfloat16"), repeats=repeats, device=device)
-    show(Door(as_json), found.report(), out=out, name="activation")
+    show(Console(as_json), found.report(), out=out, name="activation")
 
 
 @_bench.command("memory")
@@ -86,7 +86,7 @@ def bench_memory(
     """One saving after another: peak and tokens per second of an update, each measured in its own process."""
     from jieyue.bench.memory import bench_memory as measure
 
-    door = Door(as_json)
+    console = Console(as_json)
     report = measure(
         model,
         effective_batch=effective_batch,
@@ -95,9 +95,9 @@ def bench_memory(
         data=data,
         attention=attention,
         approximate=approximate,
-        say=door.say,
+        say=console.say,
     )
-    show(door, report, out=out, name="memory")
+    show(console, report, out=out, name="memory")
 
 
 @_verify.command("activation")
@@ -117,7 +117,7 @@ def verify_activation(
     from jieyue.hf.activation_check import verify_activation as verify
 
     loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts)
-    show(Door(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
+    show(Console(as_json), verify(loaded, batches, variants.split(",")).report(), out=out, name="activation")
 
 
 @_verify.command("attention")
@@ -154,7 +154,7 @@ def verify_attention(
         )
     loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts)
     tried = attention or ["linear(elu)", "linear(relu)", "linear(taylor2)", "local(16)+linear(elu)"]
-    door, report = Door(as_json), verify(loaded, batches, tried).report()
+    console, report = Console(as_json), verify(loaded, batches, tried).report()
     for name in (name for name in tried if "linear" not in name):
         found = measure_deviation(
             loaded, batches, name, num_queries=queries, share=share, confidence=confidence, seed=seed
@@ -163,8 +163,8 @@ def verify_attention(
         add_statements(report.section(f"Deviation under {name}"), made, share=share, confidence=confidence)
         if as_json:
             for one in made:
-                door.fact("deviation", attention=name, **asdict(one))
-    show(door, report, out=out, name="attention")
+                console.fact("deviation", attention=name, **asdict(one))
+    show(console, report, out=out, name="attention")
 
 
 def _model_and_batches(name: str, text: Path | None, rows: int, max_tokens: int, max_texts: int) -> tuple[Any, Any]:
@@ -210,7 +210,7 @@ def verify_update(
         settings=tuple(settings.split(",")),
         dtype=dtype,
     )
-    show(Door(as_json), found.report(), out=out, name="update")
+    show(Console(as_json), found.report(), out=out, name="update")
 
 
 @_fit.command("gelu")
@@ -235,19 +235,19 @@ def fit_gelu(
     from jieyue.activations.texts import fit_text
     from jieyue.report import save_picture
 
-    door = Door(as_json)
+    console = Console(as_json)
     if page is not None:
         for path in write_page(page):
-            door.fact("wrote", path=str(path))
+            console.fact("wrote", path=str(path))
         return
     found = fit_text(form, target, criterion, domain, fixed)
-    show(door, fit_report(found, f"{form} for {target}, {criterion}"), out=out, name="fit")
+    show(console, fit_report(found, f"{form} for {target}, {criterion}"), out=out, name="fit")
     if picture is not None:
         drawn = error_picture({str(found): found}, f"Error on {target}")
-        door.fact("wrote", path=str(save_picture(drawn, picture)))
+        console.fact("wrote", path=str(save_picture(drawn, picture)))
     if language is not None:
         text = code(found, language)
         if as_json:
-            door.fact("code", language=language, text=text)
+            console.fact("code", language=language, text=text)
         else:
-            door.say("\n" + text)
+            console.say("\n" + text)

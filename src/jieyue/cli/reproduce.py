@@ -12,7 +12,7 @@ import typer
 from jieyue.budget import format_seconds
 from jieyue.errors import InputError
 
-from .console import Door
+from .console import Console
 from .options import AsJson
 
 __all__ = ["add_to"]
@@ -47,7 +47,7 @@ def reproduce(
     from jieyue.evidence.pages import publish, write
     from jieyue.evidence.running import measure
 
-    door = Door(as_json)
+    console = Console(as_json)
     known = [one for one in SCALES if one == scale]
     if not known:
         raise InputError(f"--scale {scale}: expected one of {', '.join(SCALES)}")
@@ -58,15 +58,15 @@ def reproduce(
     asked = list(article or ())
     claims = choose(asked)
     command = shlex.join(["jieyue", "reproduce", *asked, "--scale", scale, "--seeds", str(seeds)])
-    outcomes = measure(claims, known[0], range(seeds), out, data=folder, command=command, say=door.say)
+    outcomes = measure(claims, known[0], range(seeds), out, data=folder, command=command, say=console.say)
     rows = []
     for outcome in outcomes:
         verdict = outcome.verdict
         seconds = format_seconds(sum(result.seconds for result in outcome.results))
         rows.append([str(outcome.claim.article), outcome.claim.key, verdict.word, verdict.why, seconds])
-    door.table("Verdicts", ["article", "claim", "verdict", "why", "seconds"], rows, event="verdict")
+    console.table("Verdicts", ["article", "claim", "verdict", "why", "seconds"], rows, event="verdict")
     written = write(outcomes, out)
     if docs is not None:
         written += publish(outcomes, docs)
     for path in written:
-        door.fact("wrote", path=str(path))
+        console.fact("wrote", path=str(path))

@@ -9,7 +9,7 @@ import typer
 
 from jieyue.errors import InputError
 
-from .console import Door
+from .console import Console
 
 __all__ = ["add_to"]
 
@@ -48,7 +48,7 @@ def serve(
     if min(max_tokens, rows, waiting, connections) < 1 or (context is not None and context < 2):
         found = f"max-tokens={max_tokens}, rows={rows}, waiting={waiting}, connections={connections}, context={context}"
         raise InputError(f"{found}: expected at least 1 (context 2)")
-    door = Door()
+    console = Console()
     bounds = Bounds(reply_tokens=max_tokens, rows=rows, waiting=waiting, connections=connections)
     key = None if api_key_file is None else read_key(api_key_file)
     allowed_origins(allow_origin or (), key)
@@ -57,10 +57,10 @@ def serve(
         one.close()
     models = open_models(folders, bounds, context)
     if key is None and host not in ("127.0.0.1", "localhost", "::1"):
-        door.say(f"Anyone who can reach {host} may use this server: no --api-key-file was given")
+        console.say(f"Anyone who can reach {host} may use this server: no --api-key-file was given")
 
     def ready(url: str) -> None:
-        door.say(f"Serving {', '.join(model.name for model in models)}\n  page    {url}\n  OpenAI  {url}v1")
+        console.say(f"Serving {', '.join(model.name for model in models)}\n  page    {url}\n  OpenAI  {url}v1")
 
     run_server(
         models,

@@ -40,24 +40,28 @@ __all__ = [
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer: transformers' fast ones have it."""
+    """What is needed of a tokenizer: transformers' fast ones have it; they take and give many types, so theirs are open here."""
 
-    chat_template: str | None
-    cls_token: str | None
-    sep_token: str | None
-    eos_token: str | None
-    sep_token_id: int | None
-    eos_token_id: int | None
-    all_special_tokens: list[str]
-    is_fast: bool
+    chat_template: Any
 
-    def __call__(self, text: str | list[str], **options: bool) -> Mapping[str, Any]:
+    @property
+    def is_fast(self) -> bool:
+        """Whether places in the text are known."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Tokens that no text may write."""
+
+    def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
         """``input_ids``, and ``offset_mapping`` where asked for."""
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: str | bool) -> str:
+    def __getattr__(self, name: str) -> Any:
+        """Special tokens and their numbers: ``cls_token``, ``sep_token_id``, …"""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """The talk as text."""
 
-    def decode(self, token_ids: list[int], **options: bool) -> str:
+    def decode(self, token_ids: Any, **options: Any) -> Any:
         """Tokens as text."""
 
 

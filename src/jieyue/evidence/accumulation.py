@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from jieyue.bench.equality import Equality, verify_update
 from jieyue.errors import MissingExtra
 from jieyue.report import Estimate, Picture
-from jieyue.run.tasks import task
-from jieyue.run.training import prepare
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.run.prepare import prepare
+from jieyue.tasks import RunConfig
+from jieyue.tasks.table import task
 from jieyue.training.optimizer import AccumulatedOptimizer
 
 from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
@@ -169,13 +170,13 @@ def _judge_weights(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict
 def _measure_update(cell: Cell, place: Place) -> Mapping[str, Any]:
     """One update of ragged rows in pieces, ours and transformers' Trainer's, beside the undivided one, in float64."""
     asked: Mapping[str, Any] = cell.settings
-    course = Course(seed=cell.seed, curriculum="none")
-    prepared = prepare(task("read"), Materials(model="tiny", limit=200, new_head=True), course)
+    training = TrainingConfig(seed=cell.seed, curriculum="none")
+    prepared = prepare(task("read"), RunConfig(model="tiny", limit=200, new_head=True), training)
     chosen = torch.randperm(len(prepared.rows), generator=torch.Generator().manual_seed(cell.seed))[
         : asked["rows"]
     ].tolist()
     batch = prepared.batch(sorted(chosen, key=lambda row: prepared.lengths[row]))
-    model, objective = prepared.model.build(), prepared.task.recipe.objective
+    model, objective = prepared.model.build(), prepared.plain
     found = verify_update(
         model,
         objective,

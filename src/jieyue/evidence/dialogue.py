@@ -13,11 +13,13 @@ from typing import Any
 
 from jieyue.budget import Budget
 from jieyue.decoding.sampling import Sampling
-from jieyue.recipes import chat
 from jieyue.report import Picture
 from jieyue.run.comparison import train_on
-from jieyue.run.tasks import task
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.tasks import RunConfig
+from jieyue.tasks.chat.replies import log_probability, reply_to, score_replies
+from jieyue.tasks.chat.settings import ChatSettings
+from jieyue.tasks.table import task
 
 from .claims import Cell, Claim, Place, Scale, Verdict
 from .judging import Pairs, by_seed, decide, difference, mean
@@ -49,18 +51,18 @@ def _cells(losses: Sequence[str]) -> Callable[[Scale, Sequence[int]], list[Cell]
 def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     """Losses on all turns and on the last one, the curve by epoch, and the scores of drawn replies."""
     asked: Mapping[str, Any] = cell.settings
-    settings = chat.ChatSettings(
+    settings = ChatSettings(
         max_tokens=asked["tokens"], row_tokens=asked["tokens"], loss_on=asked["loss_on"], reply_tokens=32
     )
     files = [] if place.data is None or "data" not in asked else [place.data / asked["data"]]
-    materials = Materials(model="tiny", data=files, limit=asked["limit"], settings=settings)
-    course = Course(steps=asked["updates"], effective_batch=asked["batch"], seed=cell.seed)
-    prepared, _, trained, _ = train_on(task("chat"), materials, course, place.folder / "training", Budget.parse("4GiB"))
-    model, tokenizer = trained.trainer.model, prepared.model.tokenizer
+    config = RunConfig(model="tiny", data=files, limit=asked["limit"], settings=settings)
+    training = TrainingConfig(steps=asked["updates"], effective_batch=asked["batch"], seed=cell.seed)
+    prepared, _, trained, _ = train_on(task("chat"), config, training, place.folder / "training", Budget.parse("4GiB"))
+    model, tokenizer = trained.model, prepared.model.tokenizer
     held = [one for one in prepared.sources.held_out if len(one) > 1][: asked["judged"]]
     numbers: dict[str, Any] = {"dialogues": len(held), "seconds": trained.facts["seconds"]}
     for part in LOSSES:
-        tally, _ = chat.log_probability(model, tokenizer, held, replace(prepared.settings, loss_on=part))
+        tally, _ = log_probability(model, tokenizer, held, replace(settings, loss_on=part))
         numbers[f"loss {part}"] = float(tally.mean())
     epoch = len(prepared.rows) / asked["batch"]  # in updates
     numbers["curve"] = [(update / epoch, loss) for update, loss in trained.curve]
@@ -68,8 +70,8 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
         histories, golds = [one[:-1] for one in held], [one[-1].text for one in held]
         for name, way in WAYS.items():
             drawn = replace(way, seed=1000 * cell.seed)
-            replies = chat.answer(model, tokenizer, histories, prepared.settings, sampling=drawn)
-            scores = chat.score(replies, golds, *chat.log_probability(model, tokenizer, held[:1], prepared.settings))
+            replies = reply_to(model, tokenizer, histories, settings, sampling=drawn)
+            scores = score_replies(replies, golds, *log_probability(model, tokenizer, held[:1], settings))
             numbers |= {f"{name} {what}": scores[what] for what in ("bleu_2", "dist_2", "repetition")}
     return numbers
 

@@ -20,13 +20,13 @@ from jieyue.budget import Budget
 from jieyue.data.titles import Pair, read_titles
 from jieyue.decoding.search import beam
 from jieyue.metrics.intervals import student
-from jieyue.recipes import title as titles
-from jieyue.recipes.title import TitleSettings
 from jieyue.report import Picture, write_whole
 from jieyue.run.comparison import train_on
-from jieyue.run.tasks import task
-from jieyue.run.title.exposure import measure_exposure
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.tasks import RunConfig
+from jieyue.tasks.title.exposure import measure_exposure
+from jieyue.tasks.title.settings import TitleSettings
+from jieyue.tasks.title.task import TASK, score_titles
 from jieyue.text import normalize
 from jieyue.training.remedies.texts import parse_remedy
 
@@ -75,15 +75,18 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
 def _measure(cell: Cell, place: Place) -> dict[str, Any]:
     """One arm with one seed: trained, and its titles at every width; the exposure gap; what needs no learning."""
     asked: Mapping[str, Any] = cell.settings
-    job = task("title")
-    materials = _materials(asked, place)
+    config = _config(asked, place)
     remedies = (parse_remedy(asked["remedy"]),) if asked["remedy"] else ()
-    course = Course(
+    training = TrainingConfig(
         steps=asked["updates"], effective_batch=asked["batch"], learning_rate=asked["learning_rate"], seed=cell.seed,
         remedies=remedies,
     )  # fmt: skip
-    prepared, _, trained, _ = train_on(job, materials, course, place.folder / "training", Budget.parse("4GiB"))
-    model, tokenizer, settings = trained.trainer.model, prepared.model.tokenizer, prepared.settings
+    prepared, _, trained, _ = train_on(TASK, config, training, place.folder / "training", Budget.parse("4GiB"))
+    model, tokenizer, settings = (
+        trained.model,
+        prepared.model.tokenizer,
+        TASK.settings_class.from_dict(prepared.settings.to_dict()),
+    )
     pairs = prepared.sources.held_out[: asked["judged"]]
     numbers: dict[str, Any] = {
         "steps": trained.facts["steps"],
@@ -91,7 +94,7 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
         "pairs": len(pairs),
     }
     for width in WIDTHS:
-        written = titles.answer(model, tokenizer, pairs, replace(settings, beams=width))
+        written = TASK.answer(model, tokenizer, pairs, replace(settings, beams=width))
         numbers |= {f"{name} {width}": value for name, value in _scores(written, pairs).items()}
     numbers["exposure"] = measure_exposure(model, tokenizer, pairs[:EXPOSURE_PAIRS], settings)
     learned = prepared.sources.train
@@ -103,15 +106,15 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 def _scores(written: Sequence[Any], pairs: Sequence[Pair]) -> dict[str, float]:
-    scores = titles.score(written, pairs)
+    scores = score_titles(written, pairs)
     return {name: float(scores[f"{name}_characters"]) for name in SCORES}
 
 
-def _materials(asked: Mapping[str, Any], place: Place) -> Materials:
+def _config(asked: Mapping[str, Any], place: Place) -> RunConfig:
     """The shipped corpus and a preset, or files written beside the cell and a model pre-trained on their sources."""
     settings = TitleSettings(source_tokens=asked["source_tokens"])
     if "data" not in asked:
-        return Materials(model="tiny", settings=settings, limit=asked["limit"])
+        return RunConfig(model="tiny", settings=settings, limit=asked["limit"])
     assert place.data is not None  # ``running`` refuses before
     files = [place.data / name for name in asked["data"]]
     judged, _ = read_titles(files[-1])
@@ -126,7 +129,7 @@ def _materials(asked: Mapping[str, Any], place: Place) -> Materials:
     model = masked_lm(  # beside the cells: every arm and seed begins from it
         place.folder.parent / f"pretrained-{name}", sources, updates=asked["pretraining"], learning_rate=2e-3
     )
-    return Materials(model=str(model), data=paths[:1], held_out=paths[1:], settings=settings)
+    return RunConfig(model=str(model), data=paths[:1], held_out=paths[1:], settings=settings)
 
 
 def _folded(text: str) -> str:

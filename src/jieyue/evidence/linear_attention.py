@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from jieyue.budget import Budget
@@ -17,11 +16,12 @@ from jieyue.data.corpora.everyday import compose_talks, heldout_talks
 from jieyue.data.dialogues import DialogueFiles
 from jieyue.hf.attention_check import verify_attention
 from jieyue.hf.row_losses import text_batches
-from jieyue.recipes.mlm import MaskSettings
 from jieyue.report import Estimate, Picture, write_whole
 from jieyue.run.comparison import train_on
-from jieyue.run.tasks import task
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.tasks import RunConfig
+from jieyue.tasks.mlm.settings import MaskSettings
+from jieyue.tasks.mlm.task import TASK
 
 from .claims import Cell, Claim, Place, Scale, Verdict
 from .judging import by_seed, decide, difference, mean
@@ -54,12 +54,12 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     pattern = None if asked["attention"] == SOFTMAX else asked["attention"]
     train, held = (write_whole(place.folder / name, text) for name, text in _texts(asked, place).items())
     settings = MaskSettings(max_tokens=asked["tokens"], pseudo_rows=0, seed=cell.seed)
-    materials = Materials(attention=pattern, data=[train], held_out=[held], settings=settings)
-    course = Course(steps=asked["updates"], learning_rate=asked["learning_rate"], seed=cell.seed)
-    job = replace(task("mlm"), curve=None)
-    prepared, _, trained, _ = train_on(job, materials, course, place.folder / "training", Budget.parse("4GiB"))
-    model, tokenizer = trained.trainer.model, prepared.model.tokenizer
-    found = job.numbers(job.judge(model, tokenizer, prepared.sources, prepared.settings))
+    config = RunConfig(attention=pattern, data=[train], held_out=[held], settings=settings)
+    training = TrainingConfig(steps=asked["updates"], learning_rate=asked["learning_rate"], seed=cell.seed)
+    work, allowed = place.folder / "training", Budget.parse("4GiB")
+    prepared, _, trained, _ = train_on(TASK, config, training, work, allowed, curve=None)
+    model, tokenizer = trained.model, prepared.model.tokenizer
+    found = TASK.numbers(TASK.judge(model, tokenizer, prepared.sources.held_out, settings))
     numbers = {"score": found["accuracy"], "loss": found["loss"], "seconds": trained.facts["seconds"]}
     if pattern is not None:
         return numbers

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from jieyue.budget import Budget
 from jieyue.hf.steps import rereading
-from jieyue.recipes.read import READERS, ReadSettings, answer, score
-from jieyue.recipes.read import prefix as writing
 from jieyue.report import Estimate
 from jieyue.run.comparison import train_on
-from jieyue.run.tasks import task
-from jieyue.run.values import Course, Materials, Prepared
+from jieyue.run.config import TrainingConfig
+from jieyue.run.prepare import Prepared
+from jieyue.tasks import RunConfig
+from jieyue.tasks.read import prefix as writing
+from jieyue.tasks.read.settings import ReadSettings
+from jieyue.tasks.read.task import READERS, TASK
 from jieyue.timer import take_turns
 
 from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Place, Scale, Verdict
@@ -62,7 +63,7 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
         prepared, model, settings = _trained(name, cell, place)
         tokenizer = prepared.model.tokenizer
         questions = prepared.sources.held_out[: wanted["judged"]]
-        facts = score(answer(model, tokenizer, questions, settings), questions)
+        facts = TASK.score(TASK.answer(model, tokenizer, questions, settings), questions)
         numbers |= {f"{name} {what}": facts[what] for what in ("final", "exact_match", "f1")}
         for part in ("answerable", "unanswerable"):
             if "exact_match" in facts.get(part, {}):  # a file may have no such question
@@ -84,11 +85,12 @@ def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, Any, ReadSe
     """A trained reader; an interrupted training goes on where it was."""
     wanted: Mapping[str, Any] = cell.settings
     settings = ReadSettings(reader=name, seed=cell.seed, **LENGTHS)
-    materials = Materials(model=wanted["model"], settings=settings, limit=wanted.get("questions"))
-    course = Course(steps=wanted["updates"], effective_batch=32, seed=cell.seed, curriculum=wanted.get("curriculum"))
-    job = replace(task("read"), curve=None)
-    prepared, _, trained, _ = train_on(job, materials, course, place.folder / name, Budget.parse("3GiB"))
-    return prepared, trained.trainer.model, prepared.settings
+    config = RunConfig(model=wanted["model"], settings=settings, limit=wanted.get("questions"))
+    training = TrainingConfig(
+        steps=wanted["updates"], effective_batch=32, seed=cell.seed, curriculum=wanted.get("curriculum")
+    )
+    prepared, _, trained, _ = train_on(TASK, config, training, place.folder / name, Budget.parse("3GiB"), curve=None)
+    return prepared, trained.model, settings.fitted(prepared.model.positions)
 
 
 def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:

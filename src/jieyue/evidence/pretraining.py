@@ -7,12 +7,13 @@ from pathlib import Path
 
 from jieyue.budget import Budget
 from jieyue.hf.loading import RECORD
-from jieyue.recipes.mlm import MaskSettings
 from jieyue.report import write_whole
 from jieyue.run.comparison import train_on
-from jieyue.run.tasks import task
-from jieyue.run.training import store
-from jieyue.run.values import Course, Materials
+from jieyue.run.config import TrainingConfig
+from jieyue.run.fit import store
+from jieyue.tasks import RunConfig
+from jieyue.tasks.mlm.settings import MaskSettings
+from jieyue.tasks.table import task
 
 __all__ = ["masked_lm"]
 
@@ -39,8 +40,8 @@ def masked_lm(
         if not (done / RECORD).is_file():
             data = [write_whole(folder / "texts.txt", text)] if text else []
             settings = MaskSettings(max_tokens=max_tokens, pseudo_rows=0, seed=seed)
-            materials = Materials(model=model, data=data, limit=limit, settings=settings)
-            course = Course(steps=updates, learning_rate=learning_rate, seed=seed)
-            arm = train_on(task("mlm"), materials, course, folder / "training", Budget.parse("4GiB"))
-            store(arm.trained, arm.prepared, done, {})
+            config = RunConfig(model=model, data=data, limit=limit, settings=settings)
+            training = TrainingConfig(steps=updates, learning_rate=learning_rate, seed=seed)
+            arm = train_on(task("mlm"), config, training, folder / "training", Budget.parse("4GiB"))
+            store(arm.trained, arm.prepared, arm.prepared.settings, done, {})
     return done

@@ -17,19 +17,20 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jieyue.budget import Budget
 from jieyue.data.corpora import HELDOUT_SEED, compose
-from jieyue.recipes.classify import ClassifySettings
-from jieyue.recipes.read import ReadSettings
 from jieyue.report import Estimate, Picture, write_whole
 from jieyue.run.comparison import train_on
-from jieyue.run.tasks import task
-from jieyue.run.values import Course, Materials, Prepared, Sources
+from jieyue.run.config import TrainingConfig
+from jieyue.run.prepare import Prepared
+from jieyue.tasks import RunConfig, Sources
+from jieyue.tasks.classify.settings import ClassifySettings
+from jieyue.tasks.read.settings import ReadSettings
+from jieyue.tasks.table import task
 
 from .claims import UNTESTED, Cell, Claim, Place, Scale, Verdict
 from .judging import Pairs, decide, difference, mean
@@ -77,10 +78,10 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
         kept = place.folder / f"{way}.json"
         if not kept.is_file():
             start = _pretrained(preset, texts, sizes["pretraining"], place)
-            materials = Materials(
+            config = RunConfig(
                 model=str(start), data=(train,), held_out=(held_out,), unshare=unshare, settings=_settings(sizes)
             )
-            write_whole(kept, json.dumps(_trained(materials, sizes, cell.seed, place.folder / way)))
+            write_whole(kept, json.dumps(_trained(config, sizes, cell.seed, place.folder / way)))
         found[way] = json.loads(kept.read_text(encoding="utf-8"))
     return found
 
@@ -133,25 +134,23 @@ def _settings(sizes: Mapping[str, Any]) -> Any:
     return ReadSettings(answer_slots=8, question_tokens=24, window_tokens=sizes["tokens"], overlap_tokens=16)
 
 
-def _trained(materials: Materials, sizes: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+def _trained(config: RunConfig, sizes: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """One way, from its beginning (an interrupted one would lack the points before); judging is not part of its seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     job, judging = task(sizes["task"]), list[float]()
-    assert job.curve is not None
 
     def measured(model: Any, prepared: Prepared) -> float:
         started = time.perf_counter()
-        recipe, asked = prepared.task.recipe, prepared.sources.held_out[: sizes["judged"]]
-        facts = recipe.score(recipe.answer(model, prepared.model.tokenizer, asked, prepared.settings), asked)
+        asked = prepared.sources.held_out[: sizes["judged"]]
+        facts = job.score(job.answer(model, prepared.model.tokenizer, asked, prepared.settings), asked)
         judging.append(time.perf_counter() - started)
-        return float(facts[MEASURES[recipe.name]])
+        return float(facts[MEASURES[job.name]])
 
-    job = replace(job, curve=replace(job.curve, measure=measured))
-    course = Course(
+    training = TrainingConfig(
         steps=sizes["updates"], learning_rate=sizes["rate"], seed=seed, save_steps=10_000, curriculum="none"
     )
-    prepared, planned, trained, _ = train_on(job, materials, course, folder, Budget.parse("4GiB"))
-    model: Any = trained.trainer.model
+    prepared, planned, trained, _ = train_on(job, config, training, folder, Budget.parse("4GiB"), curve=measured)
+    model: Any = trained.model
     assert planned.plan.predicted is not None
     seconds = trained.facts["seconds"] - sum(judging)
     return {
@@ -164,7 +163,7 @@ def _trained(materials: Materials, sizes: Mapping[str, Any], seed: int, folder: 
     }
 
 
-def _constant(sources: Sources, judged: int) -> float:
+def _constant(sources: Sources[Any], judged: int) -> float:
     """The share that one answer to everything gets right: the most frequent label, or the most frequent answer."""
     asked = sources.held_out[:judged]
     right = Counter(answer for one in asked for answer in {*getattr(one, "golds", (getattr(one, "label", None),))})

@@ -1,7 +1,7 @@
 """Load and save plain transformers folders, and never leave a layer randomly initialised in silence.
 
 A folder saved here is an ordinary transformers directory (safetensors, tokenizer, config) with one file more,
-``jieyue.json``: the recipe that trained it, its settings and the version. Plain ``AutoModel…`` and ``AutoTokenizer``
+``jieyue.json``: the task that it was trained for, its settings and the version. Plain ``AutoModel…`` and ``AutoTokenizer``
 load the folder without us.
 """
 
@@ -216,7 +216,7 @@ def head_of(name: str | Path) -> str | None:
 def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:
     """Writes model, tokenizer and ``jieyue.json`` into ``folder``; each file appears whole or not at all.
 
-    ``record``: what ``read_record`` will give back (recipe, settings, version); JSON values only.
+    ``record``: what ``read_record`` will give back (task, settings, version); JSON values only.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,8 +232,8 @@ def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, An
     return folder
 
 
-def read_record(folder: str | Path, recipe: str | None = None) -> dict[str, Any]:
-    """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue, a broken record or another recipe."""
+def read_record(folder: str | Path, task: str | None = None) -> dict[str, Any]:
+    """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue, a broken record or another task."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise InputError(f"{folder}: no {RECORD} in it; expected the folder of a model trained by `jieyue train`")
@@ -241,8 +241,9 @@ def read_record(folder: str | Path, recipe: str | None = None) -> dict[str, Any]
         record = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the JSON object that `jieyue train` writes: {error}") from error
-    if recipe is not None and record.get("recipe") != recipe:
-        raise InputError(f"{folder}: its recipe is {record.get('recipe')!r}, expected {recipe!r}")
+    record.setdefault("task", record.get("recipe"))  # as it was called in folders of 0.1
+    if task is not None and record["task"] != task:
+        raise InputError(f"{folder}: its task is {record['task']!r}, expected {task!r}")
     return record
 
 

@@ -7,27 +7,16 @@ point to.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jieyue.text import units
 
-from .scores import exact_matches, interval_of, score_answers
+from .scores import TrainingAnswers, exact_matches, interval_of, score_answers
 
-__all__ = ["compare_baselines", "most_frequent", "overlap_span"]
+__all__ = ["compare_baselines", "overlap_span"]
 
 _CLAUSE_END = re.compile(r"[，。！？；：、,!?;:\n]|\.(?=\s|$)")
-
-
-def most_frequent(golds: Iterable[Sequence[str]]) -> str:
-    """The answer given to most questions (the first accepted one counts; no answer is one of them, the empty text).
-
-    >>> most_frequent([["two"], ["one", "1"], ["one"], []])
-    'one'
-    """
-    counts = Counter(accepted[0] if accepted else "" for accepted in golds)
-    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _ngrams(words: Sequence[str], longest: int = 3) -> set[tuple[str, ...]]:
@@ -79,23 +68,24 @@ def _longest_new_run(clause: str, placed: Sequence[tuple[str, int, int]], known:
 def compare_baselines(
     predicted: Sequence[str],
     questions: Sequence[tuple[str, Sequence[str] | None, Sequence[str]]],
-    training_golds: Sequence[Sequence[str]],
+    training: TrainingAnswers | None = None,
 ) -> dict[str, Any]:
     """Facts of each baseline for ``questions`` = (text, golds, passages), and the gain over the best of them.
+
+    ``training``: what its answers were; without it one baseline is missing.
 
     The gain is in exact match on answerable questions; ``gain_interval`` its 95 % interval, by bootstrap over the paired
     differences.
     """
-    usual = most_frequent(training_golds)
+    usual = {} if training is None else {"most frequent answer": [training.usual] * len(questions)}
     answers = {
         "always abstain": [""] * len(questions),
-        "most frequent answer": [usual] * len(questions),
+        **usual,
         "best n-gram overlap span": [overlap_span(asked, passages) for asked, _, passages in questions],
     }
     asked = [(text, golds) for text, golds, _ in questions]
     groups = [passages[0] for _, _, passages in questions]
-    flat = [gold for accepted in training_golds for gold in accepted]
-    facts: dict[str, Any] = {name: score_answers(own, asked, flat, groups) for name, own in answers.items()}
+    facts: dict[str, Any] = {name: score_answers(own, asked, training, groups) for name, own in answers.items()}
     answerable = [at for at, (_, golds) in enumerate(asked) if golds]
     if not answerable:
         return {"baselines": facts}

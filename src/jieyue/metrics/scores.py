@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .extraction import Rule, judge, normal_form, rule_for
 from .intervals import bootstrap
 
-__all__ = ["exact_matches", "interval_of", "score_answers"]
+__all__ = ["TrainingAnswers", "exact_matches", "interval_of", "score_answers"]
 
 _NAMES: dict[Rule, str] = {"squad": "SQuAD 2.0", "cmrc2018": "CMRC 2018"}
+
+
+@dataclass(frozen=True)
+class TrainingAnswers:
+    """What judging must know of the answers that training showed: the most frequent one, and which ones there were.
+
+    The answers themselves are kept as digests of their normal forms, so a published model folder does not tell them.
+    """
+
+    usual: str
+    digests: frozenset[str]
+
+    @classmethod
+    def of(cls, golds: Iterable[Sequence[str]]) -> TrainingAnswers:
+        """Of the accepted answers of every training question; none (no answer) counts as the empty text.
+
+        >>> found = TrainingAnswers.of([["two"], ["one", "1"], ["one"], []])
+        >>> found.usual, found.has("The One", "squad"), found.has("three", "squad")
+        ('one', True, False)
+        """
+        counts, digests = Counter[str](), set[str]()
+        for accepted in golds:
+            counts[accepted[0] if accepted else ""] += 1
+            digests.update(_digest(gold, rule) for gold in accepted for rule in _NAMES)
+        return cls(counts.most_common(1)[0][0] if counts else "", frozenset(digests))
+
+    def has(self, answer: str, rule: Rule) -> bool:
+        """Whether training showed this answer, by the rule's normal form."""
+        return _digest(answer, rule) in self.digests
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"most_frequent_answer": self.usual, "answer_digests": sorted(self.digests)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingAnswers:
+        """What ``to_dict`` gave."""
+        return cls(values["most_frequent_answer"], frozenset(values["answer_digests"]))
+
+
+def _digest(answer: str, rule: Rule) -> str:
+    text = f"{rule} {normal_form(answer, rule)}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
 def exact_matches(predicted: Sequence[str], questions: Sequence[tuple[str, Sequence[str] | None]]) -> list[float]:
@@ -51,12 +97,12 @@ def _part(judged: Sequence[tuple[float, float, Hashable]]) -> dict[str, Any]:
 def score_answers(
     predicted: Sequence[str],
     questions: Sequence[tuple[str, Sequence[str] | None]],
-    training_golds: Sequence[str] | None = None,
+    training: TrainingAnswers | None = None,
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """Facts about ``predicted`` for ``questions`` = (text, golds); questions whose golds are not known are only counted.
 
-    Values are shares of 1. ``answerable``, ``unanswerable`` and, where ``training_golds`` are given, ``unseen`` (answerable,
+    Values are shares of 1. ``answerable``, ``unanswerable`` and, where ``training`` is known, ``unseen`` (answerable,
     no gold of theirs is an answer in training, by the rule's normal form) repeat the same facts for their part.
     ``exact_match_interval``: 95 %, by bootstrap, questions with the same entry in ``groups`` (their passage) drawn together.
     ``rule`` names the normalisation.
@@ -68,7 +114,6 @@ def score_answers(
         "unanswerable": [],
         "unseen": [],
     }
-    forms = {rule: {normal_form(gold, rule) for gold in training_golds or ()} for rule in _NAMES}
     unknown = abstained = 0
     names = range(len(questions)) if groups is None else groups
     for text, (asked, golds), name in zip(predicted, questions, names, strict=True):
@@ -81,12 +126,12 @@ def score_answers(
         one = (*judge(text, golds, rule), name)
         parts["all"].append(one)
         parts["answerable" if golds else "unanswerable"].append(one)
-        if golds and training_golds is not None and not any(normal_form(gold, rule) in forms[rule] for gold in golds):
+        if golds and training is not None and not any(training.has(gold, rule) for gold in golds):
             parts["unseen"].append(one)
     facts: dict[str, Any] = _part(parts["all"])
     facts["rule"] = ", ".join(f"{_NAMES[rule]} ({count} questions)" for rule, count in used.items()) or "none"
     facts["abstained"] = abstained
     facts["golds_unknown"] = unknown
-    for kind in ("answerable", "unanswerable", *(["unseen"] if training_golds is not None else [])):
+    for kind in ("answerable", "unanswerable", *(["unseen"] if training is not None else [])):
         facts[kind] = _part(parts[kind])
     return facts

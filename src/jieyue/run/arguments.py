@@ -9,25 +9,29 @@ from jieyue.hf.optimizers import optimizer_named
 from jieyue.hf.trainer import training_arguments
 
 if TYPE_CHECKING:
-    from .values import Course
+    from jieyue.hf.types import Arguments
+
+    from .config import TrainingConfig
 
 __all__ = ["arguments_of"]
 
 PRESET_RATE, CHECKPOINT_RATE = 1e-3, 3e-5  # of AdamW; another optimizer's are multiples of them
 
 
-def arguments_of(course: Course, *, is_preset: bool, folder: str | Path, steps: int, device: str) -> Any:
+def arguments_of(
+    training: TrainingConfig, *, is_preset: bool, folder: str | Path, steps: int, device: str
+) -> Arguments:
     """A preset trains at its own pace; a checkpoint as is usual for one."""
-    optimizer = optimizer_named(course.optimizer)
-    warmup = course.warmup_steps if course.warmup_steps is not None else min(100, max(1, steps // 10))
+    optimizer = optimizer_named(training.optimizer)
+    warmup = training.warmup_steps if training.warmup_steps is not None else min(100, max(1, steps // 10))
     options: dict[str, Any] = {
         **optimizer.options,
-        "learning_rate": course.learning_rate or optimizer.rate * (PRESET_RATE if is_preset else CHECKPOINT_RATE),
+        "learning_rate": training.learning_rate or optimizer.rate * (PRESET_RATE if is_preset else CHECKPOINT_RATE),
         "warmup_steps": warmup,
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
-        "save_steps": course.save_steps,
-        "seed": course.seed,
+        "save_steps": training.save_steps,
+        "seed": training.seed,
     }
     if is_preset:  # constant until half time, then falling; a young model forgets its second moments sooner
         decay = steps // 2

@@ -6,9 +6,7 @@ interrupted comparison goes on where it stopped, a cell whose settings or data h
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,144 +16,154 @@ from typing import Any, NamedTuple
 from jieyue import __version__
 from jieyue.budget import Budget
 from jieyue.errors import InputError
+from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
 from jieyue.metrics.intervals import student
-from jieyue.report import Picture, Report, write_whole
+from jieyue.report import Picture, Report
+from jieyue.tasks import RunConfig
+from jieyue.tasks.table import AnyTask, task
 from jieyue.training.remedies.remedy import Remedy
 
-from .planned import Planned, plan_for
-from .story import tell_settings
-from .tasks import Task, task
-from .training import RESOLVED, Trained, fit, prepare
-from .values import Course, Materials, Prepared
-from .watch import SILENT, Watch
+from .cells import content_of, digest_of, read_cell, write_cell
+from .config import TrainingConfig
+from .devices import check_device
+from .fit import Curve, Trained, fit, set_aside_curve
+from .plan import RunPlan, plan_for
+from .prepare import Prepared, prepare
+from .resume import RESOLVED
+from .sections import settings_section
 
-__all__ = ["Arm", "Variant", "compare", "train_on"]
+__all__ = ["OneTraining", "Variant", "compare", "train_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What one row of a comparison changes: the remedies, and fields of ``Materials`` (such as another model)."""
+    """What one row of a comparison changes: the remedies, and fields of ``RunConfig`` (such as another model)."""
 
     remedies: tuple[Remedy, ...] = ()
-    materials: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Arm(NamedTuple):
+class OneTraining(NamedTuple):
     """One training of a comparison; ``resumed``: it went on from a checkpoint, so its seconds are not the whole's."""
 
     prepared: Prepared
-    planned: Planned
+    planned: RunPlan
     trained: Trained
     resumed: bool
 
 
 def compare(
-    recipe: str,
+    name: str,
     variants: Mapping[str, Variant],
-    materials: Materials = Materials(),
+    config: RunConfig = RunConfig(),
     out: str | Path = "runs/comparison",
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    course: Course = Course(),
+    training: TrainingConfig = TrainingConfig(),
     budget: str | Budget = "4GiB",
-    watch: Watch = SILENT,
+    listener: ProgressListener = SILENT,
 ) -> Report:
     """Trains and judges every variant with every seed; the first variant is the baseline that the others are held against.
 
     The report has mean and 95 % t interval over the seeds of every score, the paired difference to the baseline (same seed),
-    seconds, and the recipe's own curves. ``out``: ``cells/*.json``, ``report.html``, ``report.json``; a cell that is there is
-    not run again. ``materials``, ``course`` and ``budget`` as in ``train``, ``watch`` is told how it goes. Fewer than two variants or
+    seconds, and the task's own curves. ``out``: ``cells/*.json``, ``report.html``, ``report.json``; a cell that is there is
+    not run again. ``config``, ``training`` and ``budget`` as in ``train``, ``listener`` is told how it goes. Fewer than two variants or
     two different seeds: ``InputError``.
     """
     if len(seeds) < 2 or len(set(seeds)) < len(seeds) or len(variants) < 2:
         raise InputError(
             f"compare: found {len(variants)} variants and seeds {list(seeds)}, expected at least two of each, all different"
         )
-    job, folder, allowed = task(recipe), Path(out), Budget.parse(budget)
-    cells: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    job, folder, allowed = task(name), Path(out), Budget.parse(budget)
+    cells: dict[str, list[dict[str, Any]]] = {label: [] for label in variants}
     for number, seed in enumerate(seeds):
-        for name, variant in variants.items():
-            own = replace(course, seed=seed, remedies=variant.remedies)
-            watch.say(f"seed {seed} ({number + 1} of {len(seeds)}): {name}")
-            cells[name].append(_cell(job, name, replace(materials, **variant.materials), own, folder, allowed, watch))
-    report = Report(f"Comparison · {job.title.lower()} · {materials.model}")
-    _tell(report, job, variants, cells, seeds)
-    resolved = {name: value for name, value in course.to_dict().items() if name not in ("seed", "remedies")}
-    tell_settings(
-        report, {**resolved, "model": materials.model, "data": ", ".join(map(str, materials.data))}, describe()
-    )
+        for label, variant in variants.items():
+            own = replace(training, seed=seed, remedies=variant.remedies)
+            listener.say(f"seed {seed} ({number + 1} of {len(seeds)}): {label}")
+            changed = replace(config, **variant.config)
+            cells[label].append(_cell(job, label, changed, own, folder, allowed, listener))
+    report = Report(f"Comparison · {job.title.lower()} · {config.model}")
+    _sections(report, job, variants, cells, seeds)
+    resolved = {label: value for label, value in training.to_dict().items() if label not in ("seed", "remedies")}
+    settings_section(report, {**resolved, "model": config.model, "data": ", ".join(map(str, config.data))}, describe())
     report.save(folder)
     return report
 
 
 def _cell(
-    job: Task, name: str, materials: Materials, course: Course, folder: Path, budget: Budget, watch: Watch
+    job: AnyTask,
+    label: str,
+    config: RunConfig,
+    training: TrainingConfig,
+    folder: Path,
+    budget: Budget,
+    listener: ProgressListener,
 ) -> dict[str, Any]:
     """One variant with one seed: read from its file where that is of the same settings, else trained and written."""
-    key = _key(job, materials, course)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / "cells" / f"{digest}.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+    key = _key(job, config, training)
+    digest = digest_of(key)
+    found = read_cell(folder, digest)
+    if found is not None:
+        return found
     work = folder / "work" / digest
     started = time.perf_counter()
-    prepared, _, trained, resumed = train_on(job, materials, course, work, budget, watch)
+    prepared, _, trained, resumed = train_on(job, config, training, work, budget, listener)
     seconds = trained.facts["seconds"] if not resumed else time.perf_counter() - started
-    model = trained.trainer.model
-    settings, _ = job.fitted(prepared, model)
-    judged = job.judge(model, prepared.model.tokenizer, prepared.sources, settings, watch=watch)
+    sources, tokenizer = prepared.sources, prepared.model.tokenizer
+    settings, _ = job.fitted(prepared.settings, trained.model, tokenizer, sources.set_aside)
+    judged = job.judge(trained.model, tokenizer, sources.held_out, settings, prepared.memory(), listener=listener)
     cell = {
-        "variant": name,
+        "variant": label,
         "key": key,
         "numbers": job.numbers(judged),
-        "curves": job.curves(judged),
+        "curves": judged.beside,
         "losses": trained.losses,
         "seconds": seconds,
         "resumed": resumed,
         "steps": trained.facts["steps"],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(cell, ensure_ascii=False, indent=1) + "\n")
-    shutil.rmtree(work)
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return write_cell(folder, digest, json.dumps(cell, ensure_ascii=False, indent=1))
 
 
-def train_on(job: Task, materials: Materials, course: Course, work: Path, budget: Budget, watch: Watch = SILENT) -> Arm:
-    """Plans and trains in the folder ``work``, from the last checkpoint there if there is one."""
+def train_on(
+    job: AnyTask,
+    config: RunConfig,
+    training: TrainingConfig,
+    work: Path,
+    budget: Budget,
+    listener: ProgressListener = SILENT,
+    curve: Curve | None = set_aside_curve,
+) -> OneTraining:
+    """Plans and trains in the folder ``work``, from the last checkpoint there if there is one; ``curve`` as in ``fit``."""
+    check_device(budget.device, must_exist=True)
     work.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(job, materials, course, device=budget.device)
-    planned = plan_for(prepared, budget, course)
+    prepared = prepare(job, config, training, device=budget.device)
+    planned = plan_for(prepared, budget, training)
     begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
-    trained = fit(prepared, planned, course, work, resume=begun, device=budget.device, watch=watch)
-    return Arm(prepared, planned, trained, begun)
+    trained = fit(prepared, planned, training, work, resume=begun, device=budget.device, listener=listener, curve=curve)
+    return OneTraining(prepared, planned, trained, begun)
 
 
-def _key(job: Task, materials: Materials, course: Course) -> dict[str, Any]:
+def _key(job: AnyTask, config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
     """All that decides a cell, as JSON values; files by their content."""
-    values = {name: value for name, value in asdict(materials).items() if name not in ("data", "held_out")}
-    for name in ("data", "held_out"):
-        values[name] = [_content(Path(path)) for path in getattr(materials, name)]
-    if Path(materials.model).is_dir():
-        values["weights"] = [_content(path) for path in sorted(Path(materials.model).glob("*.safetensors"))]
-    values = {"recipe": job.recipe.name, "version": __version__, "course": course.to_dict(), "materials": values}
+    values = {name: value for name, value in asdict(config).items() if name not in ("data", "held_out")}
+    for name, paths in (("data", config.data), ("held_out", config.held_out)):
+        values[name] = [content_of([Path(path)]) for path in paths]
+    if Path(config.model).is_dir():
+        values["weights"] = [content_of([path]) for path in sorted(Path(config.model).glob("*.safetensors"))]
+    values = {"task": job.name, "version": __version__, "training": training.to_dict(), "config": values}
     return dict(json.loads(json.dumps(values, default=str)))
 
 
-def _content(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _tell(
+def _sections(
     report: Report,
-    job: Task,
+    job: AnyTask,
     variants: Mapping[str, Variant],
     cells: Mapping[str, Sequence[Mapping[str, Any]]],
     seeds: Sequence[int],
 ) -> None:
-    """The table of scores, the differences to the baseline, their picture, the losses, and the recipe's own curves."""
+    """The table of scores, the differences to the baseline, their picture, the losses, and the task's own curves."""
     section = report.section("Comparison")
     baseline, names = next(iter(cells)), list(next(iter(cells.values()))[0]["numbers"])
     rows: list[list[Any]] = []
@@ -178,13 +186,12 @@ def _tell(
     section.table(["variant", ("difference", "share"), "interval without 0"], clear, title=title)
     section.picture(Picture.bars(title, gains, value=("difference", "share"), rules={"no difference": 0.0}))
     described = [
-        [name, ", ".join(map(str, one.remedies)) or "none", _text(one.materials)] for name, one in variants.items()
+        [name, ", ".join(map(str, one.remedies)) or "none", _text(one.config)] for name, one in variants.items()
     ]
     section.table(["variant", "remedies, the first innermost", "other changes"], described, title="The variants")
     losses = {name: dict(own[0]["losses"]) for name, own in cells.items()}
     section.picture(Picture.lines(f"Loss that is trained on, seed {seeds[0]}", losses, x="update", y="nats per label"))
-    if job.tell_curves is not None:
-        job.tell_curves(report, {name: [cell["curves"] for cell in own] for name, own in cells.items()})
+    job.report_beside(report, {name: [cell["curves"] for cell in own] for name, own in cells.items()})
 
 
 def _text(changes: Mapping[str, Any]) -> str:

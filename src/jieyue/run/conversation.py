@@ -22,8 +22,9 @@ from jieyue.decoding.sampling import Sampling
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
 from jieyue.hf.batched_decoding import DecodingRows, KeptStates, Stepper
-from jieyue.recipes.chat import ChatSettings, ends_of, log_probability
 from jieyue.report import write_whole
+from jieyue.tasks.chat.replies import ends_of, log_probability
+from jieyue.tasks.chat.settings import ChatSettings
 
 __all__ = ["Conversation"]
 

@@ -1,143 +1,142 @@
-"""The jobs of the command line, as functions: each returns its Report and tells a ``Watch`` what it is doing."""
+"""The jobs of the command line, as functions: each returns its Report and tells a ``ProgressListener`` what it is doing."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jieyue.budget import Budget, format_bytes
 from jieyue.hf.attention import attention_engines
 from jieyue.hf.loading import load, read_record
+from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe, fix_malloc_threshold
 from jieyue.report import Report, model_card, write_whole
+from jieyue.tasks import Facts, RunConfig, name_of
+from jieyue.tasks.table import AnyTask, task
 
-from .planned import Planned, against_length, measure, plan_for, prices, savings
-from .story import (
-    tell_counts,
-    tell_data,
-    tell_lengths,
-    tell_memory,
-    tell_prices,
-    tell_settings,
-    tell_sharing,
-    tell_training,
+from .config import TrainingConfig
+from .devices import check_device
+from .fit import Trained, fit, store
+from .folder import MEMORY, check_folder, read_memory
+from .measure import against_length, measured_memory, prices, savings
+from .plan import RunPlan, plan_for
+from .prepare import Prepared, prepare
+from .sections import (
+    counts_section,
+    data_section,
+    lengths_section,
+    memory_section,
+    prices_section,
+    settings_section,
+    sharing_section,
+    training_section,
 )
-from .tasks import Task, task
-from .training import fit, prepare, store
-from .values import Course, Materials, Prepared
-from .watch import SILENT, Watch
 
 __all__ = ["doctor", "evaluate", "plan", "train"]
 
 DEFAULT_BUDGET = "4GiB"
-SHIPPED = "the corpus that ships"
-_SAVINGS = "Forward and backward of one update of the whole effective batch, with the run's own model, on the longest rows of the data."
+_SAVINGS = (
+    "Forward and backward of one update of the whole effective batch, with the run's own model, on the longest rows of the "
+    "data; warm, in turn, the median of three."
+)
 
 
-def doctor(recipe: str = "read", materials: Materials = Materials()) -> Report:
+def doctor(name: str = "read", config: RunConfig = RunConfig()) -> Report:
     """What reading and encoding find, before any training: everything truncated, windowed, unanswerable, repaired, skipped.
 
-    Reads all of the files; nothing is held out, no weight is allocated.
+    ``name``: a task's (``TASKS``). Reads all of the files; nothing is held out, no weight is allocated.
     """
-    job = task(recipe)
-    examples, findings, shared = job.check(materials)
-    wanted = job.resolved(materials.settings or job.settings(materials, 0), examples)
-    source = job.open_model(
-        materials, wanted.head(job.recipe.head), lambda: job.texts(examples), config=job.config(wanted)
-    )
-    settings = wanted.fitted(source.positions)
-    _, counts = job.recipe.encode(examples, source.tokenizer, settings)
-    report = Report(f"Doctor · {', '.join(Path(path).name for path in materials.data) or SHIPPED}")
+    job = task(name)
+    wanted = job.settings(config, 0)
+    examples, findings, shared = job.check(config, wanted)
+    wanted = job.resolved(wanted, examples)
+    source = job.open_model(config, wanted, lambda: job.texts(examples))
+    _, counts = job.encode(examples, source.tokenizer, wanted.fitted(source.positions))
+    report = Report(f"Doctor · {name_of(config.data)}")
     how = f"{len(source.tokenizer)} tokens; rows of at most {counts['longest_row_tokens']}"
-    report.section("Data").fact("tokenizer", materials.model, how=how)
-    tell_counts(report, findings, counts, shared)
+    report.section("Data").fact("tokenizer", config.model, how=how)
+    counts_section(report, findings, counts, shared)
     return report
 
 
 def plan(
-    recipe: str = "read",
-    materials: Materials = Materials(),
+    name: str = "read",
+    config: RunConfig = RunConfig(),
     *,
     budget: str | int | Budget = DEFAULT_BUDGET,
-    course: Course = Course(),
+    training: TrainingConfig = TrainingConfig(),
 ) -> Report:
     """What would be done under the budget, predicted before any weight is allocated; nothing is trained.
 
-    ``recipe``: a task's name (``TASKS``); ``materials``, ``course``: on what, and how, as in ``train``; ``budget``: "1GiB" or a
+    ``name``: a task's (``TASKS``); ``config``, ``training``: on what, and how, as in ``train``; ``budget``: "1GiB" or a
     ``Budget``. ``BudgetError`` says what the smallest piece would need where nothing fits.
     """
-    job = task(recipe)
+    job = task(name)
     allowed = Budget.parse(budget)
-    prepared = prepare(job, materials, course, device=allowed.device)
-    planned = plan_for(prepared, allowed, course)
-    report = Report(f"Plan · {job.title.lower()} · {materials.model}")
-    tell_memory(report, planned.plan, planned.way, {}, planned.budget.memory_bytes)
-    tell_sharing(report, prepared.model, materials.unshare_after)
+    prepared = prepare(job, config, training, device=allowed.device)
+    planned = plan_for(prepared, allowed, training)
+    report = Report(f"Plan · {job.title.lower()} · {config.model}")
+    memory_section(report, planned.plan, planned.way, None, planned.budget.memory_bytes)
+    sharing_section(report, prepared.model, config.unshare_after)
     return report
 
 
 def train(
-    recipe: str = "read",
-    materials: Materials = Materials(),
+    name: str = "read",
+    config: RunConfig = RunConfig(),
     out: str | Path = "runs/model",
     *,
     budget: str | int | Budget = DEFAULT_BUDGET,
-    course: Course = Course(),
+    training: TrainingConfig = TrainingConfig(),
     resume: bool = False,
     command: str = "",
-    watch: Watch = SILENT,
+    listener: ProgressListener = SILENT,
 ) -> Report:
     """Plans, trains, calibrates, judges and reports; ``out`` then holds the model, its card and the report.
 
-    ``recipe``: a task's name (``TASKS``); ``materials``: model, data and settings; ``course``: how long, how fast, with which
+    ``name``: a task's (``TASKS``); ``config``: model, data and settings; ``training``: how long, how fast, with which
     remedies; ``budget`` bounds the whole process and names the device (``Budget``); ``resume`` goes on from the checkpoint in ``out``;
-    ``watch`` is told how it goes; ``command`` is what the
+    ``listener`` is told how it goes; ``command`` is what the
     report says was called. Returns the report that ``out/report.html`` and ``out/report.json`` show.
     """
-    job, folder, allowed, clock = task(recipe), Path(out), Budget.parse(budget), _Clock()
-    watch.say(f"Reading {', '.join(map(str, materials.data)) or SHIPPED}")
-    prepared = prepare(job, materials, course, folder=folder, device=allowed.device)
+    job, folder, allowed, clock = task(name), Path(out), Budget.parse(budget), _Clock()
+    check_device(allowed.device, must_exist=True)
+    check_folder(folder)
+    listener.say(f"Reading {', '.join(map(str, config.data)) or name_of(())}")
+    prepared = prepare(job, config, training, folder=folder, device=allowed.device)
     clock.lap("reading and encoding the data")
-    _say_data(watch, prepared)
-    planned = plan_for(prepared, allowed, course)
+    _say_data(listener, prepared)
+    planned = plan_for(prepared, allowed, training)
     clock.lap("planning")
-    _say_plan(watch, planned)
+    _say_plan(listener, planned)
     if planned.tight:
-        watch.say("Little room is left: freed memory goes back to the system at once, which takes up to twice the time")
+        listener.say(
+            "Little room is left: freed memory goes back to the system at once, which takes up to twice the time"
+        )
         fix_malloc_threshold()
-    trained = fit(prepared, planned, course, folder, resume=resume, device=allowed.device, watch=watch)
+    trained = fit(prepared, planned, training, folder, resume=resume, device=allowed.device, listener=listener)
     clock.lap("training")
-    if not trained.trainer.is_world_process_zero():
+    if not trained.is_first_process:
         return Report("another process reports")
-    settings, fitted = job.fitted(prepared, trained.trainer.model)
-    prepared = replace(prepared, settings=settings)
-    record = {"training": course.to_dict(), "data": prepared.sources.name, "model": materials.model}
-    store(trained, prepared, folder, record)
-    judged = job.judge(trained.trainer.model, prepared.model.tokenizer, prepared.sources, settings, watch=watch)
+    model, tokenizer, memory = trained.model, prepared.model.tokenizer, prepared.memory()
+    settings, fitted = job.fitted(prepared.settings, model, tokenizer, prepared.sources.set_aside)
+    decided = _decided(prepared, trained, training, planned)
+    write_whole(folder / MEMORY, json.dumps(memory, ensure_ascii=False) + "\n")
+    record = {"training": training.to_dict(), "decided": decided, "data": prepared.sources.name, "model": config.model}
+    store(trained, prepared, settings, folder, record)
+    judged = job.judge(model, tokenizer, prepared.sources.held_out, settings, memory, listener=listener)
     clock.lap("judging")
-    measured = measure(prepared, planned, trained)
-    gained = savings(prepared, planned, trained, measured)
-    priced = prices(prepared, planned, trained, course.remedies) if course.remedies else []
+    report = Report(f"{job.title} · {config.model}")
+    job.report(report, judged, settings, fitted)
+    training_section(report, trained.losses, trained.curve, trained.facts, job.deciding)
+    _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
-    report = Report(f"{job.title} · {materials.model}")
-    job.tell(report, judged, fitted)
-    tell_training(report, trained.losses, trained.curve, trained.facts, job.curve)
-    tell_memory(report, planned.plan, planned.way, measured, planned.budget.memory_bytes)
-    tell_sharing(report, prepared.model, materials.unshare_after)
-    gained.tell(report, "What each saving was worth", note=_SAVINGS)
-    if priced:
-        tell_prices(report, priced)
-    if materials.attention is not None:
-        model = trained.trainer.model
-        assert model is not None
-        rows = against_length(prepared, planned, materials.attention)
-        tell_lengths(report, rows, attention_engines(model))
-    tell_data(report, job.noun, prepared.sources, prepared.counts)
-    resolved = {**course.to_dict(), **settings.to_dict(), "model": materials.model, "data": prepared.sources.name}
-    resolved |= {"head": prepared.model.head}
-    tell_settings(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
+    data_section(report, job.noun, prepared.sources, prepared.counts)
+    resolved = {**training.to_dict(), **decided, **settings.to_dict()}
+    resolved |= {"model": config.model, "data": prepared.sources.name, "head": prepared.model.head}
+    settings_section(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
     report.section("Training").table(
         ["part of the run", ("time", "seconds")], clock.rows(), title="Where the time went"
     )
@@ -151,23 +150,29 @@ def evaluate(
     *,
     batch_size: int = 32,
     skip_bad: bool = False,
-    watch: Watch = SILENT,
+    listener: ProgressListener = SILENT,
 ) -> Report:
-    """Judges a trained model on files (default: the held-out part of the corpus that ships); its record names the recipe.
+    """Judges a trained model on files (default: the held-out part of the corpus that ships); its record names the task.
 
     ``folder``: what ``train`` wrote; ``batch_size``: rows of a forward pass; ``skip_bad`` leaves broken records out and counts
-    them instead of stopping at the first; ``watch`` is told how it goes.
+    them instead of stopping at the first; ``listener`` is told how it goes.
     """
+    RunConfig(data=files)  # refuses files that are not there
     record = read_record(folder)
-    job = task(str(record.get("recipe")))
-    settings = job.recipe.settings.from_dict(record["settings"])
-    model, tokenizer = load(folder, settings.head(job.recipe.head))
-    sources = job.read_judged(files, skip_bad, settings)
-    judged = job.judge(model, tokenizer, sources, settings, batch_size=batch_size, watch=watch)
+    job = task(str(record["task"]))
+    settings = job.settings_class.from_dict(record["settings"])
+    memory = read_memory(folder)
+    sources = job.judging_sources(files, settings, skip_bad=skip_bad)
+    model, tokenizer = load(folder, settings.head(job.head))
+    judged = job.judge(model, tokenizer, sources.held_out, settings, memory, batch_size=batch_size, listener=listener)
     report = Report(f"Evaluation · {Path(folder).name}")
-    job.tell(report, judged, {**record["settings"], "fitted": "by the training run"})
+    job.report(report, judged, settings, {})
+    if memory is None:
+        report.section("Data").fact(
+            "training answers", "not known", how=f"no {MEMORY} in the folder, so some baselines are missing; train anew"
+        )
     if files:
-        tell_counts(report, {"files": sources.findings}, {}, {})
+        counts_section(report, {"files": sources.findings}, {}, {})
     return report
 
 
@@ -187,7 +192,43 @@ class _Clock:
         return [[name, seconds] for name, seconds in self.laps]
 
 
-def _publish(report: Report, job: Task, folder: Path, command: str) -> None:
+def _decided(prepared: Prepared, trained: Trained, training: TrainingConfig, planned: RunPlan) -> Facts:
+    """What None stood for in ``training``, with its value."""
+    rows = prepared.stages[-1].stop - prepared.stages[-1].first
+    found: Facts = {
+        "steps": trained.facts["steps"],
+        "epochs": round(trained.facts["rows"] / max(1, rows), 3),
+        "learning_rate": trained.facts["learning_rate"],
+        "warmup_steps": trained.facts["warmup_steps"],
+        "checkpointing": planned.plan.checkpointing,
+        "curriculum": prepared.curriculum,
+        "start": prepared.model.start,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _measured_sections(
+    report: Report,
+    prepared: Prepared,
+    planned: RunPlan,
+    trained: Trained,
+    training: TrainingConfig,
+    config: RunConfig,
+) -> None:
+    """Memory, savings, prices and lengths, measured now on the run's own model."""
+    measured = measured_memory(prepared, planned, trained)
+    gained = savings(prepared, planned, trained, measured)
+    memory_section(report, planned.plan, planned.way, measured, planned.budget.memory_bytes)
+    sharing_section(report, prepared.model, config.unshare_after)
+    gained.tell(report, "What each saving was worth", note=_SAVINGS)
+    if training.remedies:
+        prices_section(report, prices(prepared, planned, trained, training.remedies))
+    if config.attention is not None:
+        rows = against_length(prepared, planned, config.attention)
+        lengths_section(report, rows, attention_engines(trained.model))
+
+
+def _publish(report: Report, job: AnyTask, folder: Path, command: str) -> None:
     report.save(folder)
     card = model_card(
         report,
@@ -199,26 +240,26 @@ def _publish(report: Report, job: Task, folder: Path, command: str) -> None:
     write_whole(folder / "README.md", card)
 
 
-def _say_data(watch: Watch, prepared: Prepared) -> None:
+def _say_data(listener: ProgressListener, prepared: Prepared) -> None:
     sources = prepared.sources
-    watch.fact("data", train=len(sources.train), set_aside=len(sources.set_aside), held_out=len(sources.held_out))
+    listener.fact("data", train=len(sources.train), set_aside=len(sources.set_aside), held_out=len(sources.held_out))
     counted = {**sources.findings.counts, **prepared.counts}
-    watch.table(
+    listener.table(
         "",
         ["counted before training", "number"],
         [[k.replace("_", " "), str(v)] for k, v in counted.items() if v],
         "counted",
     )
     if any((sources.shared or {}).values()):
-        watch.fact("in training and held out", **(sources.shared or {}))
+        listener.fact("in training and held out", **(sources.shared or {}))
     for line in sources.findings.skipped[:20]:
-        watch.say(f"skipped: {line}")
+        listener.say(f"skipped: {line}")
 
 
-def _say_plan(watch: Watch, planned: Planned) -> None:
+def _say_plan(listener: ProgressListener, planned: RunPlan) -> None:
     chosen, cost = planned.plan, planned.plan.predicted
     assert cost is not None
-    watch.fact(
+    listener.fact(
         "plan",
         effective_batch=chosen.effective_batch,
         micro_batch=chosen.micro_batch,

@@ -22,7 +22,7 @@ class Step:
     """One row: what was added, whether the update is still the undivided batch's, its peak and what else was measured.
 
     ``measured_bytes``: peak of torch's allocator in one warm update (None: not run, ``how`` says why); ``process_bytes``:
-    highest resident set; ``seconds``: of one update.
+    highest resident set; ``seconds``: of one update, the median of ``seconds_range`` where it was repeated.
     """
 
     added: str
@@ -31,6 +31,7 @@ class Step:
     measured_bytes: int | None = None
     process_bytes: int | None = None
     seconds: float | None = None
+    seconds_range: tuple[float, float] | None = None
     how: str = ""
 
     @property
@@ -72,11 +73,18 @@ class Waterfall:
     def _rate(self, step: Step) -> float | None:
         return None if not step.seconds else self.effective_batch * self.positions / step.seconds
 
+    def _spread(self, step: Step) -> str | None:
+        """The slowest and the fastest of the repeated timings."""
+        if step.seconds_range is None:
+            return None
+        fastest, slowest = (self.effective_batch * self.positions / one for one in step.seconds_range)
+        return f"{slowest:,.0f} … {fastest:,.0f}"
+
     def _shown(self) -> tuple[list[Any], list[list[Any]]]:
         """Columns and cells; a column that nothing was measured for is left out."""
         columns: list[Any] = [
-            "added", ("peak", "bytes"), ("change", "bytes"), "tokens/s", ("change", "share"), "how", ("predicted", "bytes"),
-            ("process", "bytes"), "update",
+            "added", ("peak", "bytes"), ("change", "bytes"), "tokens/s", "from … to", ("change", "share"), "how",
+            ("predicted", "bytes"), ("process", "bytes"), "update",
         ]  # fmt: skip
         rows = [self._cells(step, before) for before, step in zip((None, *self.steps), self.steps, strict=False)]
         kept = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
@@ -90,6 +98,7 @@ class Waterfall:
             step.peak_bytes,
             step.peak_bytes - (step if before is None else before).peak_bytes,
             None if rate is None else round(rate, 1),
+            self._spread(step),
             None if rate is None or earlier is None else rate / earlier - 1,
             f"{step.kind} ({step.how})" if step.how else step.kind,
             step.predicted_bytes,

@@ -13,7 +13,7 @@ from jieyue.data.history import Tokenizer, TooLong, fit_history
 from jieyue.decoding.reply import Reply
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
-from jieyue.recipes.chat import ends_of
+from jieyue.tasks.chat.replies import ends_of
 
 from .batching import Batcher, Full, Job, Said
 from .bounds import Bounds, Refusal

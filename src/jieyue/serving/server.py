@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jieyue.errors import InputError, MissingExtra, message
 from jieyue.hf.loading import RECORD, head_of, load, read_record
-from jieyue.recipes import title as titles
-from jieyue.run.reading import open_reader
+from jieyue.tasks.read.asking import open_reader
+from jieyue.tasks.title.settings import TitleSettings
+from jieyue.tasks.title.writing import prompts, write_titles
 
 try:
     import fastapi
@@ -49,17 +50,17 @@ def open_models(folders: Sequence[str | Path], bounds: Bounds = Bounds(), contex
 
 
 def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | None = None) -> Served:
-    """One model, by the recipe that its folder records; without a record any causal language model."""
-    recipe = read_record(folder).get("recipe") if (Path(folder) / RECORD).is_file() else "chat"
-    if recipe == "read":
+    """One model, by the task that its folder records; without a record any causal language model."""
+    task = read_record(folder)["task"] if (Path(folder) / RECORD).is_file() else "chat"
+    if task == "read":
         return AnsweringModel(name, "read", _reader(folder), bounds)
-    if recipe == "title":
+    if task == "title":
         return AnsweringModel(name, "title", _titler(folder), bounds)
-    if recipe == "chat":
+    if task == "chat":
         if head_of(folder) != "causal-lm":
             raise InputError(f"{folder}: not a causal language model; expected one that writes, or a trained reader")
         return ChatModel(name, *load(folder, "causal-lm"), bounds, context)
-    raise InputError(f"{folder}: its recipe is {recipe!r}, expected chat, read or title")
+    raise InputError(f"{folder}: its task is {task!r}, expected chat, read or title")
 
 
 def read_key(path: str | Path) -> str:
@@ -117,16 +118,16 @@ def _reader(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[s
 
 
 def _titler(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
-    settings = titles.TitleSettings.from_dict(read_record(folder, "title")["settings"])
+    settings = TitleSettings.from_dict(read_record(folder, "title")["settings"])
     model, tokenizer = load(folder, settings.head("prefix"))
 
     def ask(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-        (found,) = titles.answer(model, tokenizer, [str(body["text"])], settings)
+        (found,) = write_titles(model, tokenizer, [str(body["text"])], settings)
         return {
             "title": found.text,
             "log_probability": round(found.log_probability, 4),
             "finished": found.finished,
-            "source_truncated": bool(titles.prompts([str(body["text"])], tokenizer, settings)[1]),
+            "source_truncated": bool(prompts([str(body["text"])], tokenizer, settings)[1]),
         }
 
     return ask

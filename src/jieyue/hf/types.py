@@ -1,0 +1,9 @@
+"""transformers' types under our names, for annotations alone: rooms above name a tokenizer without importing transformers."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig as Config
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import TrainingArguments as Arguments
+
+__all__ = ["Arguments", "Config", "Tokenizer"]

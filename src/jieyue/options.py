@@ -1,0 +1,55 @@
+"""An option of a settings dataclass: its default, and what the command line and the documents say of it. Told once, here.
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True, kw_only=True)
+... class Lengths:
+...     max_tokens: int = option(128, "Tokens of a row, special ones included.")
+>>> (found,) = options_of(Lengths)
+>>> found.name, found.flag, found.default
+('max_tokens', '--max-tokens', 128)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Option", "option", "options_of"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a dataclass as a flag: ``kind`` its type as written, ``off`` the flag that says no, "" where there is none."""
+
+    name: str
+    kind: str
+    flag: str
+    help: str
+    metavar: str
+    off: str
+    default: Any
+
+
+def option(default: Any, help: str, *, flag: str = "", metavar: str = "", off: str = "") -> Any:
+    """A dataclass field with this default. ``help``: one sentence or two; ``flag``: where it is not the field's name."""
+    return field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar, "off": off})
+
+
+def options_of(settings: type[Any]) -> list[Option]:
+    """The fields made by ``option``, in order; a field without help is no flag."""
+    return [
+        Option(
+            one.name,
+            str(one.type),
+            one.metadata["flag"] or "--" + one.name.replace("_", "-"),
+            one.metadata["help"],
+            one.metadata["metavar"],
+            one.metadata["off"],
+            one.default,
+        )
+        for one in fields(settings)
+        if "help" in one.metadata
+    ]

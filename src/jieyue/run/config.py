@@ -1,0 +1,92 @@
+"""How to train: ``TrainingConfig``. Values only; what to train on is ``tasks.config.RunConfig``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from jieyue.errors import InputError
+from jieyue.options import option
+
+if TYPE_CHECKING:
+    from jieyue.training.objective import Objective
+
+__all__ = ["TrainingConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train; every default is a real value, None means "decide for me" and the report says what was decided.
+
+    At most one of ``steps``, ``epochs`` and ``seconds`` (none: two epochs). ``learning_rate``: None = 1e-3 for a preset,
+    3e-5 for a checkpoint, and a hundred times that for momentum. ``curriculum``: as ``data.curriculum.Curriculum`` reads it,
+    such as "1:0.22,2:0.42"; None = the preset's own, "none" = whole passages from the beginning; reading alone has one.
+    ``start``: how a preset's weights begin, None = its own way. ``optimizer``: of ``OPTIMIZERS``; ``dtype``: of ``DTYPES``,
+    bfloat16 is autocast and an approximation. ``remedies``: functions ``Objective -> Objective``, the first one innermost.
+    """
+
+    effective_batch: int = option(32, "Rows of one update, whatever fits at once.")
+    steps: int | None = option(None, "Updates to train for.")
+    epochs: float | None = option(None, "Passes over the rows (default 2).")
+    seconds: float | None = option(
+        None, "Train for about this long, such as 4min: turned into updates first.", flag="--time"
+    )
+    learning_rate: float | None = option(
+        None, "Default: 1e-3 for a preset, 3e-5 for a checkpoint; a hundred times that for momentum."
+    )
+    warmup_steps: int | None = None
+    seed: int = option(0, "Seed of everything random.")
+    start: str | None = option(
+        None, "How a preset's weights begin: orthogonal-copy or normal. Default: the preset's own way."
+    )
+    curriculum: str | None = option(
+        None, "Passages grow: sentences:share of the updates, such as 1:0.22,2:0.42, or none."
+    )
+    checkpointing: bool | None = option(
+        None, "Activation checkpointing (exact). Default: if needed.", off="--no-checkpointing"
+    )
+    optimizer: str = option(
+        "adamw", "adamw, adafactor, momentum (SGD) or adamw-8bit (needs bitsandbytes).", metavar="NAME"
+    )
+    dtype: str = option("float32", "Of matrix products: float32, or bfloat16 (autocast; approximate).", metavar="NAME")
+    save_steps: int = option(200, "Updates between checkpoints.")
+    remedies: tuple[Callable[[Objective], Objective], ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("steps", "epochs", "seconds") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)}: found {len(given)} lengths of training, expected one of them")
+        for name in ("effective_batch", "steps", "epochs", "seconds", "learning_rate", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name}={value}: expected a finite number above 0")
+        for name in ("warmup_steps", "seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise InputError(f"{name}={value}: expected 0 or more, below 2**32")
+        if self.curriculum is not None:
+            from jieyue.data.curriculum import Curriculum
+
+            Curriculum.parse(self.curriculum)
+        from jieyue.hf.optimizers import optimizer_named
+        from jieyue.planning.setting import dtype_named
+
+        optimizer_named(self.optimizer)
+        dtype_named(self.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; remedies by their text."""
+        return asdict(self) | {"remedies": [str(remedy) for remedy in self.remedies]}
+
+    @classmethod
+    def known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``to_dict`` gave, perhaps in an earlier version: fields that were not there then have their defaults."""
+        return cls().to_dict() | dict(values)
+
+    def remedied(self, objective: Objective) -> Objective:
+        """The objective that is trained: the task's own, inside every remedy."""
+        for remedy in self.remedies:
+            objective = remedy(objective)
+        return objective

@@ -1,0 +1,181 @@
+"""Trains as planned: the updates, with checkpoints, progress and a curve; then the folder that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from jieyue import __version__
+from jieyue.budget import Plan
+from jieyue.errors import InputError
+from jieyue.hf.later import Unsharing
+from jieyue.hf.loading import quiet, save
+from jieyue.hf.optimizers import make_optimizer
+from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
+from jieyue.listener import SILENT, ProgressListener, Update
+from jieyue.machine import peak_resident_bytes
+from jieyue.tasks import Facts, Settings
+from jieyue.training.microbatch import MicroBatch
+
+from .arguments import arguments_of
+from .batches import num_positions, seconds_per_position, staged_batches, updates_within
+from .config import TrainingConfig
+from .plan import RunPlan
+from .prepare import Prepared
+from .resume import check_resumed, decided_updates, write_resolved
+from .row_visits import Visited, visits
+
+__all__ = ["Curve", "Trained", "fit", "set_aside_curve", "store"]
+
+CURVE_POINTS = 8
+Curve = Callable[[nn.Module, Prepared], float]
+
+
+def set_aside_curve(model: nn.Module, prepared: Prepared) -> float:
+    """The task's deciding score on the examples set aside."""
+    return prepared.task.measure(model, prepared.model.tokenizer, prepared.sources.set_aside, prepared.settings)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what training it took; ``optimizer``: torch's own, inside what wraps it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: list[tuple[int, float]]
+    curve: list[tuple[int, float]]
+    facts: Facts
+    is_first_process: bool = True
+
+
+def fit(
+    prepared: Prepared,
+    planned: RunPlan,
+    training: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    listener: ProgressListener = SILENT,
+    curve: Curve | None = set_aside_curve,
+) -> Trained:
+    """Trains as planned and writes checkpoints under ``folder/checkpoints``; Ctrl-C leaves one that ``resume`` continues.
+
+    ``curve``: what is measured now and then, None = nothing.
+    """
+    quiet()
+    checkpoints = folder / "checkpoints"
+    if resume:
+        check_resumed(folder, training, prepared)
+    model = prepared.model.build()
+    later = Unsharing(prepared.model.unshare, prepared.unshare_after, checkpoints, resume)
+    later.before(model)
+    micro, is_preset = MicroBatch(planned.plan, mask="attention_mask"), prepared.model.is_preset
+    arguments = arguments_of(training, steps=1, is_preset=is_preset, folder=checkpoints, device=device)
+    steps = decided_updates(folder) if resume else None
+    batches = _batches(prepared, training, planned.plan, model, arguments, steps)
+    if not resume:
+        write_resolved(folder, training, prepared, len(batches))
+    arguments = arguments_of(training, steps=len(batches), is_preset=is_preset, folder=checkpoints, device=device)
+    watched = _Watched(prepared, listener, curve)
+    started = time.perf_counter()
+    with listener.progress("training") as watched.update:
+        work = Work(
+            objective=prepared.objective,
+            rows=Visited(prepared.rows),
+            collate=prepared.collate,
+            batches=visits([batch.tolist() for batch in batches], len(prepared.rows)),
+            micro_batch=micro,
+        )
+        trainer = EffectiveBatchTrainer(model, arguments, work, progress=watched, callbacks=[later])
+        watched.model = model
+        trainer.train(resume_from_checkpoint=resume)
+    facts = {
+        "steps": len(batches),
+        "rows": sum(len(batch) for batch in batches),
+        "tokens": sum(int(prepared.lengths[number]) for batch in batches for number in batch),
+        "seconds": time.perf_counter() - started,
+        "process_peak_bytes": peak_resident_bytes(),
+        "micro_batch": micro.rows,
+        "halvings": micro.halvings,
+        "learning_rate": arguments.learning_rate,
+        "warmup_steps": arguments.warmup_steps,
+    }
+    assert trainer.model is not None and trainer.optimizer is not None
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper has torch's own inside
+    return Trained(trainer.model, inner, watched.losses, watched.curve, facts, trainer.is_world_process_zero())
+
+
+class _Watched:
+    """Hears of every update: keeps the losses, tells the listener, and measures the curve now and then."""
+
+    def __init__(self, prepared: Prepared, listener: ProgressListener, measure: Curve | None) -> None:
+        self.prepared, self.listener, self.measure = prepared, listener, measure
+        self.losses: list[tuple[int, float]] = []
+        self.curve: list[tuple[int, float]] = []
+        self.model: nn.Module | None = None
+        self.update: Update = lambda done, total, facts: None
+
+    def __call__(self, state: Progress) -> None:
+        self.losses.append((state.step, state.loss))
+        facts = {
+            "loss": state.loss,
+            "tokens_per_second": state.tokens_per_second,
+            "remaining_seconds": state.remaining_seconds,
+        }
+        self.update(state.step, state.steps, facts)
+        due = state.step % max(1, state.steps // CURVE_POINTS) == 0
+        if due and self.model is not None and self.measure is not None:
+            self.curve.append((state.step, self.measure(self.model, self.prepared)))
+
+
+def store(trained: Trained, prepared: Prepared, settings: Settings, folder: Path, record: Mapping[str, Any]) -> None:
+    """The trained model as a plain transformers folder, with what jieyue needs to use it."""
+    contents = {
+        "task": prepared.task.name,
+        "version": __version__,
+        "settings": settings.to_dict(),
+        **record,
+    }
+    save(trained.model, prepared.model.tokenizer, folder, contents)
+
+
+def _batches(
+    prepared: Prepared,
+    training: TrainingConfig,
+    plan: Plan,
+    model: nn.Module,
+    arguments: Any,
+    decided: int | None,
+) -> list[numpy.ndarray]:
+    """Every update's rows, decided here; a resumed run takes the number of updates that was decided first."""
+
+    def batches(steps: int) -> list[numpy.ndarray]:
+        return staged_batches(prepared.lengths, prepared.stages, plan.effective_batch, steps=steps, seed=training.seed)
+
+    if decided is not None or training.steps is not None:
+        return batches(decided or training.steps or 1)
+    if training.seconds is not None:
+        if arguments.world_size > 1:
+            raise InputError(
+                "time: found several processes, which would measure different speeds; expected steps or epochs"
+            )
+        tried = [prepared.batch(batch) for batch in batches(400)[40::60]]
+        micro = MicroBatch(plan, mask="attention_mask")
+        rate = seconds_per_position(
+            model, lambda twin: make_optimizer(twin, arguments), prepared.objective, tried, micro
+        )
+        return batches(
+            updates_within(
+                training.seconds, lambda steps: rate * num_positions(prepared.lengths, batches(steps), plan.micro_batch)
+            )
+        )
+    rows = prepared.stages[-1].stop - prepared.stages[-1].first
+    return batches(max(1, round((training.epochs or 2.0) * rows / plan.effective_batch)))

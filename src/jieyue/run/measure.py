@@ -1,0 +1,215 @@
+"""What a run measures of itself when it is trained: its memory, what each saving was worth, what each remedy costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from jieyue.budget import Plan
+from jieyue.hf.use import use
+from jieyue.planning.measurement import measure_step
+from jieyue.planning.prediction import TrainingStep, predict
+from jieyue.training.accumulation import accumulate
+from jieyue.training.microbatch import MicroBatch
+from jieyue.training.objective import Objective
+
+from .fit import Trained
+from .plan import RunPlan
+from .prepare import Prepared
+from .waterfall import Step, Waterfall
+
+__all__ = ["LengthCost", "Memory", "Price", "against_length", "measured_memory", "prices", "savings"]
+
+Key = TypeVar("Key")
+
+MASK = "attention_mask"
+ROUNDS = 3  # alternating timings of each setting, after a warm one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that were measured in training, each with how."""
+
+    peak_bytes: int
+    peak_how: str
+    fixed_how: str
+    process_bytes: int
+    process_how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """Peak and seconds of one update under ``objective``."""
+
+    objective: str
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthCost:
+    """Peak (measured, or predicted alone) and seconds of one update of one row of ``length`` tokens."""
+
+    length: int
+    attention: str
+    peak_bytes: int
+    seconds: float | None
+    how: str
+
+
+def measured_memory(prepared: Prepared, planned: RunPlan, trained: Trained) -> Memory:
+    """One more update with the run's own model and optimizer on the longest rows: live bytes, against the prediction."""
+    plan = replace(planned.plan, micro_batch=min(planned.plan.micro_batch, trained.facts["micro_batch"]))
+    on_gpu = planned.budget.device.startswith("cuda")
+    kept = "" if planned.tight else "; malloc may keep freed blocks, as the budget leaves room for them"
+    return Memory(
+        peak_bytes=_peak(prepared.objective, prepared, trained, plan),
+        peak_how="max_memory_allocated"
+        if on_gpu
+        else "live bytes of torch's allocator, one warm update on the longest rows",
+        fixed_how="resident before a weight was allocated: interpreter, libraries, data",
+        process_bytes=trained.facts["process_peak_bytes"],
+        process_how="highest resident set (VmHWM) up to the end of training" + kept,
+    )
+
+
+def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Memory) -> Waterfall:
+    """One update in settings of growing thrift, measured on the run's own model: the waterfall of this run.
+
+    The undivided batch comes first; what would not fit the budget has its predicted peak and is not run. The others are
+    timed warm and in turn, ``ROUNDS`` times each.
+    """
+    plan, allowed, steps = planned.plan, planned.budget.memory_bytes, []
+    run: dict[int, Plan] = {}
+    for number, (added, setting) in enumerate(_thrift(plan)):
+        cost = predict(
+            planned.step,
+            effective_batch=setting.effective_batch,
+            micro_batch=setting.micro_batch,
+            checkpointing=setting.checkpointing,
+        )
+        step = Step(added=added, update=planned.way.update, predicted_bytes=cost.peak_bytes)
+        if allowed is not None and cost.peak_bytes + planned.fixed_bytes > allowed:
+            step = replace(step, how="beyond the budget, not run")
+        else:
+            run[number] = setting
+            own = _peak(prepared.objective, prepared, trained, setting)
+            step = replace(step, measured_bytes=measured.peak_bytes if setting == plan else own)
+        steps.append(step)
+    timings = _alternating(
+        {number: partial(_update, prepared.objective, prepared, trained, setting) for number, setting in run.items()}
+    )
+    for number, seconds in timings.items():
+        spread = (min(seconds), max(seconds))
+        steps[number] = replace(steps[number], seconds=median(seconds), seconds_range=spread)
+    return Waterfall(steps=tuple(steps), effective_batch=plan.effective_batch, positions=planned.step.length)
+
+
+def _thrift(plan: Plan) -> list[tuple[str, Plan]]:
+    """(what is added, the plan with it): the undivided batch, micro-batches, checkpointing; what the run did without says so."""
+    divided, needless = replace(plan, checkpointing=False), ""
+    if plan.micro_batch == plan.effective_batch:
+        divided, needless = replace(divided, micro_batch=max(1, plan.effective_batch // 4)), " (not needed)"
+    return [
+        ("undivided batch", replace(divided, micro_batch=plan.effective_batch)),
+        (f"micro-batches of {divided.micro_batch}{needless}", divided),
+        ("checkpointing" + ("" if plan.checkpointing else " (not needed)"), replace(divided, checkpointing=True)),
+    ]
+
+
+def prices(
+    prepared: Prepared, planned: RunPlan, trained: Trained, remedies: Sequence[Callable[[Objective], Objective]]
+) -> list[Price]:
+    """Peak and seconds of one update on the longest rows: without remedies, and with one more of them each time."""
+    objectives = {"the task's objective": prepared.plain}
+    objective = prepared.plain
+    for remedy in remedies:
+        objective = remedy(objective)
+        objectives[f"and {remedy}"] = objective
+    timings = _alternating(
+        {name: partial(_update, one, prepared, trained, planned.plan) for name, one in objectives.items()}
+    )
+    return [
+        Price(
+            objective=name,
+            peak_bytes=_peak(one, prepared, trained, planned.plan),
+            seconds=median(timings[name]),
+        )
+        for name, one in objectives.items()
+    ]
+
+
+def against_length(
+    prepared: Prepared, planned: RunPlan, attention: str, lengths: Sequence[int] = (512, 2048, 8192)
+) -> list[LengthCost]:
+    """One training step of one row at growing lengths, with full attention and with the pattern: peak bytes and seconds.
+
+    Measured on fresh weights of the same model, warm, in this process; a length whose predicted peak is beyond the budget
+    is predicted only. Lengths beyond the model's positions are left out.
+    """
+    rows, allowed = [], planned.budget.memory_bytes
+    for length in lengths:
+        if length > prepared.model.positions:
+            continue
+        for name in ("full()", attention):
+            step = replace(planned.step, length=length, build_model=partial(_patterned, prepared.model.plain, name))
+            cost = predict(step, effective_batch=1, micro_batch=1)
+            row = LengthCost(length=length, attention=name, peak_bytes=cost.peak_bytes, seconds=None, how="predicted")
+            if allowed is None or cost.peak_bytes + planned.fixed_bytes <= allowed:
+                peak, seconds = _timed_step(step)
+                row = replace(row, peak_bytes=peak, seconds=seconds, how="measured")
+            rows.append(row)
+    return rows
+
+
+def _patterned(plain: Callable[[], nn.Module], attention: str) -> nn.Module:
+    model = plain()
+    use(model, attention=None if attention == "full()" else attention)
+    return model
+
+
+def _timed_step(step: TrainingStep) -> tuple[int, float]:
+    model = step.build_model().train()
+    optimizer = step.make_optimizer(model)
+    batch = step.example_batch(1, step.length)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        accumulate(step.objective, model, batch, micro_batch=1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    return measure_step(step.objective, model, batch, optimizer, micro_batch=1), min(seconds[1:])
+
+
+def _peak(objective: Objective, prepared: Prepared, trained: Trained, plan: Plan) -> int:
+    batch = prepared.longest(plan.effective_batch)
+    return measure_step(objective, trained.model, batch, trained.optimizer, micro_batch=MicroBatch(plan, mask=MASK))
+
+
+def _alternating(calls: dict[Key, Callable[[], None]]) -> dict[Key, list[float]]:
+    """Seconds of every call: a warm one first, then all of them in turn, ``ROUNDS`` times."""
+    seconds: dict[Key, list[float]] = {name: [] for name in calls}
+    for number in range(ROUNDS + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _update(objective: Objective, prepared: Prepared, trained: Trained, plan: Plan) -> None:
+    """Forward and backward of one update on the longest rows; its gradients are dropped."""
+    batch = prepared.longest(plan.effective_batch)
+    accumulate(objective, trained.model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    trained.model.zero_grad(set_to_none=True)

@@ -1,0 +1,55 @@
+"""The plan of a run: predicted before a weight is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from jieyue.budget import Budget, Plan
+from jieyue.hf.optimizers import make_optimizer
+from jieyue.planning.choice import choose
+from jieyue.planning.prediction import TrainingStep
+from jieyue.planning.setting import Setting
+
+from .arguments import arguments_of
+from .config import TrainingConfig
+from .prepare import Prepared
+
+__all__ = ["RunPlan", "plan_for"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The chosen plan, what was allowed, the step that was traced; ``way``: the run's optimizer and dtype, and their label."""
+
+    plan: Plan
+    budget: Budget
+    step: TrainingStep
+    way: Setting
+
+    @property
+    def tight(self) -> bool:
+        """Whether what malloc keeps of freed blocks (up to as much again as the tensors' peak) could break the budget."""
+        cost, allowed = self.plan.predicted, self.budget.memory_bytes
+        return cost is not None and allowed is not None and cost.process_bytes + cost.peak_bytes > allowed
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Of the process before a weight was allocated."""
+        return 0 if self.plan.predicted is None else self.plan.predicted.fixed_bytes
+
+
+def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> RunPlan:
+    """Chooses by tracing the very objective and optimizer that will run, on rows as long as the longest of the data."""
+    is_preset = prepared.model.is_preset
+    arguments = arguments_of(training, is_preset=is_preset, folder="unused", steps=1, device=budget.device)
+    step = TrainingStep(
+        build_model=prepared.model.blueprint,
+        objective=prepared.objective,
+        example_batch=partial(prepared.task.example_batch, prepared.settings),
+        make_optimizer=partial(make_optimizer, args=arguments),
+        length=int(max(prepared.lengths)),
+    )
+    plan = choose(step, budget, effective_batch=training.effective_batch, checkpointing=training.checkpointing)
+    way = Setting(micro_batch=plan.micro_batch, optimizer=training.optimizer, dtype=training.dtype)
+    return RunPlan(replace(plan, exact=way.exact), budget, step, way)

@@ -1,0 +1,83 @@
+"""What a run had decided when it was interrupted: kept in its folder, and held against what it is asked to go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from jieyue import __version__
+from jieyue.data.packing import DialogueRows
+from jieyue.errors import InputError
+from jieyue.report import write_whole
+
+from .config import TrainingConfig
+from .prepare import Prepared
+
+__all__ = ["RESOLVED", "check_resumed", "decided_updates", "write_resolved"]
+
+RESOLVED = "training.json"  # the resolved settings of a run, for --resume
+
+
+def write_resolved(folder: Path, training: TrainingConfig, prepared: Prepared, updates: int) -> None:
+    """Writes what was decided."""
+    values = _values(training, prepared) | {"version": __version__, "updates": updates}
+    write_whole(folder / RESOLVED, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+
+def decided_updates(folder: Path) -> int:
+    """The number of updates of the interrupted run."""
+    before = _read(folder)
+    return int(before.get("updates", before.get("steps")))
+
+
+def check_resumed(folder: Path, training: TrainingConfig, prepared: Prepared) -> None:
+    """Refuses to go on with other settings, another model or other data than the interrupted run had."""
+    before = _read(folder)
+    then = {**before, "training": TrainingConfig.known(before.get("training", before.get("course", {})))}
+    now = _values(training, prepared)
+    for name, value in {**now, **now["training"]}.items():
+        had = {**then, **then["training"]}.get(name)
+        if name == "tokens" and had is None:  # a run of 0.1 did not say what its rows held
+            continue
+        if name != "training" and had != value:
+            raise InputError(f"resume: {name} is {value!r}, but the interrupted run had {had!r}; expected the same")
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    path = folder / RESOLVED
+    if not path.is_file():
+        raise InputError(f"resume: no {RESOLVED} in {folder}; expected the folder of an interrupted run")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not what a run writes ({error}); train anew in another folder") from None
+
+
+def _values(training: TrainingConfig, prepared: Prepared) -> dict[str, Any]:
+    values = {
+        "model": prepared.model.name,
+        "data": prepared.sources.name,
+        "training": training.to_dict(),
+        "settings": prepared.settings.to_dict(),
+        "rows": len(prepared.rows),
+        "tokens": _digest(prepared),
+    }
+    return dict(json.loads(json.dumps(values)))
+
+
+def _digest(prepared: Prepared) -> str:
+    """Identifies the training rows by the tokens in them; tokens on disk know what they were made from."""
+    rows = prepared.rows
+    if isinstance(rows, DialogueRows) and rows.digest is not None:
+        return rows.digest
+    found = hashlib.sha256()
+    for row in rows:
+        for name in sorted(row):
+            found.update(name.encode())
+            found.update(numpy.ascontiguousarray(row[name]).tobytes())
+    return found.hexdigest()[:16]

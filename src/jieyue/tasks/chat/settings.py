@@ -1,0 +1,45 @@
+"""What can be chosen of a dialogue model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from jieyue.errors import InputError
+from jieyue.options import option
+from jieyue.tasks.settings import Settings
+
+__all__ = ["LOSSES", "ChatSettings"]
+
+LOSSES = ("all", "replies", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings(Settings):
+    """``max_tokens``: of a dialogue, the longest row. ``loss_on``: "all" turns, "replies" or the "last" turn.
+
+    ``row_tokens``: dialogues are packed into rows of so many tokens, none seeing another; None = a row each.
+    ``reply_tokens``: the longest reply when judging.
+    """
+
+    max_tokens: int = option(512, "Longest dialogue; longer ones lose whole oldest turns.")
+    loss_on: str = option("all", "What is learned: all turns, replies or the last turn.")
+    row_tokens: int | None = None
+    reply_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        if self.loss_on not in LOSSES:
+            raise InputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSSES)}")
+        for name, least in (("max_tokens", 4), ("row_tokens", 4), ("reply_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}={value}: expected at least {least}")
+
+    def changed(self, **given: Any) -> Self:
+        """Rows that dialogues share are as long as the longest one may be."""
+        if "max_tokens" in given and self.row_tokens is not None:
+            given = {"row_tokens": given["max_tokens"], **given}
+        return super().changed(**given)
+
+    def fitted(self, positions: int) -> ChatSettings:
+        return self if self.max_tokens <= positions else replace(self, max_tokens=positions)

@@ -1,0 +1,1 @@
+"""Text classification; ``task.py`` is the whole of it, ``settings.py`` what can be chosen."""

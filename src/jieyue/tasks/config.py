@@ -1,0 +1,57 @@
+"""What to train, and on what: ``RunConfig``. Values only; how to train is ``run.config.TrainingConfig``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jieyue.errors import InputError, message
+from jieyue.options import option
+
+from .settings import Settings
+
+__all__ = ["RunConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """``model``: a preset, a folder or a hub name; ``data`` and ``held_out``: files, () = the corpus that ships.
+
+    ``settings``: the task's own, None = its defaults. ``vocabulary``: a ``vocab.txt`` for a preset, None = learned from the
+    data. ``limit``: so many training examples, sampled by the seed. ``new_head``: a checkpoint may lack the task's head.
+    ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention. ``unshare``: so many blocks for
+    an ALBERT's layers, 0 = one for each layer, None = as it is; ``unshare_after``: only after so many updates.
+    """
+
+    model: str = option("tiny", "A preset, a folder or a hub name.")
+    data: Sequence[str | Path] = option((), "Training files.")
+    held_out: Sequence[str | Path] = option((), "Files to judge by.")
+    settings: Settings | None = None
+    vocabulary: Path | None = option(None, "A vocab.txt for a preset. Default: learned from the data.")
+    limit: int | None = option(None, "At most this many training examples, sampled (and as many held-out ones).")
+    skip_bad: bool = option(False, "Leave broken records out, count and list them.")
+    new_head: bool = option(False, "Permit a checkpoint without the task's head; the head starts anew.")
+    attention: str | None = option(None, "A pattern in place of full attention, such as local(64)+atrous(16).")
+    unshare: int | None = option(
+        None,
+        "Give an ALBERT's layers blocks of their own: so many, or each its own without a number.",
+        metavar="[GROUPS]",
+    )
+    unshare_after: int = option(0, "Unshare only after so many updates.", metavar="STEPS")
+
+    def __post_init__(self) -> None:
+        if self.unshare_after < 0 or (self.unshare is not None and self.unshare < 0):
+            raise InputError(f"unshare={self.unshare}, unshare_after={self.unshare_after}: expected 0 or more")
+        if self.unshare_after and self.unshare is None:
+            raise InputError("unshare_after: found no unshare, expected how many blocks (0 = one for each layer)")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit={self.limit}: expected at least 1 example")
+        for name in ("data", "held_out"):
+            for path in getattr(self, name):
+                if not Path(path).exists():
+                    raise InputError(message(name, f"no file {path}", "files that exist"))
+                if Path(path).is_dir():
+                    raise InputError(message(name, f"the folder {path}", "files"))
+        if self.vocabulary is not None and not Path(self.vocabulary).is_file():
+            raise InputError(message("vocabulary", f"no file {self.vocabulary}", "a vocab.txt"))

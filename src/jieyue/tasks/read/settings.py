@@ -1,0 +1,100 @@
+"""Lengths and choices of a reader. Every count of tokens includes its closing [SEP], as in the articles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from jieyue.errors import InputError, message
+from jieyue.options import option
+from jieyue.tasks.settings import Settings
+
+__all__ = ["HEADS", "SEARCHES", "ReadSettings"]
+
+SEARCHES = ("best", "greedy")
+
+HEADS = {"masked": "masked-lm", "span": "span", "prefix": "prefix"}
+"""The readers, and the head of ``hf.loading.HEADS`` that each has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings(Settings):
+    """Lengths in tokens, as in the article: every count includes its closing [SEP].
+
+    ``reader``: "masked" (7148), "span" or "prefix" (7115), see the recipe's head. A row has at most ``longest_row`` tokens
+    (354 by default). Windows share ``overlap_tokens``. ``negatives_per_positive``: windows without the answer kept for each one
+    with it (an unanswerable question counts as one); ``seed`` chooses which. ``temperature``: of the confidence, fitted by
+    ``calibrate``. ``search``, of the masked reader alone: "best" (None) compares all n-grams of the window, "greedy" takes one
+    token after the other as the article does.
+    """
+
+    reader: str = option(
+        "masked",
+        "How it reads: masked (the [MASK]s spell the answer, the default), span (start and end) or prefix (writes it).",
+    )
+    answer_slots: int = option(32, "Longest answer in tokens, its [SEP] included.")
+    question_tokens: int = 64
+    window_tokens: int = option(256, "Passage tokens in one window, its [SEP] included.")
+    overlap_tokens: int = 64
+    negatives_per_positive: float = 1.0
+    seed: int = 0
+    temperature: float = 1.0
+    search: str | None = option(
+        None, "How a masked reader finds answers: best (all n-grams compared, the default) or greedy."
+    )
+
+    def __post_init__(self) -> None:
+        if self.reader not in HEADS:
+            raise InputError(message("reader", repr(self.reader), f"one of {', '.join(HEADS)}"))
+        for name, least in (("answer_slots", 2), ("question_tokens", 2), ("window_tokens", 2), ("overlap_tokens", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if self.overlap_tokens >= self.window_tokens - 1:
+            raise InputError(
+                f"overlap_tokens={self.overlap_tokens}: expected less than window_tokens - 1 = {self.window_tokens - 1}"
+            )
+        if self.search is not None and self.search not in SEARCHES:
+            raise InputError(message("search", repr(self.search), f"one of {', '.join(SEARCHES)}"))
+        if self.search is not None and self.reader != "masked":
+            raise InputError(
+                message(
+                    f"search={self.search!r}",
+                    f"the {self.reader} reader, which has one way to find an answer",
+                    "no search, or the masked reader",
+                )
+            )
+        if self.negatives_per_positive < 0 or self.temperature <= 0:
+            raise InputError(
+                f"negatives_per_positive={self.negatives_per_positive}, temperature={self.temperature}: "
+                "expected at least 0, and above 0"
+            )
+
+    def changed(self, **given: Any) -> Self:
+        """A smaller window has less overlap too."""
+        if "window_tokens" in given:
+            given = {"overlap_tokens": min(self.overlap_tokens, given["window_tokens"] // 4), **given}
+        return super().changed(**given)
+
+    def head(self, default: str) -> str:
+        return HEADS[self.reader]
+
+    @property
+    def longest_row(self) -> int:
+        answer = {"masked": self.answer_slots + 1, "span": 0, "prefix": self.answer_slots}[self.reader]
+        return 1 + answer + self.question_tokens + self.window_tokens
+
+    def fitted(self, positions: int) -> ReadSettings:
+        """These settings with a smaller window where the model has fewer ``positions`` than the longest row needs."""
+        if self.longest_row <= positions:
+            return self
+        window = self.window_tokens - (self.longest_row - positions)
+        if window < 2 * self.answer_slots:
+            raise InputError(
+                message(
+                    f"window_tokens={self.window_tokens}",
+                    f"a model of {positions} positions",
+                    f"at least {self.longest_row - self.window_tokens + 2 * self.answer_slots}",
+                    "lower answer_slots or question_tokens",
+                )
+            )
+        return replace(self, window_tokens=window, overlap_tokens=min(self.overlap_tokens, window // 2))

@@ -1,0 +1,40 @@
+"""What a task's frozen dataclass of settings can do beside naming them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from jieyue.errors import InputError, message
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The base of every task's settings; its fields are made by ``jieyue.options.option`` where they are flags as well."""
+
+    def head(self, default: str) -> str:
+        """The model's head under these settings, of ``hf.loading.HEADS``; ``default`` is the task's own."""
+        return default
+
+    def fitted(self, positions: int) -> Self:
+        """These settings, cut to a model of so many ``positions``; ``InputError`` where that leaves nothing to work with."""
+        return self
+
+    def changed(self, **given: Any) -> Self:
+        """These settings with some of them given, and what follows from those."""
+        return replace(self, **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """``InputError`` names what is not a setting of this task."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(message(cls.__name__, ", ".join(unknown), ", ".join(known)))
+        return cls(**values)

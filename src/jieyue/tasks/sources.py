@@ -1,0 +1,79 @@
+"""The parts of the data, once for all tasks: what is trained on, set aside, held out, and what the parts share.
+
+Examples of one group (a passage, a text) fall on one side. Which groups go apart is told by a salted checksum of the
+group, so it depends neither on the order of the files nor on the number of processes, and the two splits of one run are
+independent of one another.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Generic, TypeVar
+
+from jieyue.data.findings import Findings
+
+__all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "sampled", "set_apart"]
+
+Example = TypeVar("Example")
+
+SHIPPED = "the corpus that ships"
+HELD_OUT = 0.1  # of files that come without a held-out part
+SET_ASIDE, MOST_ASIDE = 0.02, 400  # of the training examples: for curves, calibration, the best checkpoint
+
+
+@dataclass(frozen=True)
+class Sources(Generic[Example]):
+    """Examples to train on, to set aside (curves, calibration) and to judge by, and what reading them found."""
+
+    name: str
+    train: Sequence[Example]
+    set_aside: Sequence[Example]
+    held_out: Sequence[Example]
+    findings: Findings
+    held_out_findings: Findings | None = None
+    shared: Mapping[str, int] | None = None
+
+
+def set_apart(
+    examples: Sequence[Example], groups: Sequence[str], share: float, salt: str, most: int | None = None
+) -> tuple[list[Example], list[Example]]:
+    """(rest, apart): about ``share`` of the examples, at most ``most`` and at least one group; order is kept in both.
+
+    Groups are taken by their checksums until the next one would exceed the share; so nothing depends on their order. Where
+    all examples are of one group nothing is set apart.
+
+    >>> set_apart(list("abcdef"), list("abcdef"), 0.3, "salt")
+    (['a', 'c', 'd', 'e'], ['b', 'f'])
+    """
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    wanted = max(1, min(round(share * len(examples)), most if most is not None else len(examples)))
+    ranked = sorted(sizes, key=lambda group: (zlib.crc32(f"{salt}\0{group}".encode("utf-8", "surrogatepass")), group))
+    apart: set[str] = set()
+    held = 0
+    for group in ranked if len(sizes) > 1 else []:
+        if held + sizes[group] <= wanted:
+            apart.add(group)
+            held += sizes[group]
+        if held == wanted:
+            break
+    if not apart and len(sizes) > 1:  # every group is larger than the share: the smallest one
+        apart.add(min(ranked, key=lambda group: sizes[group]))
+    rest = [one for one, group in zip(examples, groups, strict=True) if group not in apart]
+    return rest, [one for one, group in zip(examples, groups, strict=True) if group in apart]
+
+
+def sampled(examples: Sequence[Example], limit: int | None, seed: int) -> Sequence[Example]:
+    """``limit`` of the examples, drawn by the seed, in their order; all where there are no more.
+
+    >>> list(sampled("abcdefgh", 3, 0)), sampled("ab", 3, 0)
+    (['a', 'e', 'f'], 'ab')
+    """
+    if limit is None or len(examples) <= limit:
+        return examples
+    chosen = sorted(Random(f"sample {seed}").sample(range(len(examples)), limit))
+    return [examples[at] for at in chosen]
