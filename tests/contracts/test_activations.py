@@ -1,6 +1,10 @@
 """Every form, target and criterion from tables; clear errors for bad ones; code, pictures, page and bench."""
 
+import ctypes
+import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -281,3 +285,37 @@ def test_bad_texts(name):
     call, words = BAD_TEXTS[name]
     with pytest.raises(InputError, match=re.escape(words)):
         call()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("name", ["tanh5-minimax", "tanh-minimax", "sigmoid"])
+def test_the_c_code_at_the_ends(name, tmp_path):
+    chosen = NAMED[name]
+    found = given(chosen.form.name, dict(zip(chosen.form.constants, chosen.constants, strict=True)))
+    source = code(found, "c").replace("static inline ", "")
+    (tmp_path / "gelu.c").write_text(source, encoding="utf-8")
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O2", "-o", tmp_path / "gelu.so", tmp_path / "gelu.c", "-lm"], check=True
+    )
+    function = ctypes.CDLL(str(tmp_path / "gelu.so")).approx_gelu
+    function.argtypes, function.restype = [ctypes.c_float], ctypes.c_float
+    space = {}
+    exec(code(found, "python"), space)
+    for x in (-math.inf, -3e38, -1e30, -500.0, -8.4, -1.0, 0.5, 9.0, 1e30, math.inf):
+        inside = torch.tensor(x, dtype=torch.float64)
+        both = function(x), float(space["approx_gelu"](inside))
+        expected = 0.0 if x < -400 else math.inf if x == math.inf else float(gelu(inside, name))
+        for value in both:
+            assert value == pytest.approx(expected, rel=1e-5, abs=1e-9), x
+    assert math.isnan(function(math.nan)) and math.isnan(float(space["approx_gelu"](torch.tensor(math.nan))))
+
+
+@pytest.mark.parametrize("form", ["k", "x/2*(1+erf(k*x))"])
+@pytest.mark.parametrize("criterion", ["minimax", "local"])
+@pytest.mark.parametrize("high", [8.0, 1e6])
+def test_forms_that_are_constant_or_exact_are_reported(form, criterion, high):
+    """A constant's value has no shape of its own, and an exact form's error has no extremes."""
+    found = fit(read_form(form), criterion=criterion, domain=(-high, high))
+    report = fit_report(found)
+    assert "Function" in report.markdown() and "Error" in report.markdown()
+    assert (found.error < 1e-9) == (form != "k") and found(torch.zeros(3)).shape == (3,)

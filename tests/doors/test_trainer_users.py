@@ -343,3 +343,16 @@ def test_head_losses_are_the_heads_own(kind):
     assert torch.allclose(head_loss(net, batch).mean(), net(**batch).loss, rtol=1e-5)
     with pytest.raises(InputError, match="labels"):
         head_loss(net, {"input_ids": ids})
+
+
+def test_the_real_schedule_free_optimizer(tmp_path):
+    pytest.importorskip("schedulefree")
+    options = {"optim": "schedule_free_adamw", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "save_steps": 6}
+    run = make(tmp_path, held_out=rows()[:7], eval_strategy="steps", eval_steps=6, **options)
+    run.train()
+    saved = type(run.model).from_pretrained(tmp_path / "checkpoint-6").eval()
+    assert all(torch.equal(p, dict(saved.named_parameters())[name]) for name, p in run.model.named_parameters())
+    run.optimizer.train()
+    assert not all(torch.equal(p, dict(saved.named_parameters())[name]) for name, p in run.model.named_parameters())
+    logged = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry][-1]
+    assert logged == pytest.approx(float(objective(saved, collate(rows()[:7])).mean().detach()), rel=1e-5)

@@ -188,3 +188,18 @@ def test_on_a_gpu(name, dtype):
     assert (slope.cpu().double() - exact).abs().max() <= room * math.e
     assert torch.allclose(y.cpu().double(), definition(wide, name), atol=room, rtol=room)
     assert all(form in FORMS for form in ("tanh", "sigmoid"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMED)
+def test_far_left_is_nothing(name, dtype):
+    """A gate that is held is pushed on until it is empty: a number that is nearly 0 times −10³⁰ is none."""
+    far = torch.tensor(
+        [-torch.finfo(dtype).max, -(torch.finfo(dtype).max ** 0.75), -50.0], dtype=dtype, requires_grad=True
+    )
+    out = gelu(far, name)
+    (slope,) = torch.autograd.grad(out.sum(), far)
+    assert out.double().abs().max() < 1e-20 and slope.double().abs().max() < 1e-20
+    assert Approximation.parse(name)(far.detach().double()).abs().max() < 1e-20
+    near = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    assert (gelu(near, name) - definition(near, name)).abs().max() < 1e-14

@@ -2,7 +2,7 @@
 
 The C function is ``static inline float``, needs ``<math.h>`` alone and returns finite values for finite arguments. Constants are
 written with all the digits of their type. A form that was given as a callable is only a name here: its constants are
-written, and a comment says what is missing.
+written, and a comment says what is missing. A product x·gate is held where the gate is empty, so that −∞ gives 0 and NaN stays.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from jieyue.errors import InputError
 
 from .fitting import Fit
-from .forms import limit
+from .forms import limit, lowest, push
 
 __all__ = ["LANGUAGES", "code"]
 
@@ -38,7 +38,7 @@ def code(fit: Fit, language: str = "python") -> str:
     static inline float approx_gelu(float x) {
         float q = 1.702f * x;
         float p = 1.0f / (1.0f + expf(-q));
-        return x * p;
+        return (x < -440.658049f ? -440.658049f : x) * p;
     }
     <BLANKLINE>
     """
@@ -46,6 +46,8 @@ def code(fit: Fit, language: str = "python") -> str:
         raise InputError(f"code(language={language!r}): expected one of {', '.join(LANGUAGES)}")
     form, target = fit.approximation.form, fit.approximation.target
     result = _VIEWS.get(target.view, "p")
+    if result.startswith("x *") and form.polynomial is not None:
+        result = _product(form.polynomial(*fit.approximation.constants), language)
     bound = _above(fit.bound) if fit.proven else f"about {fit.error:.4g}"
     what = target.formula or target.name
     if target.view == "slope":
@@ -59,7 +61,17 @@ def code(fit: Fit, language: str = "python") -> str:
         body = "\n".join(f"    {line}" for line in lines)
         return f'import torch\n\n\ndef {name}(x: torch.Tensor) -> torch.Tensor:\n    """{about}"""\n{body}\n    return {result}\n'
     body = "\n".join(f"    float {line};" for line in lines)
-    return f"#include <math.h>\n\n/* {about} */\nstatic inline float {name}(float x) {{\n{body}\n    return {_floats(result)};\n}}\n"
+    result = result if "?" in result else _floats(result)
+    return f"#include <math.h>\n\n/* {about} */\nstatic inline float {name}(float x) {{\n{body}\n    return {result};\n}}\n"
+
+
+def _product(polynomial: tuple[float, float, float], language: str) -> str:
+    """x times the gate p; x is held where that is −0 anyway, else −∞ times 0 would be NaN."""
+    end = lowest(polynomial)
+    if end is None:
+        return "x * p"
+    low = _number(end, language)
+    return f"(x < {low} ? {low} : x) * p" if language == "c" else f"x.clamp(min={low}) * p"
 
 
 def _above(value: float) -> str:
@@ -106,7 +118,9 @@ def _gate_lines(fit: Fit, language: str) -> list[str]:
     end = _number(limit(form.polynomial(*constants)), language)
     held = f"y = fminf(fmaxf(x, -{end}), {end})" if language == "c" else f"y = x.clamp(-{end}, {end})"
     inner = f"{c1} + s * ({c3} + s * {c5})" if form.polynomial(*constants)[2] else f"{c1} + s * {c3}"
-    return [held, "s = y * y", f"q = y * ({inner})", gate]
+    slope = push(form.polynomial(*constants))
+    beyond = f" + {_number(slope, language)} * (x - y)" if slope else ""
+    return [held, "s = y * y", f"q = y * ({inner}){beyond}", gate]
 
 
 def _constants_only(fit: Fit, language: str, about: str) -> str:

@@ -38,6 +38,8 @@ from .arithmetic import Jet, slope
 
 __all__ = ["FORMS", "NAMED", "TARGETS", "Approximation", "Form", "Target", "as_form", "as_target", "view"]
 
+_EMPTY = 750.0  # σ(−750) is 0 in float64
+_NEARLY = 20.0  # σ(−20) is 2·10⁻⁹
 _FULL = 64.0  # arguments are never larger: x⁵ stays below 2³⁰, and every gate worth its name is full long before
 
 
@@ -61,11 +63,39 @@ def limit(polynomial: tuple[float, float, float]) -> float:
     return math.sqrt(min(positive)) if positive else _FULL
 
 
+def push(polynomial: tuple[float, float, float]) -> float:
+    """The slope that q gets beyond its limit, so that a gate that is held nearly full there becomes full: c₁, mostly 0.
+
+    The fitted x⁵ is held at σ(−28) = 8·10⁻¹³, and −10³⁰ times that is no zero. Where the limit is no such place (a gate that
+    turns back long before it is full) or the gate is full to the last bit, nothing is added.
+    """
+    c1, c3, c5 = polynomial
+    if c3 == c5 == 0:
+        return 0.0
+    end = limit(polynomial)
+    return c1 if _NEARLY < end * (c1 + end * end * (c3 + end * end * c5)) < _EMPTY else 0.0
+
+
+def lowest(polynomial: tuple[float, float, float]) -> float | None:
+    """Where x·σ(q(x)) is −0 to the last bit, and so may be held for the sake of −∞; None where it never is."""
+    c1, c3, c5 = polynomial
+    if c3 == c5 == 0:
+        return -_EMPTY / c1 if c1 > 0 else None
+    end = limit(polynomial)
+    if slope := push(polynomial):
+        return -end - _EMPTY / slope
+    return -end if end * (c1 + end * end * (c3 + end * end * c5)) >= _EMPTY else None
+
+
 def _polynomial_gate(x: Any, c1: Any, c3: Any, c5: Any) -> Any:
     """tanh(q(x)/2) = 2σ(q(x)) − 1."""
-    y = torch.clamp(x, -(end := limit((float(c1), float(c3), float(c5)))), end)
+    polynomial = (float(c1), float(c3), float(c5))
+    y = torch.clamp(x, -(end := limit(polynomial)), end)
     square = y * y
-    return torch.tanh(y * (c1 + square * (c3 + square * c5)) * 0.5)
+    logit = y * (c1 + square * (c3 + square * c5))
+    if slope := push(polynomial):
+        logit = logit + slope * ((torch.clamp(x, min=end) - end) + (torch.clamp(x, max=-end) + end))
+    return torch.tanh(logit * 0.5)
 
 
 def _sigmoid(x: Any, l: Any) -> Any:
@@ -258,7 +288,8 @@ class Approximation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The approximation of the target at ``x``, by the plain formula in x's own precision."""
-        return view(self.form, self.target)(x, *self.constants)
+        found = view(self.form, self.target)(x, *self.constants)
+        return found if isinstance(found, Tensor) and found.shape == x.shape else torch.zeros_like(x) + found
 
     def __str__(self) -> str:
         return f"{self.form.name}({','.join(f'{k}={v!r}' for k, v in zip(self.form.constants, self.constants, strict=True))})"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from jieyue.errors import InputError
 
 from .fitting import Fit
-from .forms import FORMS, NAMED, Approximation, limit
+from .forms import FORMS, NAMED, Approximation, limit, push
 
 __all__ = ["Activation", "Gelu", "apply", "gelu", "variant"]
 
@@ -171,7 +171,8 @@ class _Tanh(torch.autograd.Function):
 class _PolynomialGate(torch.autograd.Function):
     """x·σ(q(y)) with q(y) = y(c₁ + y²(c₃ + y²c₅)) and y = x held within ±limit.
 
-    The derivative is p + y·p(1 − p)·q′(y), p = σ(q): at the limit q′ is 0 or p is full, so nothing changes beyond it.
+    The derivative is p + y·p(1 − p)·q′(y), p = σ(q): at the limit q′ is 0 or p is full, so nothing changes beyond it (where q is
+    pushed on, ``forms.push``, the term left out is below 10⁻⁷ of the largest slope, 10⁻¹¹ for the fitted x⁵).
     A linear q is SiLU of another scale, x·σ(c₁x) = silu(c₁x)/c₁, whose derivative torch has as one kernel.
     """
 
@@ -225,7 +226,13 @@ def _logit(x: Tensor, c: tuple[float, float, float]) -> Tensor:
     if _linear(c):
         return x * c1
     y, square = _held(x, c)
-    return ((square * c5).add_(c3).mul_(square) if c5 else square.mul_(c3)).add_(c1).mul_(y)
+    return _pushed(((square * c5).add_(c3).mul_(square) if c5 else square.mul_(c3)).add_(c1).mul_(y), x, c)
+
+
+def _pushed(logit: Tensor, x: Tensor, c: tuple[float, float, float]) -> Tensor:
+    """The logit, in place, steeper beyond the limit where the gate needs it (``forms.push``)."""
+    slope = push(c)
+    return logit.add_(F.softshrink(x, limit(c)), alpha=slope) if slope else logit
 
 
 def _slope_in_place(x: Tensor, c: tuple[float, float, float]) -> Tensor:
@@ -235,10 +242,10 @@ def _slope_in_place(x: Tensor, c: tuple[float, float, float]) -> Tensor:
     if c5:
         inner = (square * c5).add_(c3)
         steep = torch.add(inner * 3, square, alpha=2 * c5).mul_(square).add_(c1)
-        p = inner.mul_(square).add_(c1).mul_(y).sigmoid_()
+        p = _pushed(inner.mul_(square).add_(c1).mul_(y), x, c).sigmoid_()
     else:
         steep = (square * (3 * c3)).add_(c1)
-        p = square.mul_(c3).add_(c1).mul_(y).sigmoid_()
+        p = _pushed(square.mul_(c3).add_(c1).mul_(y), x, c).sigmoid_()
     return torch.ops.aten.sigmoid_backward(steep.mul_(y), p).add_(p)
 
 
@@ -249,7 +256,8 @@ def _slope(x: Tensor, c: tuple[float, float, float]) -> Tensor:
         y, square = x.clamp(-end, end), torch.zeros_like(x)
     else:
         y, square = _held(x, c)
-    p = torch.sigmoid(y * (c1 + square * (c3 + square * c5)))
+    logit = y * (c1 + square * (c3 + square * c5))
+    p = torch.sigmoid(logit + slope * F.softshrink(x, limit(c)) if (slope := push(c)) else logit)
     steep = c1 + square * (3 * c3 + square * (5 * c5))
     return p + y * (p * (1 - p)) * steep
 

@@ -42,7 +42,7 @@ def error_picture(fits: Mapping[str, Fit], title: str, span: tuple[float, float]
     first = next(iter(fits.values()))
     if span is None:
         low, high = first.domain
-        span = (min(0.0, *(x for x, _ in first.peaks)) if low == -high else low, high)
+        span = (min([0.0, *(x for x, _ in first.peaks)]) if low == -high else low, high)
     x = torch.linspace(*span, _POINTS, dtype=torch.float64)
     series = []
     for name, fit in fits.items():
