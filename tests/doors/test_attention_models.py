@@ -205,7 +205,7 @@ def test_masks_carry_causality_window_and_padding():
         assert (ask.causal, ask.window) == means and ask.keys.tolist() == kept.tolist()
         assert mask.shape == (1, 1, 3, 3) and mask.stride()[2] == 0
         assert ask_of(asked_mask(1, 3, 3, mask_function=function, attention_mask=kept | True)).keys is None
-        assert ask_of(mask[:, :, -1:]).newest == 1 and ask_of(mask.clone()) is None and ask_of(mask[..., :2]) is None
+        assert ask_of(mask[:, :, -1:]).rows == 1 and ask_of(mask.clone()) is None and ask_of(mask[..., :2]) is None
 
 
 def test_masks_of_other_kinds_are_refused():

@@ -26,12 +26,14 @@ from jieyue.errors import InputError, message
 
 from .attention_call import PREFIX, interface_name, register_attention
 from .cache import close_doors, open_doors
-from .entries import SLOT, Entry, LayerAttention, PatternEntry, parse_entry, split_layers
+from .entries import Entry, PatternEntry, parse_entry, split_layers
 from .implementation import held_configs, implementations, own_configs, set_implementations
+from .layers import SLOT, LayerAttention
 from .probe import Seen, look, runs_under_sdpa
 
 __all__ = [
     "FIELD",
+    "PART_FIELD",
     "attention_engines",
     "attention_modules",
     "attention_of",
@@ -82,6 +84,7 @@ def use_attention(
         layer.dropout = dropout
         layer.entry_for(layer.causal and not layer.cross)  # what cannot be causal is refused here
     _tell_what_stays(model, entries, list(given.values()))
+    _tell_of_pictures(model, given)
     remove_attention(model)
     for module, layer in given.items():
         vars(module)[SLOT] = layer
@@ -158,10 +161,15 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def part_of(model: nn.Module, part: str | None) -> tuple[str, nn.Module]:
-    """(path with a dot behind, module) of the one module whose path is ``part`` or ends in it; the model itself for None."""
+    """(path with a dot behind, module) of the one module whose path is ``part`` or ends in it; the model itself for None.
+
+    "language_model" is also the text decoder that a model names otherwise (Idefics: "text_model").
+    """
     if part is None:
         return "", model
     found = {name: one for name, one in model.named_modules() if name == part or name.endswith(f".{part}")}
+    if part == "language_model" and not found and isinstance(model, PreTrainedModel):
+        found = {name: one for name, one in model.named_modules() if name and one is model.get_decoder()}
     shortest = min(found, key=len, default="")
     if not found or any(not name.startswith(shortest) for name in found):
         parts = [name for name, one in model.named_modules() if name and isinstance(one, PreTrainedModel)]
@@ -194,7 +202,7 @@ def _assigned(
         layer = LayerAttention(
             PatternEntry(full()) if cross else entries[layers[stack] % len(entries)],
             cross,
-            causal=bool(getattr(module, "is_causal", True)) if fact is None else fact.causal,
+            causal=bool(getattr(module, "is_causal", not seen)) if fact is None else fact.causal,
             named=len(entries) > 1,
             seen=fact is not None,
             by_sdpa=by_sdpa,
@@ -216,6 +224,22 @@ def _tell_what_stays(model: PreTrainedModel, entries: Sequence[Entry], layers: S
         warnings.warn(
             f"use(attention={str(entries[0])!r}): nothing changes, each self-attention of {type(model).__name__} has a window of "
             f"its own and keeps it ({kept}); a list of at least two entries names every layer",
+            stacklevel=4,
+        )
+
+
+def _tell_of_pictures(model: PreTrainedModel, given: Mapping[nn.Module, LayerAttention]) -> None:
+    """A pattern over the patches of a picture is told: neighbours in the row of patches are not neighbours in the picture."""
+    reads: dict[nn.Module, str] = {}  # what the innermost part that a module is in reads
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            reads |= dict.fromkeys(part.modules(), part.main_input_name)
+    found = [layer for module, layer in given.items() if reads[module] == "pixel_values" and not layer.cross]
+    entries = sorted({str(layer.entry) for layer in found} - {"full()"})
+    if entries:
+        warnings.warn(
+            f"use(attention={', '.join(entries)!r}): {len(found)} self-attentions read the patches of pictures, and a pattern counts "
+            "along the flattened patches, row after row; part='language_model' leaves the pictures' attention as it is",
             stacklevel=4,
         )
 

@@ -7,13 +7,12 @@ from the mask; a keyword that is not known (``keywords``) is refused.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jieyue.errors import InputError
 
-from .entries import SLOT, LayerAttention
 from .keywords import refuse_keywords
+from .layers import SLOT, LayerAttention
 from .masks import Ask, ask_of, asked_mask
 from .memory import state_layer_of
 
@@ -59,20 +58,19 @@ def attention_forward(
     layer.hear(name, ask)
     layer.note_call(query, key, value)
     probability = dropout if layer.dropout is None else (layer.dropout if module.training else 0.0)
+    if query.shape[2] != key.shape[2] and not layer.cross:
+        _check_rows(name, query.shape[2], key.shape[2], ask)
     state = state_layer_of(key)
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    if num_queries != num_keys and not layer.cross:
-        query = _aligned(name, query, num_keys, ask)
     if state is not None:
         if not ask.causal:
             raise InputError(f"{name}: found a cache and attention to later tokens, expected use_cache=False")
-        out = state.attend(
-            layer, getattr(module, "layer_idx", None), (query, key, value), ask.keys, scaling, probability
-        )
+        number = getattr(module, "layer_idx", None)
+        out = state.attend(layer, number, (query, key, value), ask.keys, scaling, probability)
     else:
+        layer.pass_by()
         entry = layer.entry_for(ask.causal and not layer.cross)
         out = entry.attend(query, key, value, key_mask=ask.keys, scale=scaling, dropout=probability)
-    return out[:, :, out.shape[2] - num_queries :].transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _asked(module: nn.Module, layer: LayerAttention, mask: Tensor | None, stated: object) -> Ask:
@@ -103,14 +101,16 @@ def _asked(module: nn.Module, layer: LayerAttention, mask: Tensor | None, stated
     return ask
 
 
-def _aligned(name: str, query: Tensor, num_keys: int, ask: Ask) -> Tensor:
-    """Queries for the last rows only, behind zeros for the rows that are not asked for."""
-    missing = num_keys - query.shape[2]
-    if missing <= 0 or not ask.causal or ask.newest != query.shape[2] or ask.rows != num_keys:
-        if torch.compiler.is_compiling():
-            return query
+def _check_rows(name: str, num_queries: int, num_keys: int, ask: Ask) -> None:
+    """Fewer queries than keys are the newest tokens, behind a cache or without those that are not asked for; else refused."""
+    if torch.compiler.is_compiling() or (ask.causal and (ask.rows, ask.columns) == (num_queries, num_keys)):
+        return
+    if num_queries < num_keys and not ask.causal:
         raise InputError(
-            f"{name}: found {query.shape[2]} queries and {num_keys} keys in self-attention, expected as many; either it keeps "
-            "keys in a place of its own, or the keys were changed after a cache of ours: call with use_cache=False"
+            f"{name}: found keys of earlier calls, and attention to later tokens as well, which a cache cannot give; expected "
+            "a causal model (config.is_decoder=True), or use_cache=False"
         )
-    return F.pad(query, (0, 0, missing, 0))
+    raise InputError(
+        f"{name}: found {num_queries} queries and {num_keys} keys in self-attention, expected as many: it keeps keys in a place "
+        "of its own; call with use_cache=False"
+    )

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_utils import PreTrainedModel
 
@@ -41,7 +42,7 @@ def open_doors(model: Any) -> None:
             vars(part)["_prepare_cache_for_generation"] = functools.partial(_prepare_cache, part)
     for stack in stacks:  # the innermost: the one that would make a cache of its own
         if not any(other in stack.modules() for other in stacks if other is not stack):
-            door = _CacheDoor(_parameters(stack))
+            door = _CacheDoor(_parameters(stack), adopts=not any(isinstance(part, GenerationMixin) for part in inside))
             vars(stack)[_DOORS].append(stack.register_forward_pre_hook(door, with_kwargs=True))
 
 
@@ -53,10 +54,18 @@ def close_doors(model: Any) -> None:
             vars(part).pop("_prepare_cache_for_generation", None)
 
 
-def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+def _prepare_cache(
+    model: PreTrainedModel,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, object],
+    generation_mode: GenerationMode,
+    *args: int,
+    **kwargs: int,
+) -> None:
     """In the place of GenerationMixin's: plain ``generate()`` gets our cache."""
     if model_kwargs.get("past_key_values") is not None:
-        type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
+        theirs = vars(GenerationMixin)["_prepare_cache_for_generation"]
+        theirs(model, generation_config, model_kwargs, generation_mode, *args, **kwargs)
         return
     if generation_config.use_cache is False:
         return
@@ -66,16 +75,29 @@ def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, A
             "expected None"
         )
     cache = _new_cache(model, cross=model.config.is_encoder_decoder)
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    if generation_mode == GenerationMode.ASSISTED_GENERATION and not own.is_croppable:
+        entries = sorted(
+            {str(layer.entry) for layer in own.layers if isinstance(layer, StateLayer) and not layer.is_croppable}
+        )
+        raise InputError(
+            f"generate(): assisted and prompt-lookup decoding take rejected tokens back, which {', '.join(entries)} cannot; "
+            "expected exact patterns in every layer, or decoding without an assistant"
+        )
     if generation_config.is_assistant:
         cache.activate_past_recording()
     model_kwargs["past_key_values"] = cache
 
 
 class _CacheDoor:
-    """Before a decoder's forward pass: gives it our cache where it would make its own, and refuses a foreign one."""
+    """Before a decoder's forward pass: gives it our cache where it would make its own, and refuses a foreign one.
 
-    def __init__(self, parameters: tuple[str, ...]) -> None:
-        self.parameters = parameters
+    ``adopts``: the model is a part that something outside generates with (a vision-language model), so an empty DynamicCache
+    is that one's, and its layers become ours.
+    """
+
+    def __init__(self, parameters: tuple[str, ...], adopts: bool) -> None:
+        self.parameters, self.adopts = parameters, adopts
 
     def __call__(
         self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -84,7 +106,9 @@ class _CacheDoor:
         past = given.get("past_key_values")
         if past is not None:
             own = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
-            if isinstance(own, StateCache):
+            if self.adopts and type(own) is DynamicCache and own.get_seq_length() == 0:
+                own.layers, own.layer_class_to_replicate = StateCache(stack).layers, None
+            elif any(isinstance(layer, StateLayer) for layer in own.layers):
                 _check_cache(own, stack)
             else:
                 raise InputError(
@@ -127,7 +151,7 @@ def _refuse_packed(stack: Any, given: dict[str, Any]) -> None:
         )
 
 
-def _check_cache(cache: StateCache, stack: nn.Module) -> None:
+def _check_cache(cache: Cache, stack: nn.Module) -> None:
     """Refuses a cache of ours that was made for another model, or before the attention was changed."""
     for layer in cache.layers:
         if isinstance(layer, StateLayer):

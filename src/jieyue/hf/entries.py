@@ -13,33 +13,25 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from jieyue.attention import Call, Pattern, State, attend, local, parse, why
+from jieyue.attention import Pattern, State, attend, parse
 from jieyue.errors import InputError
 from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, attend_hybrid, attend_linear, attend_window
 from jieyue.linear.features import resolve
 from jieyue.linear.hybrid import near_window
 
-from .masks import Ask
-
 __all__ = [
-    "SLOT",
     "Entry",
     "HybridEntry",
-    "LayerAttention",
     "LinearEntry",
     "Memory",
     "PatternEntry",
-    "Watch",
     "WindowEntry",
     "parse_entry",
     "split_layers",
 ]
-
-
-SLOT = "jieyue_attention"  # where an attention module keeps its LayerAttention
 
 
 class Memory(Protocol):
@@ -64,7 +56,10 @@ class Entry(Protocol):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
     ) -> Tensor:
-        """q [B, H, N, D], k and v [B, G, M, D], key_mask [B, M] True = keep -> [B, H, N, D]; differentiable."""
+        """q [B, H, N, D], k [B, G, M, D], v [B, G, M, V], key_mask [B, M] True = keep -> [B, H, N, V]; differentiable.
+
+        Of a causal entry, N <= M queries are the last N of M tokens.
+        """
 
     def decode(
         self,
@@ -101,7 +96,8 @@ class PatternEntry:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
     ) -> Tensor:
-        out = attend(q, k, v, self.pattern, key_mask=key_mask, scale=scale, dropout=dropout)
+        offset = max(0, k.shape[2] - q.shape[2])
+        out = attend(q, k, v, self.pattern, key_mask=key_mask, scale=scale, dropout=dropout, q_offset=offset)
         assert isinstance(out, Tensor)
         return out
 
@@ -145,9 +141,10 @@ class LinearEntry:
         self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
     ) -> Tensor:
         _refuse_dropout(self, dropout)
-        out = attend_linear(q, k, v, self.features, causal=self.is_causal, key_mask=key_mask)
+        rows = _all_rows(self, q, k)
+        out = attend_linear(rows, k, v, self.features, causal=self.is_causal, key_mask=key_mask)
         assert isinstance(out, Tensor)
-        return out
+        return out[:, :, rows.shape[2] - q.shape[2] :]
 
     def decode(
         self,
@@ -191,7 +188,9 @@ class WindowEntry:
         self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
     ) -> Tensor:
         _refuse_dropout(self, dropout)
-        return attend_window(q, k, v, self.features, self.window, causal=self.is_causal, key_mask=key_mask)
+        rows = _all_rows(self, q, k)
+        out = attend_window(rows, k, v, self.features, self.window, causal=self.is_causal, key_mask=key_mask)
+        return out[:, :, rows.shape[2] - q.shape[2] :]
 
     def decode(
         self,
@@ -228,9 +227,11 @@ class HybridEntry:
         self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
     ) -> Tensor:
         _refuse_dropout(self, dropout)
-        return attend_hybrid(
-            q, k, v, self.near, self.features, causal=self.is_causal, key_mask=key_mask, near_scale=scale
+        rows = _all_rows(self, q, k)
+        out = attend_hybrid(
+            rows, k, v, self.near, self.features, causal=self.is_causal, key_mask=key_mask, near_scale=scale
         )
+        return out[:, :, rows.shape[2] - q.shape[2] :]
 
     def decode(
         self,
@@ -246,67 +247,6 @@ class HybridEntry:
     ) -> tuple[Tensor, HybridState]:
         out = None if memory else self.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout)
         return _continued(memory or HybridState(self.near, self.features, near_scale=scale), out, q, k, v, key_mask)
-
-
-class Watch(Protocol):
-    """Computes a call in an entry's place, [B, H, N, D] -> [B, H, N, V], while ``use`` looks at what a model asks for."""
-
-    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | None) -> Tensor: ...
-
-
-@dataclass
-class LayerAttention:
-    """What one attention module got; ``dropout`` None = the model's, ``called`` once it ran through ours.
-
-    ``window``: the model's own, which ``entry`` is unless ``named`` (a list names every layer); ``seen``: whether causality and
-    window were seen, else the first call tells them; ``by_sdpa``: whether the model runs under SDPA too.
-    ``engines``: what ``attention.why`` said at its first forward pass, for a pattern; the first without a reason ran.
-    """
-
-    entry: Entry
-    cross: bool = False
-    dropout: float | None = None
-    window: int | None = None
-    causal: bool = False
-    named: bool = False
-    seen: bool = False
-    by_sdpa: bool = True
-    called: bool = False
-    engines: tuple[tuple[str, str | None], ...] = ()
-    watch: Watch | None = None
-    _causal: Entry | None = None
-
-    def hear(self, name: str, ask: Ask) -> None:
-        """Compares what a call asks for with what ``use`` saw; the first call of a layer that it could not see tells it."""
-        if self.cross or self.named:
-            return
-        if not self.seen:
-            self.seen = True
-            self.keep_window(ask.window)
-        if ask.window != self.window:
-            raise InputError(
-                f"{name}: asks for a window of {ask.window} to each side, where use() saw {self.window}; expected the same "
-                "window in every call"
-            )
-
-    def keep_window(self, window: int | None) -> None:
-        """The model's own window takes the place of the entry."""
-        self.window = window
-        if window is not None:
-            self.entry, self._causal = PatternEntry(local(window)), None
-
-    def note_call(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Remembers that the module ran, and the first time by which engine, and why by no other."""
-        if not self.called and isinstance(self.entry, PatternEntry) and not torch.compiler.is_compiling():
-            self.engines = tuple(why(Call(q, k, v, self.entry.pattern)))
-        self.called = True
-
-    def entry_for(self, causal: bool) -> Entry:
-        if not causal:
-            return self.entry
-        if self._causal is None:
-            self._causal = self.entry.causal()
-        return self._causal
 
 
 def parse_entry(text: str) -> Entry:
@@ -353,6 +293,12 @@ def split_layers(text: str, separator: str = ",") -> list[str]:
         else:
             parts[-1] += char
     return [part.strip() for part in parts]
+
+
+def _all_rows(entry: LinearEntry | WindowEntry | HybridEntry, q: Tensor, k: Tensor) -> Tensor:
+    """The last queries behind zeros for those before, so that there is one for each key; as they are where not causal."""
+    missing = k.shape[2] - q.shape[2]
+    return F.pad(q, (0, 0, missing, 0)) if entry.is_causal and missing > 0 else q
 
 
 def _refuse_dropout(entry: Entry, dropout: float) -> None:

@@ -36,16 +36,16 @@ class Ask:
     """What one attention call is to compute, besides its pattern.
 
     ``causal``: no key after the query; ``window``: how far the model's own window reaches to each side, None = no window;
-    ``keys``: bool [B, M], True = keep, None = all; ``rows``: how many queries the mask was made for, and ``newest`` of them,
-    the last ones, are asked for; ``skipped``: whether transformers' SDPA leaves the mask out where nothing is padded, so that
-    the module's ``is_causal`` decides there.
+    ``keys``: bool [B, M], True = keep, None = all; ``rows`` and ``columns``: the queries, the newest tokens, and the keys that
+    it was made for; ``skipped``: whether transformers' SDPA leaves the mask out where nothing is padded, so that the module's
+    ``is_causal`` decides there.
     """
 
     causal: bool
     window: int | None = None
     keys: Tensor | None = None
     rows: int = 0
-    newest: int = 0
+    columns: int = 0
     skipped: bool = False
 
 
@@ -68,7 +68,7 @@ def asked_mask(
     kept = None if attention_mask is None else _kept(attention_mask, kv_length, kv_offset)
     shown = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device) if kept is None else kept.clone()
     skipped = bool(others.get("allow_is_causal_skip") or others.get("allow_is_bidirectional_skip"))
-    ask = Ask(causal, window, kept, q_length, q_length, skipped)
+    ask = Ask(causal, window, kept, q_length, kv_length, skipped)
     setattr(shown, _TAG, ask)
     mask = shown[:, None, None, :].expand(-1, 1, q_length, -1)
     setattr(mask, _TAG, ask)
@@ -83,7 +83,7 @@ def ask_of(mask: Tensor) -> Ask | None:
     found = getattr(mask._base, _TAG, None)
     if found is None or mask.shape[0] != mask._base.shape[0] or mask.shape[3] != mask._base.shape[1]:
         return None
-    return replace(found, newest=mask.shape[2])
+    return replace(found, rows=mask.shape[2])
 
 
 def _kept(attention_mask: Tensor, kv_length: int, kv_offset: int) -> Tensor | None:

@@ -9,6 +9,7 @@ Gradients do not flow into tokens of earlier calls: asking for them raises.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import (
+    Cache,
     CacheLayerMixin,
     DummyLayer,
     DynamicCache,
@@ -27,12 +29,35 @@ from transformers.modeling_utils import PreTrainedModel
 
 from jieyue.errors import InputError
 
-from .entries import SLOT, Entry, LayerAttention, Memory
+from .entries import Entry, Memory
+from .layers import SLOT, LayerAttention
 
 __all__ = ["MixedLayer", "StateCache", "StateLayer", "remembering", "state_layer_of"]
 
 _TAG = "jieyue_layer"  # on the keys that a StateLayer hands out: whose they are
+_AS_GIVEN = (None, -1)  # the place of what is kept as it was given
 _SLACK = 256  # tokens that assisted decoding may take back at once
+
+
+class _Given:
+    """Keys and values as a model gave them, [B, G, C, D] and [B, G, C, V], with their gradients."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.held = (keys, values)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.held)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.held = (torch.cat([self.held[0], keys], 2), torch.cat([self.held[1], values], 2))
+        return self.held
+
+    def reorder(self, index: Tensor) -> None:
+        self.held = (self.held[0][index], self.held[1][index])
+
+    def crop(self, length: int) -> None:
+        self.held = (self.held[0][:, :, :length], self.held[1][:, :, :length])
 
 
 class StateLayer(CacheLayerMixin):
@@ -54,8 +79,21 @@ class StateLayer(CacheLayerMixin):
         self.batch = 0
         self._seen = 0  # tokens handed to `update`
         self.record_past = False
-        self._waiting: Tensor | None = None  # the newest keys, and how often each layer has read them
+        self._waiting: Tensor | None = None  # the newest keys, their values, and how often each layer has read them
+        self._values: Tensor | None = None
         self._reads: Counter[int | None] = Counter()
+
+    @property
+    def keys(self) -> Tensor:
+        """Refused: a model that reads its cache's keys itself (Mllama) would find others than it put there."""
+        raise InputError(
+            "past_key_values: the model reads the keys of its cache itself, which a pattern keeps in another form; call with "
+            "use_cache=False"
+        )
+
+    @keys.setter
+    def keys(self, given: Tensor | None) -> None:
+        assert given is None
 
     @property
     def memory(self) -> Memory | None:
@@ -78,17 +116,27 @@ class StateLayer(CacheLayerMixin):
         self.check_owner()
         if self._waiting is not None and not self._reads:
             raise InputError(
-                "a cache of jieyue's patterns was given to attention that is not ours (the pattern was taken off, or the "
-                "model changes the keys after its cache); expected the model that the cache was made for"
+                "a cache of jieyue's patterns was given to attention that is not ours (the pattern was taken off); expected the "
+                "model that the cache was made for"
             )
         self.is_initialized = True
         self.batch = key_states.shape[0]
-        key_states = key_states.view_as(key_states)  # a tensor of its own to carry the mark
-        self._waiting = key_states
-        self._reads.clear()
         self._seen += key_states.shape[2]
+        given = self.memories.get(_AS_GIVEN)
+        if isinstance(given, _Given):
+            return given.append(key_states, value_states)
+        key_states = key_states.view_as(key_states)  # a tensor of its own to carry the mark
+        self._waiting, self._values = key_states, value_states
+        self._reads.clear()
         setattr(key_states, _TAG, self)
+        vars(self._owner())[SLOT].waiting = self
         return key_states, value_states
+
+    def keep_as_given(self) -> None:
+        """What was handed out is no key yet (latent attention): from here on all of it is kept, and handed out whole."""
+        assert self._waiting is not None and self._values is not None
+        self.memories[_AS_GIVEN] = _Given(self._waiting, self._values)
+        self._waiting = self._values = None
 
     def check_owner(self, stack: nn.Module | None = None) -> None:
         """``InputError`` where the module that the layer was made for is not in ``stack``, or has another entry by now."""
@@ -113,7 +161,7 @@ class StateLayer(CacheLayerMixin):
 
         ``layer`` and its ``number`` are the reader's, which may share the keys of this one.
         """
-        assert self._waiting is not None
+        layer.waiting = None
         q, k, v = qkv
         reader = (number, self._reads[number])
         self._reads[number] += 1
@@ -186,7 +234,7 @@ class StateLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.memories.clear()
-        self._waiting = None
+        self._waiting = self._values = None
         self._seen = 0
         self.is_initialized = False
 
@@ -233,6 +281,12 @@ class StateCache(DynamicCache):
     """A ``StateLayer`` for every causal self-attention that has an entry; the layers of other kinds as in DynamicCache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        for name, one in vars(sys.modules[type(model).__module__]).items():
+            if isinstance(one, type) and issubclass(one, Cache) and one.__module__ == type(model).__module__:
+                raise InputError(
+                    f"{type(model).__name__}: found a cache of its own kind ({name}), beside which a pattern's cannot be kept; "
+                    "call with use_cache=False"
+                )
         super().__init__(config=model.config.get_text_config(decoder=True))
         for index, module in remembering(model):
             if index is None or not 0 <= index < len(self.layers):

@@ -21,8 +21,9 @@ from jieyue.attention import full
 from jieyue.errors import InputError
 
 from .attention_call import register_attention
-from .entries import SLOT, LayerAttention, PatternEntry
+from .entries import PatternEntry
 from .implementation import running
+from .layers import SLOT, LayerAttention
 from .masks import Ask
 from .prefix import PrefixLM
 

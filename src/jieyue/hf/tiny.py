@@ -6,6 +6,7 @@ built from it, and draws weights large enough that attention matters. Nothing is
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 
@@ -65,7 +66,13 @@ _OWN: Mapping[str, Mapping[str, object]] = {
     | {"intermediate_size": [_FEED] * 4, "activation_sparsity_pattern": [0.0] * 4, "laurel_rank": 4},
     "gemma4_text": _SHARING | {"global_head_dim": 8},
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
-    "deepseek_v3": {"head_dim": 4},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "nemotron_h": {"layer_types": ["linear_attention", "full_attention"]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1},
 }
 
 
@@ -76,24 +83,30 @@ def model_types() -> list[str]:
     return sorted(CONFIG_MAPPING_NAMES)
 
 
-def tiny_config(model_type: str) -> PretrainedConfig:
-    """A small configuration of this type; ``InputError`` where none can be made."""
+def tiny_config(model_type: str, **more: object) -> PretrainedConfig:
+    """A small configuration of this type, with ``more`` settings (None: the class's own); ``InputError`` where none can be made."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
         kind: type[PretrainedConfig] = CONFIG_MAPPING[model_type]
-        return _small(kind)
+        config = _small(kind, more)
+        if config.is_encoder_decoder and model_type == "encoder-decoder":
+            config.decoder.is_decoder = config.decoder.add_cross_attention = True
+        return config
     except Exception as error:
         raise InputError(f"{model_type}: no small configuration could be made: {_line(error)}") from error
 
 
 def tiny_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A float64 model in ``eval`` mode of the first of ``CLASSES`` that this configuration builds; ``InputError`` for none."""
+    """A float64 model in ``eval`` mode of the first of ``CLASSES`` that this configuration builds, else of a class of its own.
+
+    ``InputError`` for none, or where the smallest has more than 30 million parameters.
+    """
     errors: list[str] = []
-    for name in CLASSES:
+    for build in (*(getattr(transformers, name).from_config for name in CLASSES), *_classes_of(config)):
         try:
             torch.manual_seed(0)
-            model: PreTrainedModel = getattr(transformers, name).from_config(config)
+            model: PreTrainedModel = build(config)
         except Exception as error:
             errors.append(_line(error))
             continue
@@ -106,56 +119,98 @@ def tiny_model(config: PretrainedConfig) -> PreTrainedModel:
     raise InputError(f"{config.model_type}: no class can be built: {errors[-1]}")
 
 
-def tiny_inputs(model: PreTrainedModel, length: int = 37, hidden: int = 9) -> dict[str, Tensor]:
-    """Two rows of ids with ``hidden`` places of padding on the right of the second, or two images; {} for other inputs."""
+def tiny_inputs(model: PreTrainedModel, length: int = 37, hidden: int = 9) -> Iterator[dict[str, Tensor]]:
+    """Calls that might suit the model, two rows each: ids with ``hidden`` places of padding, images, both, sounds."""
     takes = inspect.signature(type(model).forward).parameters
-    generator = torch.Generator().manual_seed(1)
-    if model.main_input_name == "pixel_values":
-        size = getattr(model.config, "image_size", None)
-        sides = (size, size) if isinstance(size, int) else tuple(size or ())
-        shape = (2, getattr(model.config, "num_channels", 3), *sides)
-        return {"pixel_values": torch.randn(shape, generator=generator, dtype=torch.float64)} if len(sides) == 2 else {}
-    if model.main_input_name != "input_ids" or "input_ids" not in takes:
-        return {}
     words = getattr(model.config.get_text_config(), "vocab_size", _WORDS) or _WORDS
-    ids = torch.randint(3, min(words, 90), (2, length), generator=generator)
+    ids = torch.randint(3, min(words, 90), (2, length), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, length - hidden :] = 0
-    found = {"input_ids": ids.where(mask.bool(), torch.tensor(0)), "attention_mask": mask}
-    if model.config.is_encoder_decoder:
-        found["decoder_input_ids"] = ids[:, : length // 2]
-    return {name: x for name, x in found.items() if name in takes}
+    text = {"input_ids": ids.where(mask.bool(), torch.tensor(0)), "attention_mask": mask}
+    targets = {"decoder_input_ids": ids[:, : length // 2]} if model.config.is_encoder_decoder else {}
+    candidates: list[dict[str, Tensor]] = []
+    if "input_ids" in takes:
+        candidates.append(text | targets)
+    for shape in _picture_shapes(model.config):
+        candidates += [{"pixel_values": _noise(shape)} | targets]
+        if "input_ids" in takes:
+            candidates.append(text | {"pixel_values": _noise(shape)})
+    bins = getattr(model.config, "num_mel_bins", 80)
+    places = getattr(model.config, "max_source_positions", 40)
+    candidates += [
+        {"input_features": _noise(shape)} | targets for shape in ((2, bins, 2 * places), (2, 40, bins), (2, bins, 40))
+    ]
+    candidates.append({"input_values": _noise((2, 6400))} | targets)
+    for found in candidates:
+        if set(found) - {"attention_mask"} <= set(takes):
+            yield {name: x for name, x in found.items() if name in takes}
 
 
-def _small(kind: type[PretrainedConfig]) -> PretrainedConfig:
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _picture_shapes(config: PretrainedConfig) -> Iterator[tuple[int, ...]]:
+    for one in (config, getattr(config, "vision_config", None)):
+        size = getattr(one, "image_size", None)
+        sides = (size, size) if isinstance(size, int) else tuple(size or ())
+        if len(sides) == 2:
+            yield (2, getattr(one, "num_channels", 3), *sides)
+
+
+def _classes_of(config: PretrainedConfig) -> Iterator[type[PreTrainedModel]]:
+    """The classes beside a configuration's own that are made for it and no more abstract than needed."""
+    home = type(config).__module__.replace(".configuration_", ".modeling_")
+    try:
+        found = vars(importlib.import_module(home)).values()
+    except ImportError:
+        return
+    for one in found:
+        if not isinstance(one, type) or not issubclass(one, PreTrainedModel) or one.__module__ != home:
+            continue
+        if one.config_class is type(config) and not one.__name__.endswith("PreTrainedModel"):
+            yield one
+
+
+def _small(kind: type[PretrainedConfig], more: Mapping[str, object]) -> PretrainedConfig:
     names = set(inspect.signature(kind.__init__).parameters) | {
         key for one in kind.__mro__ for key in vars(one).get("__annotations__", {})
     }
     renamed = kind.attribute_map
     settings: dict[str, object] = {key: size for key, size in _SIZES.items() if key in names and key not in renamed}
-    settings |= dict(_inner(kind))
+    if "kv_lora_rank" in names:  # latent attention gives every head its own keys
+        settings["num_key_value_heads"] = _HEADS
+    settings |= dict(_inner(kind, more))
     settings |= _OWN.get(kind.model_type, {})
+    settings |= {key: value for key, value in more.items() if key in names}
+    settings = {key: value for key, value in settings.items() if value is not None}
     build: Callable[..., PretrainedConfig] = kind
     for _ in range(6):  # a setting that the class complains of by name is left to the class
         try:
-            return build(**settings)
+            return _alone(build(**settings))
         except Exception as error:
             refused = [key for key in settings if key in _SIZES and key in str(error)]
             if not refused:
                 raise
             for key in refused:
                 del settings[key]
-    return build(**settings)
+    return _alone(build(**settings))
 
 
-def _inner(kind: type[PretrainedConfig]) -> Iterator[tuple[str, PretrainedConfig]]:
+def _alone(config: PretrainedConfig) -> PretrainedConfig:
+    """With experts computed one by one: grouped products know no float64."""
+    config._experts_implementation = "eager"
+    return config
+
+
+def _inner(kind: type[PretrainedConfig], more: Mapping[str, object]) -> Iterator[tuple[str, PretrainedConfig]]:
     """The configurations inside, small as well."""
     for key, inner in kind.sub_configs.items():
         try:
             if inner is transformers.AutoConfig:
                 inner = type(getattr(kind(), key))
             if issubclass(inner, PretrainedConfig):
-                yield key, _small(inner)
+                yield key, _small(inner, more)
         except Exception:
             continue
 

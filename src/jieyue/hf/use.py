@@ -11,7 +11,7 @@ from jieyue.attention import Pattern
 from jieyue.errors import InputError
 
 from .activations import use_gelu
-from .attention import FIELD, remove_attention, use_attention
+from .attention import FIELD, PART_FIELD, remove_attention, use_attention
 
 __all__ = ["use"]
 
@@ -21,6 +21,7 @@ def use(
     *,
     attention: str | Pattern | EllipsisType | None = ...,
     dropout: float | None = None,
+    part: str | None = None,
     gelu: Variant | EllipsisType = ...,
 ) -> dict[str, str]:
     """Gives a transformers model a kind of attention, another GELU, or both, in place; ``...`` leaves a thing as it is.
@@ -31,15 +32,20 @@ def use(
     cross-attention stays full, and layers with a window of their own keep it unless a list names them. Padding, causality,
     scale and grouped heads are the model's; ``generate()`` keeps a cache of the size that the entry needs: linear attention
     the same at any length. ``dropout``: in the place of the model's attention dropout in training. ``gelu``: "none",
-    "tanh", "tanh-minimax", … as ``jieyue.gelu`` takes it.
+    "tanh", "tanh-minimax", … as ``jieyue.gelu`` takes it. ``part``: the path of the module whose attentions change, such as
+    "language_model" of a vision-language model; the others stay, and ``generate()`` of the whole keeps our cache.
 
     Returns module path -> what it has now, for the report. ``save_pretrained`` keeps the choice and ``jieyue.load`` restores
     it; plain transformers without ``import jieyue.hf`` refuses such a folder with a ValueError. Each layer proves at its first
     forward pass that its attention came through here.
 
-    Refuses, with ``InputError`` (a ValueError), what cannot be honoured: models outside transformers' attention interface,
-    soft-capped logits, sinks, position biases, mask functions of the model's own, packed documents, prepared masks,
-    ``output_attentions``, caches that are not ours, a list of patterns for layers that share one module (ALBERT).
+    Causality and windows are those of the masks that the model asks for. A small forward pass shows first that ``full()``
+    leaves the outputs as they are. Refuses, with ``InputError`` (a ValueError), what cannot be honoured: models outside
+    transformers' attention interface, models whose own eager and SDPA attention differ, soft-capped logits, sinks, position
+    biases, keys chosen by an indexer, mask functions of the model's own, packed documents, prepared masks,
+    ``output_attentions``, caches that are not ours or were made before the last ``use``, a list of patterns for layers that
+    share one module (ALBERT). Warns where nothing changes because each layer has a window of its own, and where a pattern
+    counts along the patches of a picture. Cost: six forward passes of two rows of seven tokens.
     """
     if attention is ... and gelu is ... and dropout is None:
         raise InputError("use(model): found nothing to do, expected attention=..., gelu=... or dropout=...")
@@ -57,7 +63,9 @@ def use(
                 f"use(dropout={dropout}): the model has no attention of ours, expected attention=... as well"
             )
         text = before if attention is ... else str(attention)
-        given |= use_attention(model, text, dropout=dropout)
+        if attention is ... and part is None:
+            part = getattr(model.config, PART_FIELD, None)
+        given |= use_attention(model, text, dropout=dropout, part=part)
         if "linear(" in text and "linear(" not in before and vars(model).get("name_or_path"):
             warnings.warn(
                 f"use(attention={text!r}): this model was trained with softmax attention. Under a linear map its weights are "
