@@ -21,7 +21,8 @@ from jieyue.attention.deviation import Deviation, deviation
 from jieyue.errors import InputError, message
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
-from .entries import SLOT, PatternEntry, parse_entry, split_layers
+from .entries import PatternEntry, parse_entry, split_layers
+from .layers import SLOT
 from .masks import Ask
 
 __all__ = ["HeadDeviations", "draws_needed", "measure_deviation"]
