@@ -12,14 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.data import streams
+from jieyue.data import streams, textstream
 from jieyue.data.batch import IGNORED, collate
 from jieyue.data.corpora.everyday import compose_talks, heldout_openings, heldout_talks, read_scenes
-from jieyue.data.dialogues import contamination, read_dialogues
+from jieyue.data.dialogues import Format, contamination, read_dialogues
 from jieyue.data.findings import Findings
 from jieyue.data.history import ENDED, TURNS, Message, alternate, encode_talks, fit_history, template_for
 from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, open_tokens, write_tokens
 from jieyue.data.packing import DialogueRows, next_labels, pack
+from jieyue.data.speakers import parse_roles
 from jieyue.errors import InputError
 from jieyue.hf.causal_presets import build_causal
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
@@ -56,7 +57,7 @@ def tokenizer():
 def test_layouts(tmp_path, packed, encoding):
     lines = "\r\n".join(json.dumps(talk, ensure_ascii=False) for talk in TALK)
     split = json.dumps({"train": TALK, "valid": TALK[:1]}, ensure_ascii=False, indent=1)
-    rows = json.dumps([{"dialog": TALK[0]}, {"turns": [["a", "Hi Tom"], ["b", "Hello"]]}], ensure_ascii=False)
+    rows = json.dumps([{"dialog": TALK[0]}, {"turns": [["Human", "Hi Tom"], ["bot", "Hello"]]}], ensure_ascii=False)
     for number, text in enumerate((lines, json.dumps(TALK, ensure_ascii=False), split, rows)):
         path = tmp_path / f"{number}.json"
         path.write_bytes(packed(text.encode(encoding)))
@@ -91,7 +92,9 @@ def test_roles_are_kept_and_speakers_become_roles(tmp_path):
     path = tmp_path / "roles.jsonl"
     pairs = {"turns": [["client", "Hi"], ["counselor", "Hello"], ["client", "Well"], ["client", "Bye"]]}
     path.write_text("\n".join(map(json.dumps, [ROLED, pairs])), encoding="utf-8")
-    (first, second), findings = read(path)
+    with pytest.raises(InputError, match=r"'client', 'counselor'.*--roles user=client,assistant=counselor"):
+        read(path)
+    (first, second), findings = read(path, known=Format(roles=parse_roles("user=client,assistant=counselor")))
     assert first == (Message("system", "Be kind."), Message("user", "Hi"))
     assert [one.role for one in second] == ["user", "assistant", "user", "user"]
     assert findings.counts["turns_same_speaker"] == 1
@@ -137,15 +140,15 @@ def test_files_that_are_refused(tmp_path, text):
 
 
 def test_a_file_larger_than_a_block_is_read_block_by_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "BLOCK", 61)
+    monkeypatch.setattr(textstream, "BLOCK", 61)
     talks = [[f"第{n}句“引号”\\n", "b" * (n % 40 + 1)] for n in range(200)]
     for name, text in (("list", json.dumps(talks, ensure_ascii=False)), ("lines", "\n".join(map(json.dumps, talks)))):
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert texts(read(tmp_path / name)[0]) == talks
-    reader = streams._Text(tmp_path / "list")
     longest = 0
-    for _ in streams._elements(reader, ""):
-        longest = max(longest, len(reader.buffer))
+    with textstream.TextStream(tmp_path / "list") as reader:
+        for _ in streams.records(reader):
+            longest = max(longest, len(reader.buffer))
     assert longest < 400  # what was consumed is forgotten
 
 

@@ -157,13 +157,17 @@ BROKEN = {
     "empty question": (one(question=" "), ["empty 'question'"]),
     "question is a number": (one(question=7), ["'question' = a number 7"]),
     "empty context": (one(context=""), ["empty 'context'"]),
-    "answers are null": (one(answers=None), ["'answers' = null", "a list of answers"]),
+    "answers are a number": (one(answers=3), ["'answers' = a number 3", "a list of answers"]),
     "answer without text": (one(answers=[{"answer_start": 1}]), ["no 'text'"]),
-    "answer is empty": (one(answers=[{"text": "", "answer_start": 0}]), ["empty 'text'"]),
+    "answer's text is a number": (one(answers=[{"text": 3}]), ["'text' = a number 3"]),
     "answer is a number": (one(answers=[3]), ["a number 3", "an object with 'text'"]),
     "start is text": (
-        one(answers=[{"text": "七点", "answer_start": "8"}]),
-        ["'answer_start' = text '8'", "whole number"],
+        one(answers=[{"text": "七点", "answer_start": "eight"}]),
+        ["'answer_start' = text 'eight'", "whole number"],
+    ),
+    "start is a fraction": (
+        one(answers=[{"text": "七点", "answer_start": 8.5}]),
+        ["'answer_start' = a number 8.5", "whole number"],
     ),
     "impossible but answered": (one(is_impossible=True), ["'is_impossible' = true and 1 answers"]),
     "unequal lists": (one(answers={"text": ["a"], "answer_start": [1, 2]}), ["1 texts and 2 starts"]),
@@ -204,8 +208,8 @@ def test_a_broken_line_is_a_broken_record(tmp_path):
         ("", "an empty file"),
         ("{not json", "line 1, column 2"),
         ("[]", "no questions"),
-        ("3", "a number 3 at the top"),
-        ('{"data": 5}', "a number 5 at the top"),
+        ("3", "one column"),
+        ('{"data": 5}', "no questions"),
     ],
 )
 def test_files_that_are_no_data(tmp_path, content, complaint):

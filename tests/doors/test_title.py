@@ -179,7 +179,9 @@ def test_files_of_every_shape(tmp_path):
 
 
 def test_bad_records_are_refused_or_counted(tmp_path):
-    path = written(tmp_path, "bad.tsv", "标题\t内容\n\t没有标题\n只有一格\n没有内容\t \n标题二\t内容二\n")
+    path = written(
+        tmp_path, "bad.tsv", "标题一\t第一段内容。\n\t没有标题\n只有一格\n没有内容\t \n标题二\t第二段内容。\n"
+    )
     with pytest.raises(InputError, match=r"line 2: found an empty title.*--skip-bad"):
         read_titles(path)
     pairs, findings = read_titles(path, skip_bad=True)

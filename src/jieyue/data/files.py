@@ -1,123 +1,227 @@
-"""From a file's bytes to JSON records: plain, ``.gz`` or ``.xz``; UTF-8 or another encoding, found and named.
+"""From a file to its text: plain or packed (``.gz``, ``.xz``, ``.bz2``, ``.zst``, ``.zip`` of one file), in whatever encoding.
 
-``load`` returns one JSON document or the lines of a JSON-lines file. A byte order mark and ``\\r\\n`` are accepted and counted.
+What a file is packed with is told by its first bytes, not by its name. ``read_text`` gives the whole text;
+``ByteSource`` reads files that may be larger than memory.
 """
 
 from __future__ import annotations
 
-import codecs
+import bz2
 import gzip
-import json
+import io
 import lzma
+import warnings
+import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError, MissingExtra, message
 
-__all__ = ["Document", "decode", "load", "read_bytes"]
+from .encodings import Encoding, find_encoding, undamaged
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["ByteSource", "FileText", "as_paths", "decode", "read_bytes", "read_text", "warn_if_doubtful"]
+
+_PACKED = ".gz, .xz, .bz2, .zst or .zip"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_STRANGE = (  # first bytes of what people name by mistake, and what to do
+    (b"PAR1", "a Parquet file", "rows of text", "convert it to JSON lines"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", f"a plain file, {_PACKED}", "unpack it"),
+    (b"Rar!", "a RAR archive", f"a plain file, {_PACKED}", "unpack it"),
+    (b"SQLite format 3", "an SQLite database", "text", "export it as CSV or JSON lines"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document", "text", "export it as CSV"),
+    (_POINTER, "a Git LFS pointer, not the data", "the data", "fetch it: git lfs pull"),
+    (b"%PDF", "a PDF", "text", "extract its text"),
 )
-_FREQUENT = {  # the commonest characters of running text, which tell the two Chinese code pages apart
-    "gb18030": frozenset(
-        "的一是在了不和有大中人上为个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学法所民得经十三之进着等部度家电力里如水化高自二理起小物现实加量都两体制机当使点从业本去"
-    ),
-    "big5": frozenset(
-        "的一是在了不和有大中人上為個國我以要他時來用們生到作地於出就分對成會可主發年動同工也能下過子說產種面而方後多定行學法所民得經十三之進著等部度家電力里如水化高自二理起小物現實加量都兩體制機當使點從業本去"
-    ),
-}
+_DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """``value`` is the JSON document; or a list of (line number, text of the line) when ``is_lines``."""
+class FileText:
+    """A file's text, its encoding and what is worth counting. Bytes that do not decode stand in it as lone surrogates."""
 
-    value: Any
-    is_lines: bool
-    encoding: str
+    text: str
+    encoding: Encoding
     has_bom: bool
     has_crlf: bool
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's content, decompressed by its own first bytes. ``InputError`` when absent or damaged."""
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            return gzip.decompress(data)
-        return lzma.decompress(data) if data[:6] == b"\xfd7zXZ\x00" else data
-    except FileNotFoundError:
-        raise InputError(message(f"{path}", "no such file", "a JSON or JSON-lines file, plain, .gz or .xz")) from None
-    except OSError as error:
-        raise InputError(message(f"{path}", f"{error.strerror or error}", "a readable file")) from error
-    except (EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(message(f"{path}", f"a damaged archive ({error})", "a whole .gz or .xz file")) from error
+def as_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several, as a list."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
-def decode(data: bytes, name: str) -> tuple[str, str, bool]:
-    """(text, encoding, had a byte order mark). Tried: the mark, UTF-8, then the likeliest of GB18030, Big5 and Windows-1252.
+class ByteSource:
+    """A file's content as bytes, unpacked while it is read. ``consumed`` of ``num_bytes`` (of the packed file) are read.
 
-    Likeliest = largest share of very common characters among those above ASCII; Windows-1252 wins where neither Chinese
-    code page gives one such character in ten. ``InputError`` when nothing decodes.
+    ``InputError`` where the file is absent, cannot be read, is damaged, or is something else than text or a packed text;
+    ``MissingExtra`` for ``.zst`` without the package zstandard.
     """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self._explained():
+            self._raw = self.path.open("rb")
+            self.num_bytes = self.path.stat().st_size
+            self.start = self._raw.read(512)
+            self._raw.seek(0)
             try:
-                return data[len(mark) :].decode(encoding), encoding, True
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    message(name, f"a {encoding} mark but {error.reason} at byte {error.start}", f"{encoding} text")
-                ) from error
-    try:
-        return data.decode("utf-8"), "utf-8", False
-    except UnicodeDecodeError as error:
-        broken_at = error.start
-    best: tuple[float, str, str] | None = None
-    for encoding in ("gb18030", "big5", "cp1252"):
+                self._stream = self._unpacked()
+            except BaseException:
+                self._raw.close()
+                raise
+
+    def read(self, count: int = -1) -> bytes:
+        """The next ``count`` bytes, b"" at the end; everything without a count."""
+        with self._explained():
+            return self._stream.read(count)
+
+    @property
+    def consumed(self) -> int:
+        return min(self._raw.tell(), self.num_bytes)
+
+    def __enter__(self) -> ByteSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._raw.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What reading and unpacking raise, as one line."""
+        name = str(self.path)
         try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        high = [char for char in text if char > "\x7f"]
-        common = _FREQUENT.get(encoding)
-        share = sum(char in common for char in high) / len(high) if common and high else 0.1
-        if best is None or share > best[0]:
-            best = (share, encoding, text)
-    if best is None:
-        raise InputError(message(name, f"bytes that are not UTF-8 at byte {broken_at}", "UTF-8 text"))
-    return best[2], best[1], False
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
-        return False
-
-
-def load(path: Path) -> Document:
-    """The file as one JSON document, or as JSON lines where it is no document but some of its first lines are objects."""
-    text, encoding, has_bom = decode(read_bytes(path), str(path))
-    has_crlf = "\r\n" in text
-    if not text.strip():
-        raise InputError(message(str(path), "an empty file", "JSON or JSON lines"))
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        # split only at line feeds: U+2028 and its kin may stand inside a JSON string
-        lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        if len(lines) < 2 or not any(_is_object(line) for _, line in lines[:10]):
+            yield
+        except FileNotFoundError:
+            raise InputError(message(name, "no such file", f"a file, plain, {_PACKED}")) from None
+        except _DAMAGED as error:
             raise InputError(
-                message(str(path), f"{error.msg} at line {error.lineno}, column {error.colno}", "JSON or JSON lines")
+                message(name, f"a damaged archive ({error})", f"a whole file, plain, {_PACKED}")
             ) from error
-        return Document(lines, True, encoding, has_bom, has_crlf)
-    if isinstance(value, dict) and not ({"data", "paragraphs"} & set(value)):
-        value = [value]  # a JSON-lines file of one line
-    return Document(value, False, encoding, has_bom, has_crlf)
+        except OSError as error:
+            if error.errno is None:  # gzip and bz2 say so about their content
+                raise InputError(
+                    message(name, f"a damaged archive ({error})", f"a whole file, plain, {_PACKED}")
+                ) from error
+            raise InputError(message(name, f"{error.strerror or error}", "a readable file")) from error
+
+    def _unpacked(self) -> IO[bytes]:
+        name, start = str(self.path), self.start
+        for first, found, allowed, do in _STRANGE:
+            if start.startswith(first):
+                raise InputError(message(name, found, allowed, do))
+        if start[257:262] == b"ustar":
+            raise InputError(message(name, "a tar archive", f"one file, plain, {_PACKED}", "unpack it"))
+        if start[:2] == b"\x1f\x8b":
+            return io.BufferedReader(gzip.GzipFile(fileobj=self._raw))
+        if start[:6] == b"\xfd7zXZ\x00":
+            return lzma.LZMAFile(self._raw)
+        if start[:3] == b"BZh" and start[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"):
+            return bz2.BZ2File(self._raw)
+        if start[:4] == b"\x28\xb5\x2f\xfd":
+            return io.BufferedReader(_Zstandard(self._raw))
+        if start[:4] == b"PK\x03\x04":
+            return self._zipped()
+        return self._raw
+
+    def _zipped(self) -> IO[bytes]:
+        """The one file in a zip archive; what macOS adds beside it does not count."""
+        archive = zipfile.ZipFile(self._raw)
+        names = [
+            name
+            for name in archive.namelist()
+            if not name.endswith("/") and not name.startswith("__MACOSX/") and name.rpartition("/")[2][:1] != "."
+        ]
+        if len(names) != 1:
+            found = f"{len(names)} files in it: {', '.join(names)[:120]}"
+            raise InputError(message(str(self.path), found, "an archive of one file", "unpack it"))
+        try:
+            return archive.open(names[0])
+        except (RuntimeError, NotImplementedError) as error:  # a password, a compression that Python lacks
+            raise InputError(message(str(self.path), str(error), "an archive without password", "unpack it")) from error
+
+
+class _Zstandard(io.RawIOBase):
+    """A ``.zst`` file, unpacked; unlike the package's own reader it tells when the file is cut short."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingExtra("zstandard", "data") from None
+        self._package, self._raw, self._waiting, self._is_inside = zstandard, raw, b"", False
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: WriteableBuffer) -> int:
+        view = memoryview(target).cast("B")
+        while not self._waiting:
+            packed = b""
+            if self._frame.eof:  # another frame may follow
+                packed, self._is_inside = self._frame.unused_data, False
+                self._frame = self._package.ZstdDecompressor().decompressobj()
+            packed = packed or self._raw.read(2**17)
+            if not packed:
+                if self._is_inside:
+                    raise EOFError("it ends in the middle")
+                return 0
+            self._is_inside = True
+            try:
+                self._waiting = self._frame.decompress(packed)
+            except self._package.ZstdError as error:
+                raise EOFError(str(error)) from error
+        count = min(len(view), len(self._waiting))
+        view[:count], self._waiting = self._waiting[:count], self._waiting[count:]
+        return count
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The file's content, unpacked. Raises as ``ByteSource`` does."""
+    with ByteSource(path) as source:
+        return source.read()
+
+
+def decode(data: bytes, name: str, encoding: str | None = None) -> FileText:
+    """Bytes as text; see ``find_encoding`` for how the encoding is found, ``encoding`` decides where given.
+
+    A doubtful encoding is used with a warning. Bytes that do not decode become lone surrogates, so that whoever reads the
+    records refuses those alone.
+    """
+    if data.startswith(_POINTER):
+        raise InputError(message(name, "a Git LFS pointer, not the data", "the data", "fetch it: git lfs pull"))
+    found = find_encoding(data, name, wanted=encoding)
+    warn_if_doubtful(found, name)
+    try:
+        text = data[found.mark :].decode(found.name, undamaged(found.name))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            message(
+                name, f"{error.reason} at byte {error.start}", f"{found.name} text", "name its encoding: --encoding"
+            )
+        ) from error
+    return FileText(text, found, found.mark > 0, "\r\n" in text)
+
+
+def warn_if_doubtful(encoding: Encoding, name: str) -> None:
+    """One line where the encoding is a guess: what it is taken for, and what to pass if that is wrong."""
+    if not encoding.is_sure:
+        warnings.warn(
+            f"{name}: not UTF-8; read as {encoding.name}, the likeliest by its characters, but not clearly so; "
+            "if the text looks wrong, name its encoding: --encoding",
+            stacklevel=2,
+        )
+
+
+def read_text(path: str | Path, encoding: str | None = None) -> FileText:
+    """The whole text of a file, unpacked and decoded. Raises as ``ByteSource`` and ``decode`` do. Memory: the file, unpacked."""
+    path = Path(path)
+    return decode(read_bytes(path), str(path), encoding)

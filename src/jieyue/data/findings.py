@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from jieyue.errors import InputError
 from jieyue.text import normalize
 
 from .questions import Question
 
-__all__ = ["MEANING", "Findings", "note_duplicates", "overlap"]
+__all__ = ["MEANING", "BadRecord", "Findings", "note_duplicates", "overlap"]
+
+_LISTED = 100  # broken records that are listed; all are counted
 
 MEANING = {
     "files": "files read",
@@ -66,6 +70,13 @@ MEANING = {
     "turns": "turns of all dialogues",
     "dialogues_of_one_turn": "dialogues of a single turn",
     "turns_same_speaker": "turns whose speaker spoke the turn before, too",
+    "turns_of_tools": "turns of tools, and calls of them: context, never learned",
+    "turns_not_learned": "turns that are context only: of tools, or of weight 0",
+    "dialogues_with_tools": "rows that list tools; the list itself is not read",
+    "dialogues_of_weight_0": "rows of weight 0, left out",
+    "dialogues_repeated": "dialogues that stood before, word for word",
+    "dialogues_nearly_repeated": "dialogues that stood before but for digits, punctuation, spaces and case",
+    "files_presegmented": "files whose Chinese has spaces between its words; these were removed",
     "dialogues_shortened": "dialogues whose oldest turns were dropped: longer than max_tokens",
     "turns_dropped": "oldest turns dropped, each whole",
     "turns_cut": "single turns longer than max_tokens, cut at their end",
@@ -83,20 +94,51 @@ MEANING = {
 """What every count says, for people; the names are those of ``Findings.counts`` and of the reader's rows."""
 
 
+class BadRecord(Exception):
+    """One record that cannot be read: what was found, what was expected."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(f"found {found}, expected {expected}")
+
+
 @dataclass(slots=True)
 class Findings:
-    """Counts by name (``MEANING`` says what each is), encodings by file, a line for every skipped record. ``a + b`` joins two."""
+    """Counts by name (``MEANING`` says what each is), encodings by file, a line for the first hundred skipped records.
+
+    ``speakers``: which role each name in the files was given; ``example``: (role, text) of one dialogue's first turns.
+    ``a + b`` joins two.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     encodings: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    speakers: dict[str, str] = field(default_factory=dict)
+    example: tuple[tuple[str, str], ...] = ()
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(
             Counter({key: self.counts[key] + other.counts[key] for key in {**self.counts, **other.counts}}),
             {**self.encodings, **other.encodings},
             self.skipped + other.skipped,
+            {**self.speakers, **other.speakers},
+            self.example or other.example,
         )
+
+    def note_file(self, path: str | Path, encoding: str, has_bom: bool, has_crlf: bool) -> None:
+        """Counts a file that was opened, and what is worth knowing about it."""
+        self.encodings[str(path)] = encoding
+        self.counts["files"] += 1
+        self.counts["files_with_bom"] += has_bom
+        self.counts["files_with_crlf"] += has_crlf
+        self.counts["files_not_utf8"] += encoding != "utf-8"
+
+    def refuse(self, line: str, skip_bad: bool, what: str = "records") -> None:
+        """A broken record (``line`` says which, and why): counted and listed where such are skipped, else ``InputError``."""
+        if not skip_bad:
+            raise InputError(f"{line}; correct it, or pass --skip-bad to leave such {what} out")
+        self.counts["records_skipped"] += 1
+        if len(self.skipped) < _LISTED:
+            self.skipped.append(line)
 
     def rows(self) -> list[tuple[str, int]]:
         """(what, how many), in the order of first counting: for the doctor's table."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROLES",
+    "TOOL",
     "Fitted",
     "Message",
     "Talk",
@@ -66,6 +68,7 @@ class Tokenizer(Protocol):
 
 
 ROLES = ("system", "user", "assistant")
+TOOL = "tool"  # the role of what a tool or function gave: context in data, never learned
 TURNS = "{{- cls_token }}{% for message in messages %}{{ message['content'] | trim }}{{ sep_token }}{% endfor %}"
 TEMPLATE_SECONDS = 10.0  # a template that is still at it then is stopped
 _FEW = 8  # turns up to which every beginning of a talk is written
@@ -74,10 +77,11 @@ ENDED = "{% for message in messages %}{{ message['content'] | trim }}{{ eos_toke
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks (one of ``ROLES``) and what."""
+    """One turn: who speaks (one of ``ROLES``, in data ``TOOL`` too) and what. ``learned``: False for what is context only."""
 
     role: str
     text: str
+    learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +131,14 @@ def encode_talks(tokenizer: Tokenizer, talks: Sequence[Sequence[Message]]) -> li
         return []
     if not tokenizer.is_fast:
         raise InputError(message("the tokenizer", "a slow one", "a fast one, which tells where its tokens stand"))
-    found = tokenizer(
-        [text for text, _ in written], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    found = tokenizer([text for text, _ in written], verbose=False, **options)
     made = []
-    for ids, offsets, (_, spans) in zip(found["input_ids"], found["offset_mapping"], written, strict=True):
-        begins = numpy.fromiter((start for start, _ in offsets), dtype=numpy.int64, count=len(offsets))
-        turns = tuple((int(first), int(stop)) for first, stop in (numpy.searchsorted(begins, span) for span in spans))
+    for ids, encoding, (_, spans) in zip(found["input_ids"], found.encodings, written, strict=True):
+        borders = {place: 0 for span in spans for place in span}
+        for place in borders:  # asked for one by one: as a list the places of all tokens cost as much as the tokens
+            borders[place] = bisect_left(range(len(ids)), place, key=lambda t: encoding.token_to_chars(t)[0])
+        turns = tuple((borders[first], borders[stop]) for first, stop in spans)
         made.append(Talk(numpy.asarray(ids, dtype=numpy.int32), turns))
     return made
 

@@ -1,61 +1,111 @@
 """Plain text, line by line, and rows of it: what masked-LM training reads.
 
-``read_lines`` gives the lines that hold something. ``split_blocks`` holds some of them out, neighbours together, so that
-what is judged is not the next line of what was seen.
+``read_lines`` gives the lines that hold something: of plain text, of the texts in JSON records or of a Parquet file.
+``split_blocks`` holds some of them out, neighbours together, so that what is judged is not the next line of what was seen.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jieyue.errors import InputError, message
 from jieyue.text import normalize
 
-from .files import decode, read_bytes
-from .findings import Findings
+from .encodings import is_damaged
+from .files import as_paths, read_text, warn_if_doubtful
+from .findings import BadRecord, Findings
+from .json_shapes import Json, Layout, is_json
+from .rows import is_parquet, parquet_records
+from .streams import Unreadable, records
+from .textstream import TextStream
 
 __all__ = ["note_repeated_lines", "read_lines", "shared_lines", "split_blocks"]
 
+NAMES = (
+    "text",
+    "content",
+    "sentence",
+    "body",
+    "article",
+    "passage",
+    "document",
+    "paragraphs",
+    "文本",
+    "正文",
+    "内容",
+    "文章",
+)
+_LISTS = Layout(is_list_record=lambda values, of_lines: False)  # a list holds texts or records
 _LONG = 20  # characters from which on a line is no chance repetition
 
 
-def read_lines(paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False) -> tuple[list[str], Findings]:
-    """The lines of the files that are not blank, in order, and what was found.
+def read_lines(
+    paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False, encoding: str | None = None
+) -> tuple[list[str], Findings]:
+    """The lines of the files that are not blank, in order, and what was found. ``encoding`` decides where given.
 
-    A line with a zero byte or U+FFFD (what decoders leave of damaged text) is broken: ``InputError`` names it; with
-    ``skip_bad`` it is left out, counted and listed.
+    A line with a zero byte, U+FFFD (what decoders leave of damaged text) or bytes that do not decode is broken, and so is a
+    JSON record without a text: ``InputError`` names it; with ``skip_bad`` it is left out, counted and listed.
     """
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    files = as_paths(paths)
     findings, lines = Findings(), list[str]()
     for name in ("files", "lines", "characters", "records_skipped"):
         findings.counts[name] = 0
     for path in files:
-        text, encoding, has_bom = decode(read_bytes(path), str(path))
-        findings.encodings[str(path)] = encoding
-        findings.counts["files"] += 1
-        findings.counts["files_with_bom"] += has_bom
-        findings.counts["files_with_crlf"] += "\r\n" in text
-        findings.counts["files_not_utf8"] += encoding != "utf-8"
-        for number, raw in enumerate(text.split("\n"), 1):
-            line = raw.strip()
-            if not line:
+        for place, found in _texts(path, findings, encoding):
+            if isinstance(found, BadRecord):
+                findings.refuse(f"{path}, {place}: {found}", skip_bad, "lines")
                 continue
-            if "\0" in line or "\ufffd" in line:
-                found = f"{path}, line {number}: found damaged characters, expected text"
-                if not skip_bad:
-                    raise InputError(f"{found}; correct it, or pass --skip-bad to leave such lines out")
-                findings.counts["records_skipped"] += 1
-                findings.skipped.append(found)
-                continue
-            lines.append(line)
+            for line in filter(None, map(str.strip, found.split("\n"))):
+                if "\0" in line or "\ufffd" in line or is_damaged(line):
+                    findings.refuse(f"{path}, {place}: found damaged characters, expected text", skip_bad, "lines")
+                else:
+                    lines.append(line)
     if not lines:
         raise InputError(message(", ".join(map(str, files)) or "no file", "no text", "at least one line of it"))
     findings.counts["lines"] = len(lines)
     findings.counts["characters"] = sum(map(len, lines))
     note_repeated_lines(lines, findings)
     return lines, findings
+
+
+def _texts(path: Path, findings: Findings, encoding: str | None) -> Iterator[tuple[str, str | BadRecord]]:
+    """(place, text) of every line or record."""
+    if is_parquet(path):
+        findings.note_file(path, "utf-8", False, False)
+        for place, value in parquet_records(path):
+            yield place, _text_of(value)
+        return
+    with TextStream(path, encoding, warns=False) as text:
+        if is_json(text.peek(2**16), text.ended):
+            warn_if_doubtful(text.found, text.name)
+            findings.note_file(path, text.encoding, text.has_bom, text.has_crlf)
+            for place, value in records(text, _LISTS):
+                yield place, _text_of(value)
+            return
+    found = read_text(path, encoding)
+    findings.note_file(path, found.encoding.name, found.has_bom, found.has_crlf)
+    for number, line in enumerate(found.text.split("\n"), 1):
+        yield f"line {number}", line
+
+
+def _text_of(value: Json | Unreadable) -> str | BadRecord:
+    if isinstance(value, Unreadable):
+        return BadRecord(value.why, "JSON")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        name = next((name for name in NAMES if name in value), None)
+        found = value[name] if name else None
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            found = "\n".join(map(str, found))
+        if isinstance(found, str):
+            return found
+        shown = f"{name!r} = {found!r:.40}" if name else f"the fields {sorted(map(str, value))[:8]}"
+        return BadRecord(shown, f"a text under one of {', '.join(NAMES[:4])}, …")
+    return BadRecord(type(value).__name__, "a text, or an object with one")
 
 
 def note_repeated_lines(lines: Sequence[str], findings: Findings) -> None:

@@ -2,69 +2,96 @@
 
 Layouts, told apart by their keys: SQuAD 1.1 and 2.0 (also DRCD, CMRC 2018 and this package's corpus: ``data`` ->
 ``paragraphs`` -> ``qas``), CMRC 2018's own (list of ``context_text`` + ``qas`` with ``query_text``), flat SQuAD rows
-(``context``, ``question``, ``answers: {text, answer_start}``) and multi-passage rows (``question``, ``passages:
-[{passage, answer}]``, the WebQA and SogouQA shape); rows as a JSON list or as JSON lines.
+(``context``, ``question``, ``answers: {text, answer_start}``, lists or single values) and multi-passage rows (``question``,
+``passages: [{passage, answer}]``, the WebQA and SogouQA shape); rows as a JSON list, JSON lines, a table with a header, Parquet.
 
 Texts are kept letter for letter: answers are places in them. A stated place that disagrees with the text is corrected to
-the nearest occurrence of the answer, or kept as a gold without a place; either is counted.
+the nearest occurrence of the answer, or kept as a gold without a place; either is counted. An empty answer says that there
+is none, ``null`` that it is not known.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jieyue.errors import InputError, message
 
-from .files import Document, load
-from .findings import Findings, note_duplicates
+from .files import as_paths
+from .findings import BadRecord, Findings, note_duplicates
+from .json_shapes import Json, Layout
 from .questions import Passage, Question
+from .rows import open_rows
+from .streams import Unreadable
+from .tables import Table, columns_by_name
 
 __all__ = ["Passage", "Question", "read_questions"]
 
+NAMES = {
+    "context": ("context", "context_text", "passage", "paragraph", "文章", "段落"),
+    "question": ("question", "query_text", "query", "问题"),
+    "answers": ("answers", "answer", "答案"),
+    "answer_start": ("answer_start", "start"),
+    "is_impossible": ("is_impossible",),
+    "id": ("id", "query_id"),
+    "title": ("title", "标题"),
+    "topic": ("topic",),
+    "language": ("language",),
+}
+_KEYS = ("paragraphs", "qas", "passages", "context", "context_text")
 
-class _Broken(Exception):
-    """One record that cannot be read: what was found, what was expected, how many questions are lost with it."""
 
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(f"found {found}, expected {expected}")
+def _is_row(value: Mapping[str, Json]) -> bool:
+    return any(key in value for key in _KEYS)
 
 
-def _kind(value: Any) -> str:
+_LAYOUT = Layout(is_record=_is_row)
+
+
+def _kind(value: Json) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     shown = repr(value) if isinstance(value, int | float | str | bool) else ""
     return f"{names.get(type(value), 'a number')}{' ' + shown[:40] if shown else ''}"
 
 
-def _get(record: Any, names: Sequence[str], kind: type, expected: str) -> Any:
-    """The first of the named fields, of the wanted type."""
+def _get(record: Json, names: Sequence[str], expected: str) -> Json:
+    """The first of the named fields."""
     if not isinstance(record, Mapping):
-        raise _Broken(_kind(record), f"an object with {names[0]!r}")
+        raise BadRecord(_kind(record), f"an object with {names[0]!r}")
     for name in names:
         if name in record:
-            if not isinstance(record[name], kind):
-                raise _Broken(f"{name!r} = {_kind(record[name])}", expected)
             return record[name]
-    raise _Broken(f"no {names[0]!r} among {sorted(map(str, record))[:8]}", expected)
+    raise BadRecord(f"no {names[0]!r} among {sorted(map(str, record))[:8]}", expected)
 
 
-def _text(record: Any, *names: str) -> str:
-    text = _get(record, names, str, f"{names[0]!r}: text that is not empty")
+def _list(record: Json, name: str, expected: str) -> list[Json]:
+    value = _get(record, [name], expected)
+    if not isinstance(value, list):
+        raise BadRecord(f"{name!r} = {_kind(value)}", expected)
+    return value
+
+
+def _text(record: Json, *names: str) -> str:
+    expected = f"{names[0]!r}: text that is not empty"
+    text = _get(record, names, expected)
+    if not isinstance(text, str):
+        found = next(name for name in names if isinstance(record, Mapping) and name in record)
+        raise BadRecord(f"{found!r} = {_kind(text)}", expected)
     if not text.strip():
-        raise _Broken(f"an empty {names[0]!r}", "text that is not empty")
+        raise BadRecord(f"an empty {names[0]!r}", "text that is not empty")
     return text
 
 
-def _extras(*levels: Any) -> dict[str, str]:
-    """Title, topic and language from the innermost record that has them."""
-    found = {}
-    for name in ("title", "topic", "language"):
-        for level in levels:
-            if isinstance(level, Mapping) and isinstance(level.get(name), str):
-                found[name] = level[name]
-                break
-    return found
+def _extra(name: str, levels: Sequence[Json]) -> str:
+    """Title, topic or language, from the innermost record that has it."""
+    for level in levels:
+        if isinstance(level, Mapping):
+            found = level.get(name)
+            if isinstance(found, str):
+                return found
+    return ""
 
 
 def _occurrences(text: str, answer: str) -> list[int]:
@@ -90,41 +117,59 @@ def _locate(text: str, answer: str, stated: int | None, findings: Findings) -> t
     return start, start + len(answer)
 
 
-def _golds(record: Mapping[str, Any]) -> list[tuple[str, int | None]] | None:
+def _golds(record: Mapping[str, Json]) -> list[tuple[str, int | None]] | None:
     """(text, stated start or None) of every answer; None where the record does not say, or says with placeholders."""
-    if "answers" not in record and "answer" not in record:
-        return [] if record.get("is_impossible") is True else None
+    is_impossible = record.get("is_impossible") in (True, "true", "True", "1")
     answers = record.get("answers", record.get("answer"))
-    if isinstance(answers, str):
-        answers = [answers] if answers else []
-    if isinstance(answers, Mapping):  # flat rows: two parallel lists
-        texts = _get(answers, ["text"], list, "'text': a list")
-        starts = _get(answers, ["answer_start"], list, "'answer_start': a list") if "answer_start" in answers else []
-        if starts and len(starts) != len(texts):
-            raise _Broken(f"{len(texts)} texts and {len(starts)} starts", "as many 'answer_start' as 'text'")
-        answers = [
-            {"text": text, "answer_start": start}
-            for text, start in zip(texts, starts or [None] * len(texts), strict=True)
-        ]
-    if not isinstance(answers, list):
-        raise _Broken(f"'answers' = {_kind(answers)}", "a list of answers, empty where there is none")
-    found: list[tuple[str, int | None]] = []
-    for answer in answers:
-        text = answer if isinstance(answer, str) else _text(answer, "text")
-        start = None if isinstance(answer, str) else answer.get("answer_start")
-        if start is not None and (not isinstance(start, int) or isinstance(start, bool)):
-            raise _Broken(f"'answer_start' = {_kind(start)}", "a whole number of characters, counted from 0")
-        found.append((text, start))
-    if found and all(start is not None and start < 0 for _, start in found):
+    if answers is None:
+        return [] if is_impossible else None
+    found = [_gold(answer) for answer in _answers(answers)]
+    given = [(text, start) for text, start in found if text.strip()]  # an empty text says that there is no answer
+    if given and all(start is not None and start < 0 for _, start in given):
         return None  # the placeholders of CMRC 2018's test file
-    if found and record.get("is_impossible") is True:
-        raise _Broken(f"'is_impossible' = true and {len(found)} answers", "no answers where 'is_impossible' is true")
-    return found
+    if given and is_impossible:
+        raise BadRecord(f"'is_impossible' = true and {len(given)} answers", "no answers where 'is_impossible' is true")
+    return given
 
 
-def _one_passage(record: Any, context: str, number: int, levels: tuple[Any, ...], findings: Findings) -> Question:
+def _answers(answers: Json) -> list[Json]:
+    """Answers as a list of texts or of {text, answer_start}, whether they came as that, as one, or as two parallel lists."""
+    if isinstance(answers, str):
+        return [answers]
+    if isinstance(answers, Mapping):
+        texts = _get(answers, ["text"], "'text': an answer or a list of them")
+        starts = answers.get("answer_start")
+        texts = texts if isinstance(texts, list) else [texts]
+        starts = starts if isinstance(starts, list) else [] if starts is None else [starts]
+        if starts and len(starts) != len(texts):
+            raise BadRecord(f"{len(texts)} texts and {len(starts)} starts", "as many 'answer_start' as 'text'")
+        pairs = zip(texts, starts or [None] * len(texts), strict=True)
+        return [{"text": text, "answer_start": start} for text, start in pairs]
+    if not isinstance(answers, list):
+        raise BadRecord(f"'answers' = {_kind(answers)}", "a list of answers, empty where there is none")
+    return answers
+
+
+def _gold(answer: Json) -> tuple[str, int | None]:
+    if isinstance(answer, str):
+        return answer, None
+    text = _get(answer, ["text"], "'text': an answer, empty where there is none")
+    if not isinstance(text, str):
+        raise BadRecord(f"'text' = {_kind(text)}", "text")
+    start = answer.get("answer_start") if isinstance(answer, Mapping) else None
+    if isinstance(start, float) and start.is_integer():
+        start = int(start)
+    elif isinstance(start, str) and start.strip().removesuffix(".0").lstrip("-").isdigit():
+        start = int(float(start))
+    if start is None or (isinstance(start, int) and not isinstance(start, bool)):
+        return text, start
+    raise BadRecord(f"'answer_start' = {_kind(start)}", "a whole number of characters, counted from 0")
+
+
+def _one_passage(record: Json, context: str, number: int, levels: tuple[Json, ...], findings: Findings) -> Question:
     """A question about one context: SQuAD's, CMRC 2018's own or a flat row."""
     text = _text(record, "question", "query_text")
+    assert isinstance(record, Mapping)  # or there would be no text in it
     golds = _golds(record)
     spans: dict[tuple[int, int], None] = {}
     for answer, stated in golds or ():
@@ -136,16 +181,18 @@ def _one_passage(record: Any, context: str, number: int, levels: tuple[Any, ...]
         text=text,
         passages=(Passage(context, tuple(spans), bool(golds) and not spans),),
         golds=None if golds is None else tuple(dict.fromkeys(answer for answer, _ in golds)),
-        **_extras(record, *levels),
+        title=_extra("title", (record, *levels)),
+        topic=_extra("topic", (record, *levels)),
+        language=_extra("language", (record, *levels)),
     )
 
 
-def _many_passages(record: Mapping[str, Any], number: int, findings: Findings) -> Question:
+def _many_passages(record: Mapping[str, Json], number: int, findings: Findings) -> Question:
     """A question about several passages. As in the article, an answer given for one passage counts wherever it stands."""
     text = _text(record, "question")
-    rows = _get(record, ["passages"], list, "'passages': a list of {passage, answer}")
+    rows = _list(record, "passages", "'passages': a list of {passage, answer}")
     if not rows:
-        raise _Broken("an empty list of passages", "at least one passage")
+        raise BadRecord("an empty list of passages", "at least one passage")
     given = [_golds(row) if isinstance(row, Mapping) else None for row in rows]
     texts = [_text(row, "passage", "text") for row in rows]
     golds = [answer for answers in given for answer, _ in answers or ()]
@@ -172,38 +219,43 @@ def _many_passages(record: Mapping[str, Any], number: int, findings: Findings) -
         text=text,
         passages=tuple(passages),
         golds=tuple(golds) if known else None,
-        **_extras(record),
+        title=_extra("title", (record,)),
+        topic=_extra("topic", (record,)),
+        language=_extra("language", (record,)),
     )
 
 
 _Thunk = Callable[[Findings], Question]
 
 
-def _of_paragraph(paragraph: Any, place: str, number: int, levels: tuple[Any, ...]) -> Iterator[tuple[str, _Thunk]]:
+def _of_paragraph(paragraph: Json, place: str, number: int, levels: tuple[Json, ...]) -> Iterator[tuple[str, _Thunk]]:
     """(place, how to read it) of every question of one paragraph; a broken paragraph is one broken record."""
     try:
         context = _text(paragraph, "context", "context_text")
-        questions = _get(paragraph, ["qas"], list, "'qas': a list of questions")
-    except _Broken as broken:
+        questions = _list(paragraph, "qas", "'qas': a list of questions")
+    except BadRecord as broken:
         yield place, _raise(broken)
         return
     for index, record in enumerate(questions):
 
-        def read(findings: Findings, record: Any = record, number: int = number + index) -> Question:
+        def read(findings: Findings, record: Json = record, number: int = number + index) -> Question:
             return _one_passage(record, context, number, (paragraph, *levels), findings)
 
         yield f"{place}.qas[{index}]", read
 
 
-def _raise(broken: _Broken) -> _Thunk:
+def _raise(broken: BadRecord) -> _Thunk:
     def read(findings: Findings) -> Question:
         raise broken
 
     return read
 
 
-def _of_row(row: Any, place: str, number: int) -> Iterator[tuple[str, _Thunk]]:
+def _of_row(row: Json | Unreadable, place: str, number: int) -> Iterator[tuple[str, _Thunk]]:
     """A row is an article, a paragraph, a multi-passage question or a flat one."""
+    if isinstance(row, Unreadable):
+        yield place, _raise(BadRecord(row.why, "a JSON object"))
+        return
     if isinstance(row, Mapping):
         if "paragraphs" in row:
             yield from _of_article(row, place, number)
@@ -222,13 +274,13 @@ def _of_row(row: Any, place: str, number: int) -> Iterator[tuple[str, _Thunk]]:
             return
     expected = "'paragraphs' (SQuAD), 'qas' (CMRC 2018), 'passages' (multi-passage) or 'context' (flat)"
     found = f"an object with {sorted(map(str, row))[:8]}" if isinstance(row, Mapping) else _kind(row)
-    yield place, _raise(_Broken(found, f"an object with {expected}"))
+    yield place, _raise(BadRecord(found, f"an object with {expected}"))
 
 
-def _of_article(article: Any, place: str, number: int) -> Iterator[tuple[str, _Thunk]]:
+def _of_article(article: Json, place: str, number: int) -> Iterator[tuple[str, _Thunk]]:
     try:
-        paragraphs = _get(article, ["paragraphs"], list, "'paragraphs': a list")
-    except _Broken as broken:
+        paragraphs = _list(article, "paragraphs", "'paragraphs': a list")
+    except BadRecord as broken:
         yield place, _raise(broken)
         return
     for index, paragraph in enumerate(paragraphs):
@@ -237,71 +289,83 @@ def _of_article(article: Any, place: str, number: int) -> Iterator[tuple[str, _T
             number += 1
 
 
-def _records(document: Document, name: str) -> Iterator[tuple[str, _Thunk]]:
-    """(place, how to read it) of every question of a file, in order."""
-    number = 1
-    if document.is_lines:
-        import json
+def _of_table(name: str, table: Table) -> Iterator[tuple[str, Json | Unreadable]]:
+    """A table's rows as flat rows; an answer's cell may hold text, or JSON or Python's way to write such."""
+    advice = "a header with 'context', 'question' and 'answers'"
+    if table.header is None:
+        raise InputError(message(name, f"a table without known header: {', '.join(table.rows[0][1])[:60]}", advice))
+    places = columns_by_name(name, table.header, NAMES, {}, "")
+    if not {"context", "question"} <= set(places):
+        raise InputError(message(name, f"the columns {', '.join(table.header)[:80]}", advice))
+    for place, cells in table.whole():
+        if isinstance(cells, str):
+            yield place, Unreadable(cells.removeprefix("found ").partition(", expected")[0])
+            continue
+        row: dict[str, Json] = {role: cells[at] for role, at in places.items()}
+        answers = _cell(str(row.get("answers", ""))) if "answers" in places else None
+        if isinstance(answers, str) and (start := row.pop("answer_start", "")):
+            answers = [{"text": answers, "answer_start": start}]
+        yield place, {**row, "answers": answers}
 
-        for line, text in document.value:
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                yield f"line {line}", _raise(_Broken(f"{error.msg} at column {error.colno}", "one JSON object a line"))
-            else:
-                for place, read in _of_row(row, f"line {line}", number):
-                    yield place, read
-                    number += 1
-        return
-    value, place = document.value, ""
-    if isinstance(value, Mapping):
-        value, place = (value["data"], "data") if "data" in value else ([value], "")
-    if not isinstance(value, list):
-        raise InputError(message(name, f"{_kind(value)} at the top", "a list of records, or an object with 'data'"))
-    for index, row in enumerate(value):
-        for at, read in _of_row(row, f"{place}[{index}]", number):
-            yield at, read
+
+def _cell(written: str) -> Json:
+    """What a cell of answers holds: text, or a list or object that was written into it."""
+    if written.lstrip()[:1] not in ("[", "{"):
+        return written
+    try:
+        found: Json = json.loads(written)
+        return found
+    except (ValueError, RecursionError):
+        pass
+    try:  # pandas writes Python's own form
+        literal = ast.literal_eval(written)
+        return literal if isinstance(literal, list | dict) else written
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return written
+
+
+def _read_file(
+    path: Path, skip_bad: bool, findings: Findings, delimiter: str | None, encoding: str | None
+) -> list[Question]:
+    found = open_rows(path, NAMES, findings, layout=_LAYOUT, delimiter=delimiter, encoding=encoding)
+    rows = _of_table(str(path), found) if isinstance(found, Table) else iter(found)
+    questions: list[Question] = []
+    number = 0
+    for place, row in rows:
+        for at, read in _of_row(row, place, number + 1):
             number += 1
-
-
-def _read_file(path: Path, skip_bad: bool, findings: Findings) -> list[Question]:
-    document = load(path)
-    findings.encodings[str(path)] = document.encoding
-    findings.counts["files"] += 1
-    findings.counts["files_with_bom"] += document.has_bom
-    findings.counts["files_with_crlf"] += document.has_crlf
-    findings.counts["files_not_utf8"] += document.encoding != "utf-8"
-    questions = []
-    for number, (place, read) in enumerate(_records(document, str(path)), 1):
-        try:
-            questions.append(read(findings))
-        except _Broken as broken:
-            line = f"{path}, record {number} ({place}): {broken}"
-            if not skip_bad:
-                raise InputError(f"{line}; correct it, or pass --skip-bad to leave such records out") from None
-            findings.counts["records_skipped"] += 1
-            findings.skipped.append(line)
+            try:
+                questions.append(read(findings))
+            except BadRecord as bad:
+                findings.refuse(f"{path}, record {number} ({at}): {bad}", skip_bad)
     return questions
 
 
 def read_questions(
-    paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False
+    paths: str | Path | Sequence[str | Path],
+    *,
+    skip_bad: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[list[Question], Findings]:
     """All questions of the files, in order, and what was found on the way.
 
+    ``delimiter``, ``encoding``: decide where given, else they are found (``data.tables``, ``data.encodings``).
     A broken record raises ``InputError`` with file, record number, place in the document, what is wrong and what was
     expected; with ``skip_bad`` it is left out, counted and listed in ``findings.skipped``. A file that is not JSON at all
     is always refused. Cost: one pass; contexts are shared by their questions.
     """
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    files = as_paths(paths)
     findings = Findings()
     for name in ("files", "questions", "passages", "answerable", "unanswerable", "golds_unknown", "records_skipped"):
         findings.counts[name] = 0
-    questions = [question for path in files for question in _read_file(path, skip_bad, findings)]
+    questions = [question for path in files for question in _read_file(path, skip_bad, findings, delimiter, encoding)]
     if not questions:
         names = ", ".join(map(str, files)) or "no file"
         raise InputError(
-            message(names, f"no questions ({len(findings.skipped)} records skipped)", "at least one question")
+            message(
+                names, f"no questions ({findings.counts['records_skipped']} records skipped)", "at least one question"
+            )
         )
     findings.counts["questions"] = len(questions)
     findings.counts["passages"] = len({passage.text for question in questions for passage in question.passages})

@@ -1,68 +1,66 @@
-"""JSON records of files that may be larger than memory: one at a time, from plain, ``.gz`` or ``.xz`` files.
+"""JSON records of files that may be larger than memory, one at a time.
 
-``records(path)`` yields (place, value or what is wrong with it) of a JSON-lines file, of a JSON list, or of an object of
-lists (``{"train": [...], "valid": [...]}``, of which ``part`` picks one). At no time more than one record and one block of
-text are held. Encodings are told apart by the first mebibyte, as ``files.decode`` does it.
+``records(path, layout)`` yields (place, value) of JSON lines, of a JSON list, of an object of lists (``{"train": [...],
+"valid": [...]}``, ``{"data": [...]}``), of an object of named records, of one object, and of several such documents one after
+another. All of the file is read: what is no JSON is an ``Unreadable`` in its line's place, or ``InputError`` that names it.
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import TypeAlias
 
 from jieyue.errors import InputError, message
 
-from .files import decode
+from . import textstream
+from .encodings import is_damaged
+from .json_shapes import OBJECTS, WRAPPERS, Json, Layout, has_lines, is_part, kind_of_object
+from .textstream import SPACE, TextStream
 
-__all__ = ["Unreadable", "part_of", "records"]
+__all__ = ["Placed", "Unreadable", "part_of", "records"]
 
-BLOCK = 2**20
-_SPACE = " \t\r\n"
-_PART = r'\{\s*"([^"\\]*)"\s*:\s*\[\s*[\[{]'
 _DECODER = json.JSONDecoder()
-_BYTES = re.compile("[\ud800-\udfff]")  # what "surrogateescape" makes of bytes that are not UTF-8
+_LENIENT = json.JSONDecoder(parse_int=float)  # finds the end of a number that is too long to be one
+_FEW = 10  # documents up to which a file is several files in one rather than a record a line
+_HALF = re.compile("[\ud800-\udfff]")
 
 
+@dataclass(frozen=True)
 class Unreadable:
     """In the place of a record that is no JSON: why."""
 
-    def __init__(self, why: str) -> None:
-        self.why = why
+    why: str
 
 
-def records(path: Path, part: str | None = None) -> Iterator[tuple[str, Any]]:
-    """(place, record) in order; a broken line of a JSON-lines file is an ``Unreadable``, a broken document ``InputError``."""
-    text = _Text(path)
-    with text.stream:
-        text.skip()
-        if not text.peek(1):
-            raise InputError(message(str(path), "an empty file", "JSON or JSON lines"))
-        start = text.peek(4096)
-        second = start[1:].lstrip(_SPACE)[:1]
-        if start[0] == "[" and (second in "[{]" or second == ""):
-            yield from _elements(text, "")
-        elif _has_parts(text):
-            yield from _parts(text, part)
-        else:
-            yield from _lines(text)
+Placed: TypeAlias = "tuple[str, Json | Unreadable]"
 
 
-def part_of(path: Path, wanted: Sequence[str]) -> str | None:
+def records(text: TextStream, layout: Layout = OBJECTS, part: str | None = None) -> Iterator[Placed]:
+    """(place, record) in order. ``part``: the list to take of an object of several.
+
+    A broken line is an ``Unreadable``, a broken document ``InputError``. Memory: one record and one block.
+    """
+    text.skip()
+    if not text.peek(1):
+        raise InputError(message(text.name, "an empty file", "JSON or JSON lines"))
+    reader = _Reader(text, layout, part)
+    yield from reader.lines() if has_lines(text) else reader.documents()
+    if part is not None and reader.names and part not in reader.names and not set(WRAPPERS) & set(reader.names):
+        raise InputError(message(text.name, f"the parts {', '.join(reader.names)}", f"one named {part!r}"))
+
+
+def part_of(path: str | Path, wanted: Sequence[str], encoding: str | None = None) -> str | None:
     """The first list of an object of lists whose name is wanted; None for a file of another layout, or without it.
 
     Cost: the file is read up to there.
     """
-    text = _Text(path)
-    with text.stream:
+    with TextStream(path, encoding) as text:
         text.skip()
-        if _has_parts(text):
+        if text.peek(1) == "{" and kind_of_object(text, OBJECTS) == "parts":
             for name in _names(text):
                 if name.lower() in wanted:
                     return name
@@ -70,126 +68,201 @@ def part_of(path: Path, wanted: Sequence[str]) -> str | None:
     return None
 
 
-def _has_parts(text: _Text) -> bool:
-    found = re.match(_PART, text.peek(4096))
-    return found is not None and _is_part(found[1])
+class _Reader:
+    """Goes through one file; ``names`` of the lists that were found in objects of lists."""
 
+    def __init__(self, text: TextStream, layout: Layout, part: str | None) -> None:
+        self.text, self.layout, self.part = text, layout, part
+        self.names: list[str] = []
 
-def _is_part(name: str) -> bool:
-    return name.lower() in ("train", "valid", "validation", "dev", "test", "data", "dialogues")
-
-
-class _Text:
-    """A file as text, read block by block; what was consumed is forgotten."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.stream = _opened(path)
-        raw = self._read()
-        encoding = _encoding(raw, str(path))
-        self.decoder = codecs.getincrementaldecoder(encoding)(
-            "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    def lines(self) -> Iterator[Placed]:
+        """Each line's document, or documents."""
+        of_lines = (
+            _named_lines(self.text.name)
+            or sum(bool(line.strip()) for line in self.text.peek(textstream.BLOCK).split("\n")[: _FEW + 2]) > _FEW
         )
-        self.encoding = encoding.removesuffix("-sig")
-        self.buffer, self.at, self.ended = self.decoder.decode(raw), 0, False
-
-    def _read(self) -> bytes:
-        try:
-            return self.stream.read(BLOCK)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(
-                message(str(self.path), f"a damaged archive ({error})", "a whole file, plain, .gz or .xz")
-            ) from error
-
-    def more(self) -> bool:
-        """Reads another block; False at the end."""
-        if self.ended:
-            return False
-        raw = self._read()
-        self.ended = not raw
-        self.buffer = self.buffer[self.at :] + self.decoder.decode(raw, final=self.ended)
-        self.at = 0
-        return not self.ended
-
-    def peek(self, count: int) -> str:
-        while len(self.buffer) - self.at < count and self.more():
-            pass
-        return self.buffer[self.at : self.at + count]
-
-    def skip(self, also: str = "") -> None:
-        """Moves on over white space (and ``also``)."""
-        while True:
-            while self.at < len(self.buffer) and self.buffer[self.at] in _SPACE + also:
-                self.at += 1
-            if self.at < len(self.buffer) or not self.more():
-                return
-
-    def take(self, expected: str) -> None:
-        self.skip()
-        if self.peek(1) != expected:
-            raise self.wrong(f"{self.peek(1)!r}" if self.peek(1) else "the end of the file", repr(expected))
-        self.at += 1
-
-    def value(self) -> Any:
-        """One JSON value."""
-        self.skip()
-        while True:
-            try:
-                found, end = _DECODER.raw_decode(self.buffer, self.at)
-            except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - 12
-                if not (cut and self.more()):
-                    self.at = error.pos
-                    raise self.wrong(error.msg, "JSON") from error
+        number = self.text.line - 1
+        while (line := self.text.take_line()) is not None:
+            number += 1
+            if not (line := line.strip(SPACE)):
                 continue
-            if end == len(self.buffer) and self.more():
-                continue  # a number may go on
-            self.at = end
-            return _whole(found)
+            for value in _documents_of(line, self.text.encoding):
+                yield from self.unwrapped(value, f"line {number}", of_lines)
 
-    def wrong(self, found: str, expected: str) -> InputError:
-        near = self.buffer[max(0, self.at - 20) : self.at + 20]
-        return InputError(message(str(self.path), f"{found} near {near!r}", expected))
+    def documents(self) -> Iterator[Placed]:
+        """Documents of any length, one after another; the elements of a list are read one by one."""
+        number, of_lines = 0, _named_lines(self.text.name)
+        while True:
+            self.text.skip()
+            start = self.text.peek(1)
+            if not start:
+                return
+            place = f"document {number + 1}" if number else ""
+            number += 1
+            if start == "[" and not of_lines:
+                yield from self.elements(place)
+            elif start == "{" and (kind := kind_of_object(self.text, self.layout)) != "record":
+                yield from self.parts(place, kind)
+            elif start in "[{" or number == 1:
+                line = self.text.line
+                yield from self.unwrapped(_value(self.text), f"line {line}", of_lines)
+            else:
+                raise self.text.wrong(f"something that is no JSON behind document {number - 1}", "the end, or JSON")
+
+    def elements(self, place: str) -> Iterator[Placed]:
+        """The records of a list, or the list itself where it is one."""
+        found = _elements(self.text, place)
+        first = next(found, None)
+        if first is None:
+            return
+        if not isinstance(first[1], Unreadable) and self.layout.is_list_record([first[1]], False):
+            values = [first[1]]
+            for _, value in found:
+                if isinstance(value, Unreadable):
+                    yield place or "[0]", value
+                    return
+                values.append(value)
+            yield place or "[0]", values
+            return
+        yield first
+        yield from found
+
+    def parts(self, place: str, kind: str) -> Iterator[Placed]:
+        """The lists of an object, of which one is asked for (else all of them); or its named records."""
+        lists = 0
+        for name in _names(self.text):
+            if kind == "map":
+                yield name, _value(self.text)
+                continue
+            self.names.append(name)
+            is_list = self.text.peek(1) == "["
+            lists += is_list and is_part(name)
+            if is_list and self._is_wanted(name):
+                if lists > 1 and self.part is None and not self.layout.joins_parts:
+                    raise self._several()
+                yield from _elements(self.text, f"{place} {name}".strip())
+            else:
+                _pass_over(self.text)
+
+    def unwrapped(self, value: Json | Unreadable, place: str, of_lines: bool) -> Iterator[Placed]:
+        """The records in a document that was read whole."""
+        if isinstance(value, list) and value and not self.layout.is_list_record(value, of_lines):
+            for number, one in enumerate(value):
+                yield f"{place}[{number}]" if place else f"[{number}]", one
+        elif isinstance(value, dict) and not self.layout.is_record(value):
+            kept = {name: one for name, one in value.items() if isinstance(one, list) and is_part(name)}
+            kept = {name: one for name, one in kept.items() if not one or isinstance(one[0], list | dict)}
+            named = [name for name, one in value.items() if isinstance(one, dict) and self.layout.is_record(one)]
+            self.names += kept
+            if len(kept) > 1 and self.part is None and not self.layout.joins_parts:
+                raise self._several()
+            for name, one in kept.items():
+                if self._is_wanted(name):
+                    for number, record in enumerate(one):
+                        yield f"{place} {name}[{number}]", record
+            if not kept and named:
+                for name, one in value.items():
+                    yield f"{place} {name}", one
+            elif not kept:
+                yield place, value
+        else:
+            yield place, value
+
+    def _is_wanted(self, name: str) -> bool:
+        if not is_part(name):
+            return False
+        return self.part is None or name == self.part or name.lower() in WRAPPERS
+
+    def _several(self) -> InputError:
+        return InputError(
+            message(self.text.name, f"several lists, {', '.join(self.names)}", "one", "write each to a file of its own")
+        )
 
 
-def _encoding(start: bytes, name: str) -> str:
-    """UTF-8, or what a byte order mark or the likeliest Chinese code page says, by the first block."""
-    for marks, encoding in (
-        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
-        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
-    ):
-        if start.startswith(marks):
-            return encoding
-    try:
-        codecs.getincrementaldecoder("utf-8-sig")("strict").decode(start)
-        return "utf-8-sig"
-    except UnicodeDecodeError:
-        lines = start[: start.rfind(b"\n") + 1] or start
-        found = decode(lines, name)[1] if _mostly_broken(start) else "utf-8-sig"
-        return found
+def _named_lines(name: str) -> bool:
+    parts = Path(name.lower()).suffixes[-2:]
+    return ".jsonl" in parts or ".ndjson" in parts
 
 
-def _mostly_broken(start: bytes) -> bool:
-    """Whether more of the bytes above ASCII are broken UTF-8 than whole: another encoding, not a damaged line."""
-    text = start.decode("utf-8", "replace")
-    return text.count("\ufffd") > sum(char > "\x7f" and char != "\ufffd" for char in text)
+def _documents_of(line: str, encoding: str) -> Iterator[Json | Unreadable]:
+    """The documents of one line."""
+    if is_damaged(line):
+        yield Unreadable(f"bytes that are not {encoding.upper() if encoding == 'utf-8' else encoding}")
+        return
+    at = 0
+    while at < len(line):
+        try:
+            value, at = _DECODER.raw_decode(line, at)
+        except json.JSONDecodeError as error:
+            behind = " behind a whole document" if at else ""
+            yield Unreadable(f"no JSON{behind} ({error.msg} at column {error.pos + 1})")
+            return
+        except ValueError:
+            yield Unreadable("a number of more digits than a number may have")
+            return
+        except RecursionError:
+            yield Unreadable("lists in lists, too deep to be read")
+            return
+        yield _checked(value, line)
+        while at < len(line) and line[at] in SPACE:
+            at += 1
 
 
-def _opened(path: Path) -> IO[bytes]:
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(6)
-        if start[:2] == b"\x1f\x8b":
-            return gzip.open(path)  # type: ignore[return-value]
-        return lzma.open(path) if start == b"\xfd7zXZ\x00" else path.open("rb")
-    except FileNotFoundError:
-        raise InputError(message(f"{path}", "no such file", "a JSON or JSON-lines file, plain, .gz or .xz")) from None
-    except OSError as error:
-        raise InputError(message(f"{path}", f"{error.strerror or error}", "a readable file")) from error
+def _checked(value: Json, written: str) -> Json | Unreadable:
+    """The value, or ``Unreadable`` where a text in it has half of a surrogate pair, as only ``\\u`` escapes can write it."""
+    if "\\ud" not in written and "\\uD" not in written:
+        return value
+    values = [value]
+    while values:
+        one = values.pop()
+        if isinstance(one, str):
+            if found := _HALF.search(one):
+                return Unreadable(f"half of a surrogate pair (\\u{ord(found[0]):04x}), which is no character")
+        elif isinstance(one, list):
+            values += one
+        elif isinstance(one, dict):
+            values += [*one, *one.values()]
+    return value
 
 
-def _elements(text: _Text, name: str) -> Iterator[tuple[str, Any]]:
-    text.take("[")
+def _value(text: TextStream) -> Json | Unreadable:
+    """One JSON value of any length."""
+    text.skip()
+    decoder, why = _DECODER, ""
+    while True:
+        try:
+            found, end = decoder.raw_decode(text.buffer, text.at)
+        except json.JSONDecodeError as error:
+            cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.buffer) - 12
+            if cut and text.more():
+                continue
+            text.at = min(error.pos, len(text.buffer))
+            found_here = error.msg if text.at < len(text.buffer) else f"the end of the file ({error.msg})"
+            raise text.wrong(found_here, "JSON") from error
+        except ValueError:
+            decoder, why = _LENIENT, "a number of more digits than a number may have"
+            continue
+        except RecursionError as error:
+            raise text.wrong("lists in lists, too deep to be read", "JSON") from error
+        if end == len(text.buffer) and text.more():
+            continue  # a number may go on
+        written, text.at = text.buffer[text.at : end], end
+        if is_damaged(written):
+            return Unreadable(
+                f"bytes that are not {text.encoding.upper() if text.encoding == 'utf-8' else text.encoding}"
+            )
+        return Unreadable(why) if why else _checked(found, written)
+
+
+def _take(text: TextStream, expected: str) -> None:
+    text.skip()
+    if text.peek(1) != expected:
+        raise text.wrong("no JSON" if text.peek(1) else "the end of the file", repr(expected))
+    text.at += 1
+
+
+def _elements(text: TextStream, name: str) -> Iterator[Placed]:
+    _take(text, "[")
     number = 0
     while True:
         text.skip()
@@ -197,75 +270,29 @@ def _elements(text: _Text, name: str) -> Iterator[tuple[str, Any]]:
             text.at += 1
             return
         if number:
-            text.take(",")
-        yield f"{name}[{number}]", text.value()
+            _take(text, ",")
+        yield f"{name}[{number}]", _value(text)
         number += 1
 
 
-def _parts(text: _Text, part: str | None) -> Iterator[tuple[str, Any]]:
-    """The lists of an object; of several the one that is asked for (without a wish: all of them)."""
-    names: list[str] = []
-    for name in _names(text):
-        names.append(name)
-        is_wanted = part is None or name == part or (len(names) == 1 and name in ("data", "dialogues"))
-        if is_wanted and text.peek(1) == "[":
-            yield from _elements(text, name)
-        else:
-            _pass_over(text)
-    if part is not None and part not in names and not {"data", "dialogues"} & set(names):
-        raise InputError(message(str(text.path), f"the parts {', '.join(names)}", f"one named {part!r}"))
-
-
-def _names(text: _Text) -> Iterator[str]:
+def _names(text: TextStream) -> Iterator[str]:
     """The names in an object; after each, what it names must be read before the next."""
-    text.take("{")
+    _take(text, "{")
     while True:
         text.skip(also=",")
         if text.peek(1) == "}":
+            text.at += 1
             return
-        name = str(text.value())
-        text.take(":")
+        name = str(_value(text))
+        _take(text, ":")
         text.skip()
         yield name
 
 
-def _pass_over(text: _Text) -> None:
+def _pass_over(text: TextStream) -> None:
     """Reads a value and forgets it, a list element by element."""
     if text.peek(1) == "[":
         for _ in _elements(text, ""):
             pass
     else:
-        text.value()
-
-
-def _lines(text: _Text) -> Iterator[tuple[str, Any]]:
-    number = 0
-    while True:
-        end = text.buffer.find("\n", text.at)
-        if end < 0 and text.more():
-            continue
-        line = text.buffer[text.at : end if end >= 0 else len(text.buffer)].strip()
-        text.at = end + 1 if end >= 0 else len(text.buffer)
-        number += 1
-        if line:
-            try:
-                yield f"line {number}", _whole(json.loads(line))
-            except json.JSONDecodeError as error:
-                yield f"line {number}", Unreadable(f"no JSON ({error.msg} at column {error.colno})")
-        if end < 0:
-            return
-
-
-def _whole(value: Any) -> Any:
-    """The value, or ``Unreadable`` where a text in it holds bytes that are not UTF-8."""
-    texts = [value]
-    while texts:
-        one = texts.pop()
-        if isinstance(one, str):
-            if _BYTES.search(one):
-                return Unreadable("bytes that are not UTF-8")
-        elif isinstance(one, list):
-            texts += one
-        elif isinstance(one, dict):
-            texts += one.values()
-    return value
+        _value(text)

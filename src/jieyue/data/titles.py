@@ -1,31 +1,39 @@
-"""Sources with their titles, read from the files that are in use: TSV, CSV, JSON and JSON lines, plain, ``.gz`` or ``.xz``.
+"""Sources with their titles, read from the files that are in use: tables (``data.tables``), JSON, JSON lines; plain or packed.
 
 Columns are found by their usual names, in a header or in the records' fields (CSL: ``title``, ``abstract``; LCSTS: ``summary``,
-``short_text``, or ``title``, ``content``); or they are named; or, in a table without header, numbered from 1. Two columns without
-a header and without numbers are title and source, in the order of CSL. In tab-separated files quotes are letters like others;
-in CSV they quote.
+``short_text``, or ``title``, ``content``); or they are named; or, in a table, numbered from 1. ``source`` is the text only where
+no other field is, and where it is longer than the title: in news it names the outlet. Of two columns without a header the
+title is the shorter one in nearly every row; where that is not so, they have to be numbered.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jieyue.errors import InputError, message
 from jieyue.text import normalize
 
-from .files import decode, read_bytes
-from .findings import Findings
-from .streams import Unreadable, records
+from .files import as_paths
+from .findings import BadRecord, Findings
+from .json_shapes import Json
+from .rows import open_rows
+from .streams import Unreadable
+from .tables import Table, columns_by_name, numbered, typical_length
 
 __all__ = ["Pair", "read_titles", "shared_pairs"]
 
-SOURCES = ("source", "abstract", "content", "text", "short_text", "article", "document", "src", "body")
-TITLES = ("title", "summary", "headline", "target", "tgt")
-ADVICE = "name them (--source-column, --title-column), or number them from 1 in a table without header"
+NAMES = {
+    "source": (
+        *("abstract", "content", "text", "short_text", "article", "document", "body", "src", "passage"),
+        *("正文", "内容", "文章", "摘要", "文本", "source"),
+    ),
+    "title": ("title", "summary", "headline", "target", "tgt", "标题", "题目"),
+}
+OUTLET = "source"  # in news: who published it
+_NEARLY_ALL = 0.95  # of the rows, in which the title has to be the shorter column
+ADVICE = "name them (--source-column, --title-column), or number them from 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,45 +44,38 @@ class Pair:
     title: str
 
 
-class _Broken(Exception):
-    """One record that cannot be read: what was found, what was expected."""
-
-    def __init__(self, found: str, expected: str) -> None:
-        super().__init__(f"found {found}, expected {expected}")
-
-
 def read_titles(
     paths: str | Path | Sequence[str | Path],
     *,
     source_column: str | None = None,
     title_column: str | None = None,
     skip_bad: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[list[Pair], Findings]:
     """All pairs of the files, in order, and what was found on the way.
 
+    ``delimiter``, ``encoding``: decide where given, else they are found (``data.tables``, ``data.encodings``).
     A record without source or title, with an empty one, or with another number of cells raises ``InputError`` with file, place,
     what is wrong and what was expected; with ``skip_bad`` it is left out, counted and listed.
     """
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    files = as_paths(paths)
     findings = Findings()
     for name in ("files", "pairs", "records_skipped"):
         findings.counts[name] = 0
     named = {"source": source_column, "title": title_column}
     pairs: list[Pair] = []
     for path in files:
-        findings.counts["files"] += 1
-        for place, made in _records(path, named, findings):
+        found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding)
+        rows = _of_table(str(path), found, named) if isinstance(found, Table) else _of_objects(str(path), found, named)
+        for place, made in rows:
             if isinstance(made, Pair):
                 pairs.append(made)
-                continue
-            line = f"{path}, {place}: {made}"
-            if not skip_bad:
-                raise InputError(f"{line}; correct it, or pass --skip-bad to leave such records out")
-            findings.counts["records_skipped"] += 1
-            findings.skipped.append(line)
+            else:
+                findings.refuse(f"{path}, {place}: {made}", skip_bad)
     if not pairs:
-        names = ", ".join(map(str, files)) or "no file"
-        raise InputError(message(names, f"no pairs ({len(findings.skipped)} records skipped)", "at least one"))
+        names, skipped = ", ".join(map(str, files)) or "no file", findings.counts["records_skipped"]
+        raise InputError(message(names, f"no pairs ({skipped} records skipped)", "at least one"))
     findings.counts["pairs"] = len(pairs)
     findings.counts["sources_repeated"] = len(pairs) - len({_folded(one.source) for one in pairs})
     findings.counts["titles_repeated"] = len(pairs) - len({_folded(one.title) for one in pairs})
@@ -96,98 +97,108 @@ def _folded(text: str) -> str:
     return "".join(normalize(text).casefold().split())
 
 
-def _records(path: Path, named: Mapping[str, str | None], findings: Findings) -> Iterator[tuple[str, Pair | _Broken]]:
-    """(place, pair or what is wrong with it) for every record of the file."""
-    text, encoding, has_bom = decode(read_bytes(path), str(path))
-    findings.encodings[str(path)] = encoding
-    findings.counts["files_with_bom"] += has_bom
-    findings.counts["files_with_crlf"] += "\r\n" in text
-    findings.counts["files_not_utf8"] += encoding != "utf-8"
-    if not text.strip():
-        raise InputError(message(str(path), "an empty file", "lines of a title and its source"))
-    if text.lstrip()[0] in "{[":
-        for place, value in records(path):
-            yield place, _from_object(value, named)
-    else:
-        yield from _table(path, text, named)
+def _of_objects(
+    name: str, found: Sequence[tuple[str, Json | Unreadable]], named: Mapping[str, str | None]
+) -> Iterator[tuple[str, Pair | BadRecord]]:
+    objects = [value for _, value in found if isinstance(value, Mapping)]
+    known = {role: list(names) for role, names in NAMES.items()}
+    if named["source"] is None:
+        others = set(known["source"]) - {OUTLET}
+        if any(others & set(value) for value in objects):
+            known["source"].remove(OUTLET)  # a record without the text must not fall back on it
+        else:
+            _refuse_outlets(name, objects, named["title"] or next((n for n in known["title"] if _has(objects, n)), ""))
+    for place, value in found:
+        try:
+            yield place, _from_object(value, named, known)
+        except BadRecord as bad:
+            yield place, bad
 
 
-def _from_object(value: Any, named: Mapping[str, str | None]) -> Pair | _Broken:
+def _has(objects: Sequence[Mapping[str, Json]], name: str) -> bool:
+    return any(name in value for value in objects)
+
+
+def _refuse_outlets(name: str, objects: Sequence[Mapping[str, Json]], title: str) -> None:
+    """``InputError`` where the only text is a field ``source`` that is no longer than the title: it names the outlet."""
+    both = [(value.get(OUTLET), value.get(title)) for value in objects]
+    sources = [source for source, _ in both if isinstance(source, str)]
+    titles = [text for _, text in both if isinstance(text, str)]
+    if sources and titles and typical_length(sources) <= typical_length(titles):
+        found = f"{OUTLET!r} no longer than {title!r}, so the name of an outlet rather than the text"
+        raise InputError(message(name, found, "a field with the text", ADVICE))
+
+
+def _from_object(value: Json | Unreadable, named: Mapping[str, str | None], known: Mapping[str, Sequence[str]]) -> Pair:
     if isinstance(value, Unreadable):
-        return _Broken(value.why, "a JSON object with a source and a title")
+        raise BadRecord(value.why, "a JSON object with a source and a title")
     if not isinstance(value, Mapping):
-        return _Broken(type(value).__name__, "an object with a source and a title")
-    fields = {}
-    for role, known in (("source", SOURCES), ("title", TITLES)):
-        name = named[role] or next((one for one in known if one in value), None)
+        raise BadRecord(type(value).__name__, "an object with a source and a title")
+    fields: dict[str, Json] = {}
+    for role, names in known.items():
+        name = named[role] or next((one for one in names if one in value), None)
         if name is None or name not in value:
-            return _Broken(f"the fields {sorted(map(str, value))[:8]}", f"{name or role!r} among them; {ADVICE}")
+            raise BadRecord(f"the fields {sorted(map(str, value))[:8]}", f"{name or role!r} among them; {ADVICE}")
         fields[role] = value[name]
     return _made(fields["source"], fields["title"])
 
 
-def _table(path: Path, text: str, named: Mapping[str, str | None]) -> Iterator[tuple[str, Pair | _Broken]]:
-    first = next(line for line in text.splitlines() if line.strip())
-    tabs = "\t" in first
-    if not tabs and "," not in first:
-        raise InputError(message(str(path), f"{first[:60]!r}", "columns parted by tabs or commas, or JSON records"))
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"skipinitialspace": True}
-    csv.field_size_limit(2**30)
-    reader = csv.reader((f"{line}\n" for line in lines), **options)
-    places: dict[str, int] | None = None
-    width = 0
-    while True:
+def _of_table(name: str, table: Table, named: Mapping[str, str | None]) -> Iterator[tuple[str, Pair | BadRecord | str]]:
+    places = _places(name, table, named)
+    for place, cells in table.whole():
         try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(message(f"{path}, line {reader.line_num}", str(error), "a whole row")) from error
-        if not any(cell.strip() for cell in row):
-            continue
-        if places is None:
-            places, has_header = _places(path, row, named)
-            width = len(row)
-            if has_header:
-                continue
-        if len(row) != width:
-            yield f"line {reader.line_num}", _Broken(f"{len(row)} cells", f"{width}, as in the first row")
-        else:
-            yield f"line {reader.line_num}", _made(row[places["source"]], row[places["title"]])
+            yield place, cells if isinstance(cells, str) else _made(cells[places["source"]], cells[places["title"]])
+        except BadRecord as bad:
+            yield place, bad
 
 
-def _places(path: Path, row: list[str], named: Mapping[str, str | None]) -> tuple[dict[str, int], bool]:
-    """Role -> column, and whether the first row is a header."""
-    given = [value for value in named.values() if value is not None]
-    if given and all(value.isdigit() for value in given):
-        numbers = {role: int(value) - 1 for role, value in named.items() if value is not None}
-        if len(numbers) < 2 or not all(0 <= at < len(row) for at in numbers.values()):
-            raise InputError(message(f"{path}: columns", f"{given} of {len(row)}", "two numbers, counted from 1"))
-        return numbers, False
-    header = [cell.strip() for cell in row]
-    folded = [cell.casefold() for cell in header]
-    places = {}
-    for role, known in (("source", SOURCES), ("title", TITLES)):
-        name = named[role]
-        if name is not None and name not in header:
-            raise InputError(
-                message(f"{path}: column {name!r}", ", ".join(header)[:80], "a name of the header", ADVICE)
-            )
-        found = header.index(name) if name is not None else next((folded.index(n) for n in known if n in folded), None)
-        if found is not None:
-            places[role] = found
-    if len(places) == 2:
-        return places, True
-    if len(header) == 2 and not places:
-        return {"title": 0, "source": 1}, False
-    raise InputError(message(str(path), f"the columns {', '.join(header)[:80]}", "a source and a title", ADVICE))
+def _places(name: str, table: Table, named: Mapping[str, str | None]) -> dict[str, int]:
+    """Role -> column."""
+    places = numbered(named, table.width, name)
+    if places is not None:
+        if len(places) < 2:
+            raise InputError(message(f"{name}: columns", "one number", "the source's and the title's", ADVICE))
+        return places
+    if table.header is not None:
+        places = columns_by_name(name, table.header, NAMES, named, ADVICE)
+        if len(places) == 2:
+            if table.header[places["source"]].casefold() == OUTLET and named["source"] is None:
+                rows = [cells for _, cells in table.rows if len(cells) == table.width]
+                objects = [{role: cells[at] for role, at in places.items()} for cells in rows]
+                _refuse_outlets(name, objects, "title")
+            return places
+        if len(places) == 1 and table.width == 2 and any(named.values()):
+            (role, at), other = next(iter(places.items())), {"source": "title", "title": "source"}
+            return {role: at, other[role]: 1 - at}
+    elif any(named.values()):
+        wanted = ", ".join(filter(None, named.values()))
+        raise InputError(message(f"{name}: columns {wanted}", "a table without header", "numbers from 1"))
+    if table.width == 2:
+        return _by_length(name, table)
+    shown = ", ".join(table.header or table.rows[0][1])[:80]
+    raise InputError(message(name, f"the columns {shown}", "a source and a title", ADVICE))
 
 
-def _made(source: Any, title: Any) -> Pair | _Broken:
+def _by_length(name: str, table: Table) -> dict[str, int]:
+    """Of two columns the title is the one that is shorter in nearly every row."""
+    rows = [cells for _, cells in table.rows if len(cells) == table.width and all(cell.strip() for cell in cells)]
+    for title in (0, 1):
+        if sum(len(cells[title]) < len(cells[1 - title]) for cells in rows) >= _NEARLY_ALL * len(rows) > 0:
+            return {"title": title, "source": 1 - title}
+    raise InputError(
+        message(
+            name,
+            "two columns of which neither is the shorter one throughout",
+            "a header that names them",
+            f"{ADVICE} (--title-column 1 --source-column 2)",
+        )
+    )
+
+
+def _made(source: Json, title: Json) -> Pair:
     for role, value in (("source", source), ("title", title)):
         if not isinstance(value, str):
-            return _Broken(f"a {role} that is {type(value).__name__}", "text")
+            raise BadRecord(f"a {role} that is {type(value).__name__}", "text")
         if not value.strip():
-            return _Broken(f"an empty {role}", "text")
-    return Pair(source.strip(), title.strip())
+            raise BadRecord(f"an empty {role}", "text")
+    return Pair(str(source).strip(), str(title).strip())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jieyue.budget import Budget, format_bytes, format_seconds
-from jieyue.data.files import decode, read_bytes
+from jieyue.data.files import read_text
 from jieyue.errors import InputError, message
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
@@ -195,7 +195,7 @@ def open_subject(
 
 
 def _texts(path: Path) -> list[str]:
-    text = decode(read_bytes(path), str(path))[0]
+    text = read_text(path).text
     found = [line for line in text.splitlines() if line.strip()]
     if not found:
         raise InputError(message(str(path), "no text", "a text a line"))

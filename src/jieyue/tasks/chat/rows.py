@@ -91,6 +91,8 @@ def tokenised(
                 ids, turns, messages = _shortened(messages, tokenizer, settings.max_tokens, counts)
             marks = numpy.zeros(len(ids), numpy.uint8)
             for number, ((first, stop), one) in enumerate(zip(turns, messages, strict=True)):
+                if not one.learned:
+                    continue
                 mark = ANY_TURN | (REPLY if one.role == "assistant" else 0)
                 marks[first:stop] |= mark | (LAST_TURN if number == len(messages) - 1 else 0)
             if not (marks[1:] & LOSS_ON[settings.loss_on]).any():
