@@ -12,16 +12,18 @@ from __future__ import annotations
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from jieyue.errors import InputError, message
+
+from .tokenizer import Places, Tokenizer
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -39,32 +41,6 @@ __all__ = [
     "fit_history",
     "template_for",
 ]
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer: transformers' fast ones have it; they take and give many types, so theirs are open here."""
-
-    chat_template: Any
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether places in the text are known."""
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Tokens that no text may write."""
-
-    def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
-        """``input_ids``, and ``offset_mapping`` where asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Special tokens and their numbers: ``cls_token``, ``sep_token_id``, …"""
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """The talk as text."""
-
-    def decode(self, token_ids: Any, **options: Any) -> Any:
-        """Tokens as text."""
 
 
 ROLES = ("system", "user", "assistant")
@@ -133,14 +109,30 @@ def encode_talks(tokenizer: Tokenizer, talks: Sequence[Sequence[Message]]) -> li
         raise InputError(message("the tokenizer", "a slow one", "a fast one, which tells where its tokens stand"))
     options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     found = tokenizer([text for text, _ in written], verbose=False, **options)
+    end = {TURNS: tokenizer.sep_token_id, ENDED: tokenizer.eos_token_id}.get(template_for(tokenizer))
     made = []
-    for ids, encoding, (_, spans) in zip(found["input_ids"], found.encodings, written, strict=True):
-        borders = {place: 0 for span in spans for place in span}
-        for place in borders:  # asked for one by one: as a list the places of all tokens cost as much as the tokens
-            borders[place] = bisect_left(range(len(ids)), place, key=lambda t: encoding.token_to_chars(t)[0])
-        turns = tuple((borders[first], borders[stop]) for first, stop in spans)
-        made.append(Talk(numpy.asarray(ids, dtype=numpy.int32), turns))
+    for listed, encoding, (_, spans) in zip(found["input_ids"], found.encodings, written, strict=True):
+        ids = numpy.asarray(listed, dtype=numpy.int32)
+        stops = (numpy.flatnonzero(ids == end) + 1).tolist() if end is not None else []
+        if len(stops) == len(spans) > 0:  # every turn ends with the token that nothing else writes
+            first = int(template_for(tokenizer) == TURNS)
+            turns = tuple(zip([first, *stops[:-1]], stops, strict=True))
+        else:
+            turns = _turns_by_place(encoding, len(ids), spans)
+        made.append(Talk(ids, turns))
     return made
+
+
+def _turns_by_place(encoding: Places, num_tokens: int, spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Spans of characters as spans of the tokens that begin in them.
+
+    Places are asked for one by one: as a list those of all tokens cost as much as the tokens.
+    """
+    before = {
+        place: bisect_left(range(num_tokens), place, key=lambda token: encoding.token_to_chars(token)[0])
+        for place in {place for span in spans for place in span}
+    }
+    return tuple((before[first], before[stop]) for first, stop in spans)
 
 
 def fit_history(

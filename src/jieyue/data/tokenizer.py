@@ -1,0 +1,50 @@
+"""What this floor needs of a tokenizer, which is passed in: any that transformers loads as a fast one has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+__all__ = ["Encoded", "Places", "Tokenizer"]
+
+
+class Places(Protocol):
+    """Where the tokens of one text stand in it."""
+
+    def token_to_chars(self, token_index: int) -> tuple[int, int]:
+        """The characters of a token."""
+
+
+class Encoded(Protocol):
+    """What a tokenizer gives for texts: ``input_ids`` by name, and in ``encodings`` the places of each one's tokens."""
+
+    encodings: Sequence[Places]
+
+    def __getitem__(self, name: str) -> Any:
+        """``input_ids``, or what else was asked for."""
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer: transformers' fast ones have it; they take and give many types, so theirs are open here."""
+
+    chat_template: Any
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether places in the text are known."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Tokens that no text may write."""
+
+    def __call__(self, text: Any, **options: Any) -> Encoded:
+        """``input_ids`` of the text, or of each text."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Special tokens and their numbers: ``cls_token``, ``sep_token_id``, …"""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """The talk as text."""
+
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        """Tokens as text."""
