@@ -33,7 +33,8 @@ OPENING = """# Model families
 
 Written by `python docs/write_families.py` under transformers {version} and torch {torch}, {count} model types. The law:
 `use(model, attention="full()")` leaves every output unchanged, padded and not, cached and not, or refuses in one line. Each type
-is built tiny, with fresh weights, in float64; unchanged means within 1e-12, or 10 times what the model's own SDPA and eager attention differ by, of
+is built tiny, with fresh weights, in float64; unchanged means within 1e-12, or 10
+times what the model's own SDPA and eager attention differ by, of
 max(1, largest output) (1e-6 where a model has eager attention only, which may round its weights to float32).
 
 - **forward**: `full()` equals the model, and `local(3)+atrous(5)` the model under its own mask and the pattern's, softmax written out.
