@@ -14,9 +14,9 @@ from torch import nn
 from jieyue.budget import Budget, Cost, Plan
 from jieyue.errors import BudgetError, InputError
 from jieyue.planning.choice import choose, fixed_cost, largest_fitting
+from jieyue.planning.gradient_sums import sole_owner
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
-from jieyue.planning.sums import sole_owner
 from jieyue.training.accumulation import accumulate
 from jieyue.training.objective import token_loss
 
@@ -151,21 +151,65 @@ def test_the_peak_does_not_grow_with_the_effective_batch():
     assert large - small == 248 * 48 * 2 * 8  # the waiting rows themselves: ids and mask
 
 
-def test_value_dependent_shapes_are_refused():
-    def selecting(model, batch):
-        chosen = batch["mask"] != 0
+def selecting(model, batch):
+    chosen = batch["mask"] != 0
+    return token_loss(model(batch["ids"], batch["mask"])[chosen], batch["labels"][chosen])
+
+
+def reading(model, batch):
+    keep = int(batch["mask"].sum(1).max())
+    return objective(model, {name: value[:, :keep] for name, value in batch.items()})
+
+
+@pytest.mark.parametrize("by_values", [selecting, reading])
+def test_shapes_that_follow_from_the_batch_are_followed(by_values):
+    """Half of every row is padding: the trace computes what follows from the batch alone, and so sees half the work."""
+    step = step_of(objective=by_values)
+    peak = predict(step, effective_batch=6, micro_batch=2).peak_bytes
+    assert peak == pytest.approx(measured(step, Plan(effective_batch=6, micro_batch=2)), rel=0.01)
+    assert peak < 0.97 * predict(step_of(), effective_batch=6, micro_batch=2).peak_bytes
+
+
+def test_values_written_over_by_unknown_ones_are_unknown():
+    def overwritten(model, batch):
         logits = model(batch["ids"], batch["mask"])
-        return token_loss(logits[chosen], batch["labels"][chosen])
+        mask = batch["mask"].clone()
+        mask[:, 1:].copy_(logits[:, 1:].argmax(-1))
+        return token_loss(logits[mask != 0], batch["labels"][mask != 0])
 
-    def reading(model, batch):
-        keep = int(batch["mask"].sum(1).max())
-        return objective(model, {name: value[:, :keep] for name, value in batch.items()})
+    with pytest.raises(InputError, match="shapes depend on values"):
+        predict(step_of(objective=overwritten), effective_batch=2, micro_batch=1)
 
-    for bad in (selecting, reading):
+
+def test_shapes_that_depend_on_weights_are_refused():
+    def confident(model, batch):
+        logits = model(batch["ids"], batch["mask"])
+        return token_loss(logits[logits.amax(-1) > 0], batch["labels"][logits.amax(-1) > 0])
+
+    def counting(model, batch):
+        logits = model(batch["ids"], batch["mask"])
+        return token_loss(logits[:, : int(logits.argmax()) % 3], batch["labels"][:, :1])
+
+    for bad in (confident, counting):
         with pytest.raises(InputError, match="shapes depend on values"):
             predict(step_of(objective=bad), effective_batch=2, micro_batch=1)
     with pytest.raises(InputError, match="3 rows"):
         predict(step_of(example_batch=lambda rows, length: example(3, length)), effective_batch=2, micro_batch=1)
+
+
+def test_weights_that_are_drawn_by_looking_at_them_are_planned():
+    """``trunc_normal_`` draws again what lies outside; a rate that the constructor reads (``.item()``) is the real one."""
+
+    class Truncated(Reader):
+        def __init__(self):
+            super().__init__()
+            nn.init.trunc_normal_(self.tokens.weight, std=0.02)
+            if torch.linspace(0, 1, 3, device="cpu")[1].item() != 0.5:
+                self.more = nn.Linear(512, 512)
+
+    step = step_of(build_model=Truncated)
+    plan = Plan(effective_batch=4, micro_batch=2)
+    assert predict(step, effective_batch=4, micro_batch=2).peak_bytes == pytest.approx(measured(step, plan), rel=0.01)
 
 
 def test_choice_under_shrinking_budgets():

@@ -115,6 +115,11 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int, pad_to: int | None =
 
 
 def token_batch(rows: int, positions: int) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask`` and ``labels`` [rows, positions] without meaning: what a planner traces."""
+    """``input_ids``, ``attention_mask`` and ``labels`` [rows, positions] without meaning, as a planner traces them.
+
+    All rows but the first end in padding, so that there is a mask.
+    """
     ids = torch.zeros(rows, positions, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[1:, positions - 1 :] = positions == 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, IGNORED)}

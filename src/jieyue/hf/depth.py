@@ -7,7 +7,12 @@ from typing import Any
 
 from jieyue.errors import InputError, message
 
-__all__ = ["num_layers", "with_layers"]
+__all__ = ["has_stages", "num_layers", "with_layers"]
+
+
+def has_stages(config: Any) -> bool:
+    """Whether its layers come in stages that differ in width, so that one layer does not tell what another costs."""
+    return isinstance(getattr(config, "depths", None), list | tuple)
 
 
 def num_layers(config: Any) -> int:
@@ -21,10 +26,18 @@ def num_layers(config: Any) -> int:
 
 
 def with_layers(config: Any, layers: int) -> Any:
-    """A copy with the first ``layers`` layers; lists that hold one entry a layer (``layer_types``) are cut as well."""
+    """A copy with the first ``layers`` layers; lists that hold one entry a layer (``layer_types``) are cut as well.
+
+    A decoder beside an encoder keeps its share of the layers. ``InputError`` for stages of different width (Swin, ConvNeXt).
+    """
     deep = num_layers(config)
+    if has_stages(config):
+        raise InputError(message(type(config).__name__, "stages of different width", "layers that are alike"))
     shallow = copy.deepcopy(config)
     shallow.num_hidden_layers = layers
+    for name in ("num_decoder_layers", "decoder_layers"):
+        if isinstance(getattr(config, name, None), int):
+            setattr(shallow, name, max(1, round(getattr(config, name) * layers / deep)))
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == deep:
             setattr(shallow, name, value[:layers])

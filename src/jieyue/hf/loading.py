@@ -48,6 +48,7 @@ HEADS = {
     "causal-lm": "AutoModelForCausalLM",
     "sequence-to-sequence": "AutoModelForSeq2SeqLM",
     "classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
     "span": "AutoModelForQuestionAnswering",  # or what stands for it, see hf.span
     "prefix": "AutoModelForMaskedLM",  # a masked LM that writes, see hf.prefix
 }
@@ -202,6 +203,7 @@ def head_of(name: str | Path) -> str | None:
         "LMHeadModel": "causal-lm",
         "ConditionalGeneration": "sequence-to-sequence",
         "SequenceClassification": "classification",
+        "ImageClassification": "image-classification",
         "QuestionAnswering": "span",
     }
     config = load_config(name)

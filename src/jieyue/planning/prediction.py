@@ -7,39 +7,38 @@ that dropout selects, fused or per-tensor optimizers, checkpointed layers.
 
     predicted peak = highest sum of live storage bytes = what torch's allocator will hold
 
-Cost: about a second a trace, and no memory that depends on the model. Not seen: what a kernel allocates outside torch's
-allocator (oneDNN and MKL packing), what malloc rounds up, saved random states (5 KB a checkpointed layer), gradients that
-several processes exchange (one bucket of 25 MiB).
-Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch, as is what ``sums`` asks).
+Scratch that kernels take through torch's allocator is measured once a shape (``kernels``). Cost: about a second a trace, and
+no memory that depends on the model. Not seen: what a kernel allocates outside torch's allocator (MKL packing), what malloc
+rounds up, saved random states (5 KB a checkpointed layer), gradients that several processes exchange (a bucket of 25 MiB).
+Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` (private to torch, as is what ``gradient_sums`` asks).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jieyue.budget import Cost
 from jieyue.errors import InputError, message
+from jieyue.hf.tracing import fakes_as_real
 from jieyue.training.accumulation import backward_pieces, gradients_of, scale_gradients
 from jieyue.training.checkpointing import checkpointed
 from jieyue.training.in_backward import Folding
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective, num_rows
 
-from .sums import InPlaceSums, sole_owner
+from .fake_model import fake_model
+from .gradient_sums import InPlaceSums, sole_owner
+from .kernels import KernelScratch
+from .known_values import KnownValues
 
 __all__ = ["TrainingStep", "predict"]
 
@@ -49,7 +48,8 @@ class TrainingStep:
     """The update to be predicted: the same callables that training will use.
 
     ``build_model()``: a new model from its configuration (not ``from_pretrained``, which would read weights).
-    ``example_batch(rows, length)``: a batch of the widest shape that can occur, its values without meaning.
+    ``example_batch(rows, length)``: a batch of the widest shape that can occur; of its values count those that a step asks
+    for (padding, labels that are counted). ``mask``: the name of the padding mask by which pieces are trimmed, if they are.
     ``make_optimizer(model)``: the optimizer. ``max_grad_norm``: 0 for no clipping. ``device``: "cpu", or a GPU type where
     this torch has one. ``length``: positions of a row. ``weigh(batch)``: the labels that a batch counts; given, the
     update is folded into the backward pass (``training.in_backward``): no gradients between pieces, no clipping.
@@ -63,6 +63,7 @@ class TrainingStep:
     max_grad_norm: float = 1.0
     device: str = "cpu"
     weigh: Callable[[Mapping[str, Tensor]], float] | None = None
+    mask: str | None = None
 
     def at(self, length: int) -> TrainingStep:
         """The same step on shorter (or longer) rows."""
@@ -74,15 +75,15 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
 
     Returns a ``Cost`` whose parts add up to ``peak_bytes``: weights (with buffers), gradients, optimizer state,
     activations (made in forward passes), temporary (everything else: gradients of activations, the batch itself).
-    ``fixed_bytes`` is left 0, see ``jieyue.planning.choice``. Refuses with ``InputError`` an objective whose shapes depend
-    on values (boolean indexing, ``.item()``): no shape-only trace can follow it.
+    ``fixed_bytes`` is left 0, see ``jieyue.planning.choice``. What follows from the batch's own integers and truth values is
+    followed (``known_values``); refuses with ``InputError`` an objective whose shapes depend on what the model computed.
     """
     if not 1 <= micro_batch <= effective_batch:
         raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
     sums = InPlaceSums(sole_owner())
     try:
-        with FakeTensorMode() as mode:
-            return _trace(mode, step, effective_batch, micro_batch, checkpointing, sums)
+        with fakes_as_real():
+            return _trace(step, effective_batch, micro_batch, checkpointing, sums)
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise InputError(
             message(
@@ -94,44 +95,52 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
         ) from error
 
 
-def _trace(
-    mode: FakeTensorMode, step: TrainingStep, effective: int, micro: int, checkpointing: bool, sums: InPlaceSums
+def _trace(step: TrainingStep, effective: int, micro: int, checkpointing: bool, sums: InPlaceSums) -> Cost:
+    rows, device = min(effective, 2 * micro), torch.device(step.device)
+    real = step.example_batch(rows, step.length)
+    if num_rows(real) != rows:
+        raise InputError(message(f"example_batch({rows}, ...)", f"{num_rows(real)} rows", f"{rows} rows"))
+    mode = FakeTensorMode()
+    known = KnownValues(mode)
+    model = fake_model(mode, step.build_model, device).train()
+    with mode:
+        with _Scalars():  # tables of quantised numbers are read back as they are made
+            optimizer = step.make_optimizer(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        with _Scalars(integers=True):
+            optimizer.step()  # so that its state exists, as it does from the second update on
+        optimizer.zero_grad(set_to_none=True)
+        batch = known.faked(real)  # on the host: only pieces travel
+        batch_bytes = _storage_bytes([v for v in batch.values() if isinstance(v, Tensor)]) / rows * (effective - rows)
+        tracker = _Tracker()
+        tracker.track_external(model, optimizer, *batch.values())
+        with ExitStack() as stack:
+            stack.enter_context(tracker.gradients(trained))
+            stack.enter_context(tracker)
+            folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
+            with checkpointed(model, checkpointing), _Scalars(), KernelScratch(), known, sums:
+                backward_pieces(step.objective, model, MicroBatch(micro, mask=step.mask).pieces(batch))
+            _finish(step, trained, optimizer, folding)
+    return _cost(tracker, model, optimizer, round(batch_bytes), device)
+
+
+def _cost(
+    tracker: _Tracker, model: nn.Module, optimizer: torch.optim.Optimizer, waiting: int, device: torch.device
 ) -> Cost:
-    with nullcontext() if step.device == "cpu" else torch.device(step.device):
-        model = step.build_model().train()
-    with _Scalars():  # tables of quantised numbers are read back as they are made
-        optimizer = step.make_optimizer(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.empty_like(parameter)
-    with _Scalars(integers=True):
-        optimizer.step()  # so that its state exists, as it does from the second update on
-    optimizer.zero_grad(set_to_none=True)
-    rows = min(effective, 2 * micro)
-    batch = _faked(mode, step.example_batch(rows, step.length))  # on the host: only pieces travel
-    if num_rows(batch) != rows:
-        raise InputError(message(f"example_batch({rows}, ...)", f"{num_rows(batch)} rows", f"{rows} rows"))
-    batch_bytes = _storage_bytes([v for v in batch.values() if isinstance(v, Tensor)]) / rows * (effective - rows)
-    tracker = _Tracker()
-    tracker.track_external(model, optimizer, *batch.values())
-    with ExitStack() as stack:
-        stack.enter_context(tracker.gradients(trained))
-        stack.enter_context(tracker)
-        folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
-        with checkpointed(model, checkpointing), _Scalars(), sums:
-            backward_pieces(step.objective, model, MicroBatch(micro).pieces(batch))
-        _finish(step, trained, optimizer, folding)
-    peak, gradient_bytes, activation_bytes = tracker.peak(torch.device(step.device))
+    """The peak by part; ``waiting``: bytes of rows that no traced piece holds, which wait on the host."""
+    peak, gradient_bytes, activation_bytes = tracker.peak(device)
     weight_bytes = _storage_bytes([*model.parameters(), *model.buffers()])
     optimizer_bytes = _storage_bytes(_state_tensors(optimizer))
-    waiting = round(batch_bytes) if step.device == "cpu" else 0
+    peak += waiting if device.type == "cpu" else 0
     return Cost(
-        peak_bytes=peak + waiting,
+        peak_bytes=peak,
         weight_bytes=weight_bytes,
         gradient_bytes=gradient_bytes,
         optimizer_bytes=optimizer_bytes,
         activation_bytes=activation_bytes,
-        temporary_bytes=peak + waiting - weight_bytes - gradient_bytes - optimizer_bytes - activation_bytes,
+        temporary_bytes=peak - weight_bytes - gradient_bytes - optimizer_bytes - activation_bytes,
     )
 
 
@@ -199,13 +208,6 @@ class _Tracker(MemTracker):
         snapshot = self.get_tracker_snapshot("peak")
         parts: dict[Any, int] = next((found for where, found in snapshot.items() if where.type == device.type), {})
         return parts.get("Total", 0), parts.get(_MemRefType.GRAD, 0), parts.get(_MemRefType.ACT, 0)
-
-
-def _faked(mode: FakeTensorMode, batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: mode.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
-        for name, value in batch.items()
-    }
 
 
 def _state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -1,24 +1,28 @@
 """A model that is known by its configuration alone, with the plain objective of its head, as training steps.
 
-    masked-lm        cross entropy over the vocabulary at labelled positions
-    causal-lm        the same, position t asked for token t+1
-    classification   cross entropy over the classes, one label a row
+    masked-lm              cross entropy over the vocabulary at labelled positions
+    causal-lm              the same, position t asked for token t+1
+    sequence-to-sequence   the same over the decoder's positions, as many as the encoder's
+    classification         cross entropy over the classes, one label a row
+    image-classification   the same; a row is an image, its ``positions`` the pixels of a side
+    span                   cross entropy over the places where an answer starts and where it ends
 
 Nothing here reads a weight: models are fresh ones of the configuration, and under fake tensors they cost nothing.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
-from jieyue.hf.depth import num_layers, with_layers
+from jieyue.hf.depth import has_stages, num_layers, with_layers
 from jieyue.hf.loading import model_from_config
 from jieyue.hf.optimizers import make_optimizer, optimizer_named
 from jieyue.hf.trainer import training_arguments
@@ -31,16 +35,20 @@ from jieyue.training.vocabulary_loss import model_vocabulary_loss
 from .prediction import TrainingStep
 from .setting import DTYPES, Setting
 
-__all__ = ["OBJECTIVES", "Subject"]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-OBJECTIVES = ("masked-lm", "causal-lm", "classification")
+__all__ = ["OBJECTIVES", "VOCABULARY_HEADS", "Subject"]
+
+VOCABULARY_HEADS = ("masked-lm", "causal-lm", "sequence-to-sequence")
+OBJECTIVES = (*VOCABULARY_HEADS, "classification", "image-classification", "span")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """``config``: transformers' configuration; ``head``: of ``OBJECTIVES``; ``positions``: tokens of a row, the longest."""
 
-    config: Any
+    config: PretrainedConfig
     head: str
     positions: int
     device: str = "cpu"
@@ -48,13 +56,14 @@ class Subject:
     def __post_init__(self) -> None:
         if self.head not in OBJECTIVES:
             raise InputError(message("head", repr(self.head), f"one of {', '.join(OBJECTIVES)}"))
-        room = getattr(self.config, "max_position_embeddings", None)
+        room = None if self.head == "image-classification" else getattr(self.config, "max_position_embeddings", None)
         if self.positions < 1 or (isinstance(room, int) and self.positions > room):
             raise InputError(message(f"length={self.positions}", f"a model of {room} positions", f"from 1 to {room}"))
 
     @property
     def layers(self) -> int:
-        return num_layers(self.config)
+        """Layers that are alike; 1 for a model in stages, which is never cut."""
+        return 1 if has_stages(self.config) else num_layers(self.config)
 
     def step(self, setting: Setting, layers: int | None = None) -> TrainingStep:
         """The update in this setting; ``layers``: of a shallower model, None = all."""
@@ -73,10 +82,12 @@ class Subject:
         )
 
     def build(self, attention: str | None = None, layers: int | None = None) -> nn.Module:
-        """A fresh model; ``attention``: a pattern in place of its own."""
-        config = with_layers(self.config, self.layers if layers is None else layers)
+        """A fresh model; ``attention``: a pattern in place of its own; ``layers``: the first ones alone."""
+        config = copy.deepcopy(self.config) if layers in (None, self.layers) else with_layers(self.config, layers)
         if hasattr(config, "use_cache"):
             config.use_cache = False
+        if self.head == "classification" and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = 0  # decoders look for the last token that is none
         model = model_from_config(config, self.head)
         if attention is not None:
             use(model, attention=attention)
@@ -84,12 +95,22 @@ class Subject:
 
     def example(self, rows: int, positions: int) -> dict[str, Tensor]:
         """Random tokens; the last one of every row is padding (and so there is a mask), every other one is labelled."""
-        ids = torch.randint(min(10, self.config.vocab_size - 1), self.config.vocab_size, (rows, positions))
+        one_each = torch.zeros(rows, dtype=torch.long)
+        if self.head == "image-classification":
+            channels = getattr(self.config, "num_channels", 3)
+            return {"pixel_values": torch.zeros(rows, channels, positions, positions), "labels": one_each}
+        vocabulary = self.config.get_text_config().vocab_size
+        ids = torch.randint(min(10, vocabulary - 1), vocabulary, (rows, positions))
         mask = torch.ones_like(ids)
         mask[:, positions - 1 :] = positions == 1
+        batch = {"input_ids": ids, "attention_mask": mask}
         if self.head == "classification":
-            return {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(rows, dtype=torch.long)}
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, IGNORED)}
+            return batch | {"labels": one_each}
+        if self.head == "span":
+            return batch | {"labels": torch.zeros(rows, 2, dtype=torch.long)}
+        if self.head == "sequence-to-sequence":
+            batch |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        return batch | {"labels": torch.where(mask == 1, ids, IGNORED)}
 
 
 def _weigh(head: str, batch: Mapping[str, Tensor]) -> float:
@@ -98,10 +119,13 @@ def _weigh(head: str, batch: Mapping[str, Tensor]) -> float:
     return float((labels != IGNORED).sum())
 
 
-def _loss(head: str, chunked: bool, model: Any, batch: Mapping[str, Tensor]) -> Tally:
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+def _loss(head: str, chunked: bool, model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
     labels, shift = batch["labels"], head == "causal-lm"
     if chunked:
         return model_vocabulary_loss(model, inputs, labels, shift=shift)
-    logits = model(**inputs).logits
-    return token_loss(logits[:, :-1], labels[:, 1:]) if shift else token_loss(logits, labels)
+    output = model(**inputs)
+    if head == "span":
+        start, end = output.start_logits, output.end_logits
+        return token_loss(start, labels[:, 0]) + token_loss(end, labels[:, 1])
+    return token_loss(output.logits[:, :-1], labels[:, 1:]) if shift else token_loss(output.logits, labels)

@@ -20,7 +20,7 @@ from .calibration import Calibration
 from .choice import fixed_cost, largest_fitting
 from .prediction import predict
 from .setting import DTYPES, FOLDED, OPTIMIZERS, Setting
-from .subject import Subject
+from .subject import VOCABULARY_HEADS, Subject
 
 __all__ = ["Row", "Table", "feasible", "kinds"]
 
@@ -59,7 +59,7 @@ def kinds(
     optimizers = _TRIED if optimizer is None else (optimizer,)
     dtypes = tuple(DTYPES) if dtype is None else (dtype,)
     in_backward = [one for one in FOLDED if optimizer in (None, one)]
-    losses = (False,) if subject.head == "classification" else (False, True)
+    losses = (False, True) if subject.head in VOCABULARY_HEADS else (False,)
     first = Setting(micro_batch=1, optimizer=optimizers[0], dtype=dtypes[0])
     lean = replace(first, chunked=losses[-1])
     starts = [replace(first, chunked=chunked) for chunked in losses]

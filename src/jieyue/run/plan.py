@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from jieyue.budget import Budget, Plan
 from jieyue.hf.optimizers import make_optimizer
 from jieyue.planning.choice import choose
@@ -40,16 +42,24 @@ class RunPlan:
 
 
 def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> RunPlan:
-    """Chooses by tracing the very objective and optimizer that will run, on rows as long as the longest of the data."""
+    """Chooses by tracing the very objective and optimizer that will run, on the longest rows of the data."""
     is_preset = prepared.model.is_preset
     arguments = arguments_of(training, is_preset=is_preset, folder="unused", steps=1, device=budget.device)
     step = TrainingStep(
         build_model=prepared.model.blueprint,
         objective=prepared.objective,
-        example_batch=partial(prepared.task.example_batch, prepared.settings),
+        example_batch=partial(_example, prepared),
         make_optimizer=partial(make_optimizer, args=arguments),
         length=int(max(prepared.lengths)),
+        mask="attention_mask",
     )
     plan = choose(step, budget, effective_batch=training.effective_batch, checkpointing=training.checkpointing)
     way = Setting(micro_batch=plan.micro_batch, optimizer=training.optimizer, dtype=training.dtype)
     return RunPlan(replace(plan, exact=way.exact), budget, step, way)
+
+
+def _example(prepared: Prepared, rows: int, length: int) -> dict[str, Tensor]:
+    """Rows of the data as training cuts them; of another length than the longest, rows of that length without meaning."""
+    if length == int(max(prepared.lengths)):
+        return prepared.longest(rows)
+    return prepared.task.example_batch(prepared.settings, rows, length)

@@ -55,8 +55,15 @@ class Prepared:
         return self.collate([self.rows[number] for number in numbers])
 
     def longest(self, count: int) -> dict[str, Tensor]:
-        """``count`` rows as long as the longest, what memory must hold; as in training, some row has padding (and so a mask)."""
-        batch = self.batch([int(numpy.argmax(self.lengths))] * count)
+        """``count`` rows as long as the longest, what memory must hold; as in training, some row has padding (and so a mask).
+
+        What has a length of its own (an answer's labels and places) is as wide as the widest of all rows.
+        """
+        first, rows = int(numpy.argmax(self.lengths)), range(len(self.rows))
+        length = len(self.rows[first]["input_ids"])
+        own = [name for name, value in self.rows[first].items() if numpy.ndim(value) and len(value) != length]
+        widest = [max(rows, key=lambda row: len(self.rows[row][name])) for name in own]
+        batch = {name: value[:count] for name, value in self.batch([first] * count + widest).items()}
         if "attention_mask" in batch:
             batch["attention_mask"][1:, -1] = 0
             if batch["labels"].shape == batch["attention_mask"].shape:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
@@ -69,10 +69,13 @@ def vocabulary_loss(
 
 
 def _asked(hidden: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """Only the positions that something is asked at; all of them where values cannot be looked at (planning, compiling)."""
-    if isinstance(hidden, FakeTensor) or hidden.is_meta or torch.compiler.is_compiling():
+    """Only the positions that something is asked at; all of them where values cannot be looked at (compiling, some traces)."""
+    if hidden.is_meta or torch.compiler.is_compiling():
         return hidden, labels
-    places = (labels != ignored).nonzero()[:, 0]
+    try:
+        places = (labels != ignored).nonzero()[:, 0]
+    except DynamicOutputShapeException:  # a plan's trace to which the labels are unknown
+        return hidden, labels
     if len(places) == len(labels):
         return hidden, labels
     return hidden.index_select(0, places), labels[places]
@@ -146,10 +149,18 @@ def _held_back(model: Any, head: nn.Linear, inputs: Mapping[str, Any]) -> Tensor
             del head.__dict__["forward"]
         else:
             head.__dict__["forward"] = earlier
-    same = len(given) == 1 and logits.shape == given[0].shape
-    if not same or not (logits is given[0] or torch.equal(logits, given[0].to(logits.dtype))):
+    if len(given) != 1 or not _unchanged(logits, given[0]):
         raise failure
     return given[0]
+
+
+def _unchanged(logits: Tensor, given: Tensor) -> bool:
+    """Whether the model returned what it was given, at most in another dtype; a trace cannot look at values, but at that."""
+    if logits is given or logits.shape != given.shape:
+        return logits is given
+    if isinstance(logits, FakeTensor):
+        return logits.dtype != given.dtype
+    return torch.equal(logits, given.to(logits.dtype))
 
 
 class _ChunkedLoss(torch.autograd.Function):

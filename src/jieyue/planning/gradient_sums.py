@@ -4,7 +4,7 @@ Gradients that meet in one place are added into the first one, if nothing else h
 third instead; a tied embedding of V × H would count once too often in a predicted peak. Who holds a gradient is told by
 torch's own counts of owners, which are private to it: ``sole_owner`` tries them, on tensors whose owners are known, and where
 this torch lacks them or they cannot tell one owner from two, sums are left as the trace makes them: predictions are then high
-by the sums that are really made in place, never low.
+by the sums that are really made in place, never low. The gradient of an indexing is likewise written into its zeros in place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["InPlaceSums", "sole_owner"]
@@ -34,6 +34,8 @@ class InPlaceSums(TorchDispatchMode):
         self.seen: list[tuple[int, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # most of what a trace asks, and no other mode's concern
         if (
             (self.note or self.sole is not None)
             and func is torch.ops.aten.add.Tensor
@@ -48,6 +50,8 @@ class InPlaceSums(TorchDispatchMode):
                     self.seen.append(counts)
                 if counts == self.sole and first.dtype == second.dtype:
                     return torch.ops.aten.add_.Tensor(first, second)
+        if func is torch.ops.aten.index_put.default and _autograd_runs():
+            return torch.ops.aten.index_put_.default(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
