@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError, message
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig as PretrainedConfig  # named for planning, which imports no transformers
 
 __all__ = ["has_stages", "num_layers", "with_layers"]
 
 
-def has_stages(config: Any) -> bool:
+def has_stages(config: PretrainedConfig) -> bool:
     """Whether its layers come in stages that differ in width, so that one layer does not tell what another costs."""
     return isinstance(getattr(config, "depths", None), list | tuple)
 
 
-def num_layers(config: Any) -> int:
+def num_layers(config: PretrainedConfig) -> int:
     """Layers of a configuration (``num_hidden_layers`` under whatever name its family uses); ``InputError`` without."""
     found = getattr(config, "num_hidden_layers", None)
     if not isinstance(found, int) or found < 1:
@@ -25,7 +28,7 @@ def num_layers(config: Any) -> int:
     return found
 
 
-def with_layers(config: Any, layers: int) -> Any:
+def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """A copy with the first ``layers`` layers; lists that hold one entry a layer (``layer_types``) are cut as well.
 
     A decoder beside an encoder keeps its share of the layers. ``InputError`` for stages of different width (Swin, ConvNeXt).

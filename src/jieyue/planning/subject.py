@@ -36,7 +36,7 @@ from .prediction import TrainingStep
 from .setting import DTYPES, Setting
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from jieyue.hf.depth import PretrainedConfig
 
 __all__ = ["OBJECTIVES", "VOCABULARY_HEADS", "Subject"]
 
