@@ -34,6 +34,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a trained model on examples with known answers; the folder says which task it is for."""
+    from jieyue.tasks.config import RunConfig
+
+    RunConfig(data=files or ())  # files that are not there are told before anything slow is imported
     from jieyue.run.jobs import evaluate as judge
 
     console = Console(as_json)

@@ -240,7 +240,8 @@ def _run_train(verb: TaskVerb, given: dict[str, Any]) -> None:
     budget, out = Budget.parse(given["budget"], given["device"]), given["out"]
     config = run_config(verb, given, given["seed"])
     training, console = _training(given), Console(given["as_json"])
-    from jieyue.run.jobs import train
+    from jieyue.hf.interrupts import Interrupted
+    from jieyue.run.jobs import Stopped, train
     from jieyue.tasks.table import task
 
     try:
@@ -254,10 +255,11 @@ def _run_train(verb: TaskVerb, given: dict[str, Any]) -> None:
             command=shlex.join(["jieyue", *sys.argv[1:]]),
             listener=console,
         )
-    except KeyboardInterrupt as stopped:
-        console.say(
-            f"{stopped or 'stopped before the first update'}; the same command with --resume goes on from there"
-        )
+    except Interrupted as stopped:
+        console.say(f"{stopped}; the same command with --resume goes on from there")
+        raise typer.Exit(130) from None
+    except Stopped as stopped:
+        console.say(str(stopped))
         raise typer.Exit(130) from None
     if not console.speaks:  # another process of the same torchrun reports
         return

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from jieyue.errors import InputError, message
 from jieyue.report import write_whole
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADS",
     "RECORD",
+    "check_tokenizer",
     "head_of",
     "load",
     "load_config",
@@ -71,7 +74,18 @@ def load(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = F
     otherwise weights that are missing or of another shape raise ``InputError`` with their list, as do folders that are not
     transformers models. Only safetensors and ``weights_only`` archives are read, and no code from the folder is run.
     """
-    return load_model(name, head, new_head=new_head), load_tokenizer(name)
+    model, tokenizer = load_model(name, head, new_head=new_head), load_tokenizer(name)
+    check_tokenizer(name, tokenizer, model)
+    return model, tokenizer
+
+
+def check_tokenizer(name: str | Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuses a tokenizer whose tokens the model has no embedding for: one of them would be an index error much later."""
+    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if known is not None and len(tokenizer) > known:
+        found = f"a tokenizer of {len(tokenizer)} tokens and a model of {known}"
+        do = "take the tokenizer that the model was trained with, or resize the model's embeddings and save both"
+        raise InputError(message(f"load({str(name)!r})", found, "no more tokens than the model has embeddings", do))
 
 
 def load_model(
@@ -95,7 +109,11 @@ def load_model(
             model, found = getattr(transformers, _class_of(head, own)).from_pretrained(
                 str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        pointer = _lfs_pointer(name)
+        if pointer is not None:
+            found = f"{pointer.name} that is a Git LFS pointer of {pointer.stat().st_size} bytes"
+            raise InputError(message(f"load({str(name)!r})", found, "the weights", "git lfs pull")) from error
         raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
     if new_head:
@@ -161,6 +179,13 @@ def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrained
     return _restored(model, head)
 
 
+def _lfs_pointer(name: str | Path) -> Path | None:
+    """A file of weights in the folder that only says where its content is kept."""
+    weights = [path for kind in ("*.safetensors", "*.bin") for path in sorted(Path(name).glob(kind))]
+    small = (path for path in weights if path.stat().st_size < 1024)
+    return next((path for path in small if path.read_bytes().startswith(b"version https://git-lfs")), None)
+
+
 def _class_of(head: str | None, config: Any) -> str:
     """transformers' Auto class for this head of a model of this configuration."""
     return span_class(config) if head == "span" else HEADS[head]
@@ -223,8 +248,12 @@ def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, An
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, _silenced():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        try:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        except (OSError, SafetensorError) as error:
+            do = "make room and train on with --resume"
+            raise InputError(message(f"save({str(folder)!r})", _first_line(error), "room for the model", do)) from error
         for part in sorted(Path(temporary).rglob("*")):
             if part.is_file():
                 target = folder / part.relative_to(temporary)

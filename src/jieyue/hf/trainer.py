@@ -334,6 +334,8 @@ class EffectiveBatchTrainer(Trainer):
                 self._staging.rmdir()
                 keep_newest(root, self._most, self.state.best_model_checkpoint)
         finally:
+            if self.args.should_save:  # what a full disk or Ctrl-C left of it
+                shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
         self.accelerator.wait_for_everyone()
         self.last_checkpoint = root / name

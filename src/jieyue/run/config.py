@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, message
 from jieyue.options import option
 
 if TYPE_CHECKING:
@@ -71,8 +71,11 @@ class TrainingConfig:
 
             Curriculum.parse(self.curriculum)
         from jieyue.hf.optimizers import optimizer_named
+        from jieyue.hf.presets import STARTS
         from jieyue.planning.setting import dtype_named
 
+        if self.start is not None and self.start not in STARTS:
+            raise InputError(message("start", repr(self.start), f"one of {', '.join(STARTS)}"))
         optimizer_named(self.optimizer)
         dtype_named(self.dtype)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jieyue.budget import Budget, format_bytes
 from jieyue.hf.attention import attention_engines
+from jieyue.hf.interrupts import Interrupted
 from jieyue.hf.loading import load, read_record
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe, fix_malloc_threshold
@@ -34,7 +36,12 @@ from .sections import (
     training_section,
 )
 
-__all__ = ["doctor", "evaluate", "plan", "train"]
+__all__ = ["Stopped", "doctor", "evaluate", "plan", "train"]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C outside of the updates; the message says what is left and what to do."""
+
 
 DEFAULT_BUDGET = "4GiB"
 _SAVINGS = (
@@ -104,19 +111,9 @@ def train(
     job, folder, allowed, clock = task(name), Path(out), Budget.parse(budget), _Clock()
     check_device(allowed.device, must_exist=True)
     check_folder(folder)
-    listener.say(f"Reading {', '.join(map(str, config.data)) or name_of(())}")
-    prepared = prepare(job, config, training, folder=folder, device=allowed.device)
-    clock.lap("reading and encoding the data")
-    _say_data(listener, prepared)
-    planned = plan_for(prepared, allowed, training)
-    clock.lap("planning")
-    _say_plan(listener, planned)
-    if planned.tight:
-        listener.say(
-            "Little room is left: freed memory goes back to the system at once, which takes up to twice the time"
-        )
-        fix_malloc_threshold()
-    trained = fit(prepared, planned, training, folder, resume=resume, device=allowed.device, listener=listener)
+    with _stopping("before the first update; the same command starts anew"):
+        prepared, planned = _planned(job, config, training, allowed, folder, listener, clock)
+        trained = fit(prepared, planned, training, folder, resume=resume, device=allowed.device, listener=listener)
     clock.lap("training")
     if not trained.is_first_process:
         return Report("another process reports")
@@ -126,12 +123,13 @@ def train(
     write_whole(folder / MEMORY, json.dumps(memory, ensure_ascii=False) + "\n")
     record = {"training": training.to_dict(), "decided": decided, "data": prepared.sources.name, "model": config.model}
     store(trained, prepared, settings, folder, record)
-    judged = job.judge(model, tokenizer, prepared.sources.held_out, settings, memory, listener=listener)
-    clock.lap("judging")
     report = Report(f"{job.title} · {config.model}")
-    job.report(report, judged, settings, fitted)
-    training_section(report, trained.losses, trained.curve, trained.facts, job.deciding)
-    _measured_sections(report, prepared, planned, trained, training, config)
+    with _stopping(f"while judging; the trained model is in {folder}, jieyue evaluate {folder} judges it"):
+        judged = job.judge(model, tokenizer, prepared.sources.held_out, settings, memory, listener=listener)
+        clock.lap("judging")
+        job.report(report, judged, settings, fitted)
+        training_section(report, trained.losses, trained.curve, trained.facts, job.deciding)
+        _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)
     resolved = {**training.to_dict(), **decided, **settings.to_dict()}
@@ -174,6 +172,42 @@ def evaluate(
     if files:
         counts_section(report, {"files": sources.findings}, {}, {})
     return report
+
+
+@contextmanager
+def _stopping(when: str) -> Iterator[None]:
+    """Ctrl-C inside says when it came and what to do; one that left a checkpoint says so itself."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped {when}") from None
+
+
+def _planned(
+    job: AnyTask,
+    config: RunConfig,
+    training: TrainingConfig,
+    budget: Budget,
+    folder: Path,
+    listener: ProgressListener,
+    clock: _Clock,
+) -> tuple[Prepared, RunPlan]:
+    """Reads, encodes and plans, and tells of it."""
+    listener.say(f"Reading {', '.join(map(str, config.data)) or name_of(())}")
+    prepared = prepare(job, config, training, folder=folder, device=budget.device)
+    clock.lap("reading and encoding the data")
+    _say_data(listener, prepared)
+    planned = plan_for(prepared, budget, training)
+    clock.lap("planning")
+    _say_plan(listener, planned)
+    if planned.tight:
+        listener.say(
+            "Little room is left: freed memory goes back to the system at once, which takes up to twice the time"
+        )
+        fix_malloc_threshold()
+    return prepared, planned
 
 
 class _Clock:

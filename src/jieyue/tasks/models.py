@@ -16,7 +16,7 @@ from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
 from jieyue.hf.albert import Sharing, sharing_of, unshare
 from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config
-from jieyue.hf.loading import head_of, load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.loading import check_tokenizer, head_of, load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NO_LIMIT = 1_000_000  # positions of a model that sets none
 
-__all__ = ["NO_LIMIT", "ModelSource", "check_tokenizer", "open_model", "with_attention"]
+__all__ = ["NO_LIMIT", "ModelSource", "open_model", "with_attention"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def _source(
     with torch.device("meta"):
         drawn = model_from_config(copy.deepcopy(config), head)
         check_tokenizer(run.model, tokenizer, drawn)
+        pad_of(tokenizer)
         positions = positions_of(drawn)
         sharing = None
         if apart is not None:
@@ -175,14 +176,3 @@ def with_attention(model: nn.Module, attention: str | None) -> nn.Module:
     if attention is not None:
         use(model, attention=attention)
     return model
-
-
-def check_tokenizer(name: str, tokenizer: Tokenizer, model: nn.Module) -> None:
-    """Refuses a tokenizer whose tokens the model has no embedding for, or that cannot pad."""
-    pad_of(tokenizer)
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    known = getattr(embeddings, "num_embeddings", None)
-    if known is not None and len(tokenizer) > known:
-        found = f"a tokenizer of {len(tokenizer)} tokens and a model of {known}"
-        do = "take the tokenizer that the model was trained with, or resize the model's embeddings and save both"
-        raise InputError(message(f"model={name!r}", found, "no more tokens than the model has embeddings", do))

@@ -15,11 +15,11 @@ from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
 from jieyue.hf.causal import as_decoder, made_causal
 from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config, set_generation
-from jieyue.hf.loading import load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.loading import check_tokenizer, load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 from jieyue.hf.tokenizers import make_tokenizer
 from jieyue.tasks.config import RunConfig
-from jieyue.tasks.models import NO_LIMIT, ModelSource, check_tokenizer, with_attention
+from jieyue.tasks.models import NO_LIMIT, ModelSource, with_attention
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer

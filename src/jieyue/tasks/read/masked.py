@@ -96,7 +96,8 @@ def _read(
 
 def example(settings: ReadSettings, rows: int, positions: int) -> dict[str, Tensor]:
     """A batch of ``rows`` rows of ``positions`` tokens; its values mean nothing."""
-    return token_batch(rows, positions) | {"labels": torch.zeros(rows, settings.answer_slots, dtype=torch.long)}
+    slots = max(1, min(settings.answer_slots, positions - 1))  # a plan asks about short rows too
+    return token_batch(rows, positions) | {"labels": torch.zeros(rows, slots, dtype=torch.long)}
 
 
 MASKED = Reader(

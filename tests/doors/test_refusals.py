@@ -1,0 +1,226 @@
+"""A mistake is one line and exit code 2, before anything slow; a run says what it decided, and its folder what it was trained on."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_cli import jieyue
+from transformers import AutoTokenizer
+
+from jieyue.report import Report
+from jieyue.run import jobs
+from jieyue.run.folder import MEMORY
+from jieyue.run.waterfall import Step, Waterfall
+
+SMALL = ["--effective-batch", "8", "--max-tokens", "24", "--budget", "3GiB", "--model", "bert-tiny"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name, first in (("train", 0), ("held", 200)):
+        rows = [
+            f"the {('red', 'blue')[n % 2]} thing number {n}\t{('warm', 'cold')[n % 2]}"
+            for n in range(first, first + 120)
+        ]
+        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(labelled, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "model"
+    files = ["--data", labelled / "train.tsv", "--held-out", labelled / "held.tsv"]
+    done = jieyue("train", "classify", "--steps", "2", "--out", out, *files, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+def refused(done, *parts):
+    """One line that names these, and no traceback."""
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    (line,) = [one for one in done.stderr.splitlines() if one.startswith("jieyue: ")]
+    assert all(part in line for part in parts), line
+    return True
+
+
+def table(report, title):
+    items = [item for section in report.sections for item in section.items]
+    return next(item.rows for item in items if getattr(item, "title", "") == title)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["train", "read", "--seed", "-1"], ["seed=-1"]),
+        (["train", "read", "--learning-rate", "nan"], ["learning_rate=nan"]),
+        (["train", "read", "--epochs", "inf"], ["epochs=inf"]),
+        (["train", "read", "--effective-batch", "0"], ["effective_batch=0"]),
+        (["train", "read", "--device", "gpu"], ["'gpu'", "cuda"]),
+        (["plan", "read", "--device", "banana"], ["'banana'"]),
+        (["train", "read", "--start", "sideways"], ["start", "orthogonal-copy"]),
+        (["train", "read", "--curriculum", "hard"], ["curriculum='hard'"]),
+        (["train", "read", "--vocabulary", "missing.txt"], ["vocabulary", "missing.txt"]),
+        (["train", "read", "--held-out", "missing.json"], ["held_out", "missing.json"]),
+        (["train", "classify", "--data", "."], ["data", "the folder"]),
+        (["train", "mlm", "--share", "nan"], ["share=nan"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0] in ("train", "plan") else "",
+)
+def test_flags_are_refused_before_anything_is_read(flags, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("jieyue.run.prepare.Prepared", None)  # nothing may come so far
+    assert refused(jieyue(*flags, cwd=tmp_path), *parts)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_device_that_is_not_here_is_not_replaced_by_another(tmp_path):
+    for device in ("cuda", "cuda:3", "mps"):
+        assert refused(
+            jieyue("train", "read", "--device", device, "--out", tmp_path / "m"), f"device='{device}'", "cpu"
+        )
+
+
+def test_out_that_is_a_file_or_cannot_be_written_is_told_first(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert refused(jieyue("train", "read", "--out", file), "out", "file")
+    assert refused(jieyue("train", "read", "--out", file / "below"), "out")
+    assert file.read_text() == "mine"
+
+
+def test_a_masked_reader_under_too_small_a_budget_hears_of_the_budget():
+    flags = ["--questions", "60", "--window-tokens", "40", "--answer-slots", "20", "--budget", "20MiB"]
+    assert refused(jieyue("plan", "read", *flags), "budget=20.0 MiB", "too much", "What would fit")
+
+
+def test_evaluate_knows_what_training_showed(trained, labelled):
+    """The fault: files of one's own came without the baselines that the training's own report had."""
+    before = Report.load(trained)
+    done = jieyue("evaluate", trained, labelled / "held.tsv", "--out", trained / "again", "--json")
+    assert done.returncode == 0, done.stderr
+    after = Report.load(trained / "again")
+    own = table(before, "Beside the baselines")
+    assert table(after, "Beside the baselines") == own and [row[0] for row in own][1:] == [
+        "most frequent label",
+        "naive Bayes",
+    ]
+    for wrong in ("0", "-3"):
+        assert refused(jieyue("evaluate", trained, labelled / "held.tsv", "--batch-size", wrong), f"batch_size={wrong}")
+
+
+def test_an_older_folder_opens_and_says_what_it_lacks(copied, labelled):
+    (copied / MEMORY).unlink()
+    record = json.loads((copied / "jieyue.json").read_text())
+    record["recipe"] = record.pop("task")
+    (copied / "jieyue.json").write_text(json.dumps(record))
+    done = jieyue("evaluate", copied, labelled / "held.tsv")
+    assert done.returncode == 0 and MEMORY in " ".join(done.stdout.split()), done.stderr
+
+
+def test_questions_without_known_answers_cannot_judge(copied, labelled, tmp_path):
+    file = tmp_path / "unknown.jsonl"
+    file.write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8")
+    assert refused(jieyue("evaluate", copied, file), "none whose right answer is known")
+
+
+@pytest.mark.parametrize("what", ["pointer", "truncated"])
+def test_weights_that_are_none_are_one_line(copied, what):
+    weights = copied / "model.safetensors"
+    if what == "pointer":
+        weights.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n")
+    else:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    assert refused(jieyue("evaluate", copied), "git lfs pull" if what == "pointer" else "cannot be loaded")
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused(copied, labelled):
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_tokens([f"extra{n}" for n in range(9)])
+    tokenizer.save_pretrained(copied)
+    found = f"a tokenizer of {len(tokenizer)} tokens and a model of {len(tokenizer) - 9}"
+    assert refused(jieyue("evaluate", copied, labelled / "held.tsv"), found)
+    train = ["train", "classify", "--data", labelled / "train.tsv", *SMALL[:-1]]
+    assert refused(jieyue(*train, copied, "--out", copied / "out"), found)
+
+
+def test_a_tokenizer_without_padding_is_refused(copied, labelled):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (copied / name).is_file():
+            values = {
+                key: value for key, value in json.loads((copied / name).read_text()).items() if key != "pad_token"
+            }
+            (copied / name).write_text(json.dumps(values))
+    train = ["train", "classify", "--data", labelled / "train.tsv", *SMALL[:-1]]
+    assert refused(jieyue(*train, copied, "--out", copied / "out"), "no padding token")
+
+
+def test_a_run_goes_on_only_as_it_began(copied, labelled, tmp_path):
+    """The faults: another number of updates, and other rows of the same lengths, were accepted."""
+    data = tmp_path / "train.tsv"
+    shutil.copy(labelled / "train.tsv", data)
+    flags = ["train", "classify", "--data", data, "--held-out", labelled / "held.tsv", "--out", copied, *SMALL]
+    again = json.loads((copied / "training.json").read_text())
+    assert again["updates"] == 2
+    assert refused(jieyue(*flags, "--steps", "4", "--resume"), "steps is 4", "had 2")
+    data.write_text(data.read_text().replace("red", "RED").replace("blue", "red").replace("RED", "blue"))
+    assert refused(jieyue(*flags, "--steps", "2", "--resume"), "tokens is", "expected the same")
+
+
+def test_the_report_says_what_was_decided(trained):
+    report = Report.load(trained)
+    (section,) = [one for one in report.sections if one.title == "Settings"]
+    facts = {item.what: item.value for item in section.items}
+    assert facts["learning rate"] == 1e-3 and facts["warmup steps"] == 1 and facts["checkpointing"] is False
+    assert "decided by jieyue" not in report.markdown()
+
+
+def test_savings_are_timed_more_than_once(trained):
+    """The fault: one cold call, which made checkpointing look seven times as slow."""
+    report = Report.load(trained)
+    rows = table(report, "Each row keeps what those above it do")
+    assert all("…" in str(row[4]) for row in rows), "each with its spread"
+
+
+@pytest.mark.slow
+def test_ctrl_c_outside_of_the_updates_says_what_is_left(labelled, tmp_path, monkeypatch):
+    step = Step(added="s", update="exact", predicted_bytes=1)
+    monkeypatch.setattr(jobs, "savings", lambda *_: Waterfall(steps=(step,), effective_batch=4, positions=24))
+    flags = ["train", "classify", "--data", labelled / "train.tsv", "--steps", "1", "--out", tmp_path / "m", *SMALL]
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "plan_for", stopped)
+        done = jieyue(*flags)
+    assert done.returncode == 130 and "before the first update; the same command starts anew" in " ".join(
+        done.stdout.split()
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("jieyue.tasks.classify.task.ClassifyTask.judge", stopped)
+        done = jieyue(*flags)
+    assert done.returncode == 130 and "stopped while judging" in " ".join(done.stdout.split()), done.stderr
+    assert (tmp_path / "m" / "model.safetensors").is_file() and load_file(tmp_path / "m" / "model.safetensors")
+    assert jieyue("evaluate", tmp_path / "m", labelled / "held.tsv").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing_half_written(copied, labelled, monkeypatch):
+    weights = (copied / "model.safetensors").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    flags = ["train", "classify", "--data", labelled / "train.tsv", "--steps", "1", "--out", copied, *SMALL]
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    assert refused(jieyue(*flags), "No space left on device")
+    assert (copied / "model.safetensors").read_bytes() == weights
+    assert not [path for path in copied.rglob("*") if "saving" in path.name or "partial" in path.name]
