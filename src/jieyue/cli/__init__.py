@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -53,7 +58,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
     try:
-        build()()
+        with _terminated_gently():
+            build()()
     except InputError as error:
         sys.stderr.write(f"jieyue: {error}\n")
         sys.exit(2)
@@ -68,3 +74,20 @@ def main() -> None:
             raise
         sys.stderr.write(f"jieyue: {error.filename or 'a file'}: {error.strerror}; nothing was left half-written\n")
         sys.exit(2)
+
+
+@contextmanager
+def _terminated_gently() -> Iterator[None]:
+    """SIGTERM ends a verb as an exit does, so that what it has begun is put away: temporary files, children, locks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,21 @@ import numpy
 
 from jieyue.errors import InputError, message
 
-__all__ = ["ANY_TURN", "LAST_TURN", "REPLY", "MappedTokens", "keep_tokens", "open_tokens", "write_tokens"]
+__all__ = [
+    "ANY_TURN",
+    "LAST_TURN",
+    "REPLY",
+    "MappedTokens",
+    "keep_tokens",
+    "open_tokens",
+    "temporary_tokens",
+    "write_tokens",
+]
 
 ANY_TURN, REPLY, LAST_TURN = 1, 2, 4  # bits of a mark
 _FILES = {"ids": ("ids.i32", numpy.int32), "marks": ("marks.u8", numpy.uint8), "starts": ("starts.i64", numpy.int64)}
 _RECORD = "counts.json"
+_TEMPORARY = "jieyue-tokens-"
 
 
 class MappedTokens:
@@ -100,6 +113,56 @@ def write_tokens(
     part.write_text(json.dumps(dict(counts), ensure_ascii=False), encoding="utf-8")
     os.replace(part, folder / _RECORD)
     return MappedTokens(folder)
+
+
+def temporary_tokens(
+    dialogues: Iterable[tuple[numpy.ndarray, numpy.ndarray]], counts: Mapping[str, Any]
+) -> MappedTokens:
+    """As ``write_tokens``, in files that end with the process however it ends.
+
+    Where the system allows it, they have no name any more once they are written. Those of a process that was killed while it
+    wrote are removed by the next that writes.
+    """
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    try:
+        with _claimed(folder):
+            tokens = write_tokens(folder, dialogues, counts)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if os.name == "posix":
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        weakref.finalize(tokens, shutil.rmtree, folder, ignore_errors=True)
+    return tokens
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Holds the folder's lock, which a process that ends lets go of; False where another holds it."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where nothing is removed but one's own
+        yield False
+        return
+    with (folder / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _remove_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime < 60:  # perhaps just made, and not yet claimed
+                continue
+            with _claimed(folder) as is_free:
+                if is_free:
+                    shutil.rmtree(folder)
 
 
 def open_tokens(folder: str | Path) -> MappedTokens | None:

@@ -109,9 +109,17 @@ class DecodingRows:
         """Bytes that the layers hold."""
         total = 0
         for layer in self.cache.layers:
-            parts = layer.held or () if isinstance(layer, RoomyLayer) else (layer.keys, layer.values)
-            total += int(getattr(layer, "nbytes", 0))
-            total += sum(part.numel() * part.element_size() for part in parts if part is not None)
+            own = getattr(
+                layer, "nbytes", None
+            )  # a pattern's layer tells it, and keeps no keys that could be asked for
+            parts = (
+                layer.held or ()
+                if isinstance(layer, RoomyLayer)
+                else ()
+                if own is not None
+                else (layer.keys, layer.values)
+            )
+            total += int(own or 0) + sum(part.numel() * part.element_size() for part in parts if part is not None)
         return total
 
     @property

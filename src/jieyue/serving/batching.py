@@ -94,7 +94,7 @@ class Batcher:
         self, model: nn.Module, *, max_rows: int = 32, max_waiting: int = 64, kept_bytes: int = 256 * 2**20
     ) -> None:
         self.stepper = Stepper(model)
-        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self.max_rows, self.max_waiting, self.kept_bytes = max_rows, max_waiting, kept_bytes
         self.prompt_tokens = self.reused_tokens = self.reply_tokens = self.steps = self.cancelled = self.failed = 0
         self._waiting: deque[Job] = deque()
         self._coming: Counter[str] = Counter()  # requests whose prompts are being written

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 from jieyue import __version__
 from jieyue.data.dialogues import Dialogue, digest_of
 from jieyue.data.history import encode_talks, fit_history, template_for
-from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, keep_tokens, write_tokens
+from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, keep_tokens, temporary_tokens
 from jieyue.data.packing import LOSS_ON, DialogueRows
 from jieyue.errors import InputError
 from jieyue.tally import Tally
@@ -44,7 +41,7 @@ _TOGETHER = 256  # dialogues that are tokenised at once
 def encode_dialogues(
     dialogues: Sequence[Dialogue], tokenizer: Tokenizer, settings: ChatSettings, folder: Path | None = None
 ) -> tuple[DialogueRows, Counter[str]]:
-    """Training rows over tokens in files: in ``folder``, where they are found again, or in a temporary one that goes with the rows.
+    """Training rows over tokens in files: in ``folder``, where they are found again, or in temporary ones that go with the rows.
 
     A row: ``input_ids``, ``labels`` (the next token where it is asked for, else -100) and, packed, ``position_ids``.
     Memory: a few hundred dialogues, whatever their number. The counts say what was dropped and cut. Tokens in ``folder`` that
@@ -53,14 +50,11 @@ def encode_dialogues(
     counts, is_known = Counter[str](), False
     made = tokenised(dialogues, tokenizer, settings, counts)
     if folder is None:
-        place = tempfile.mkdtemp(prefix="jieyue-tokens-")
-        tokens = write_tokens(place, made, {})
+        tokens = temporary_tokens(made, {})
     else:
         tokens, is_known = keep_tokens(folder, _digest(dialogues, tokenizer, settings), made, counts)
         counts = Counter(tokens.counts["counts"])
     rows = DialogueRows(tokens, settings.loss_on, settings.row_tokens)
-    if folder is None:
-        weakref.finalize(rows, shutil.rmtree, place, ignore_errors=True)
     counts["rows"] = len(rows)
     counts["rows_found_again"] = len(rows) * is_known
     counts["tokens"] = int(tokens.lengths.sum())
