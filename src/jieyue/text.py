@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["is_cjk", "is_presegmented", "join_pieces", "normalize", "units"]
+__all__ = ["is_cjk", "is_presegmented", "join_pieces", "normalize", "units", "without_controls"]
 
 _CJK_RANGES = (
     (0x3400, 0x4DBF),
@@ -97,3 +97,14 @@ def is_presegmented(texts: Iterable[str]) -> bool:
             characters += sum("\u3400" <= char <= "\u9fff" for char in text)
             spaces += len(_PARTED.findall(text))
     return spaces >= 0.2 * characters > 0
+
+
+def without_controls(text: str) -> str:
+    """The text without control characters (C0, DEL, C1) but newline and tab: none of it can steer a terminal.
+
+    >>> without_controls("a\x1b[31mb\tc\r\x9b2J")
+    'a[31mb\tc2J'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")

@@ -5,6 +5,7 @@ import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig
 
@@ -83,6 +84,23 @@ def served(talkers, bounds=Bounds(), **options):
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@contextmanager
+def at_a_terminal(lines):
+    """``jieyue chat`` finds a terminal, and these lines are typed there."""
+    remaining = iter(lines)
+
+    def ask():
+        try:
+            return next(remaining)
+        except StopIteration:
+            raise EOFError from None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jieyue.cli.chat._is_terminal", lambda: True)
+        patch.setattr("jieyue.cli.typed.prompter", lambda: ask)
+        yield
 
 
 def talker(model, tokenizer, bounds=Bounds(), name="small", **options):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from serving_models import at_a_terminal
 from test_cli import jieyue
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,33 +49,87 @@ def test_plan_and_doctor(tmp_path):
     assert jieyue("plan", "chat", "--limit", "40", "--attention", "local(16)").returncode == 0
 
 
-def test_talking_over_a_pipe(trained, tmp_path):
-    lines = [
-        "你好！",
-        "/seed 3",
-        "/retry",
-        "/save " + str(tmp_path / "talk.jsonl"),
-        "/undo",
-        "/undo",
-        "/clear",
-        "/help",
-        "/nonsense",
-    ]
-    done = jieyue(
-        "chat", trained, "--max-tokens", "6", "--seed", "1", stdin="\ufeff" + "\n".join([*lines, "/exit", "never read"])
-    )
+def test_talking_at_a_terminal(trained, tmp_path):
+    kept = tmp_path / "talk.jsonl"
+    lines = ["你好！", "/seed 3", "/retry", f"/save {kept}", f"/save {kept}", "/undo", "/undo", "/clear", "/help"]
+    lines += ["/nonsense", "/seed x", "/seed ²", "/seed --5", "/seed " + "9" * 40, "/seed 9999999999999999999", "/save"]
+    lines += ["/save " + str(tmp_path / "no" / "such" / "folder"), "/retry", "two\nlines", "/exit", "never read"]
+    with at_a_terminal(lines):
+        done = jieyue("chat", trained, "--max-tokens", "6", "--seed", "1")
     assert done.returncode == 0, done.stderr
     for told in ("seed 3", "saved", "taken back", "nothing to take back", "forgotten", "/retry", "/nonsense: unknown"):
         assert told in done.stdout
-    assert json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["messages"][0]["content"] == "你好！"
+    for told in ("whole number", "expected a file", "nothing said", "exists, expected a new file", "64 bits"):
+        assert told in done.stdout.replace("\n", " ")
+    assert json.loads(kept.read_text(encoding="utf-8"))["messages"][0]["content"] == "你好！"
+
+
+def test_text_over_a_pipe_is_text(trained, monkeypatch):
+    """Commands are a terminal's: what begins with a slash is said like anything else."""
+    from jieyue.run.conversation import Conversation
+
     again = [
-        jieyue("chat", trained, "--max-tokens", "9", "--seed", "4", stdin="你好！\nThanks!").stdout for _ in range(2)
+        jieyue("chat", trained, "--max-tokens", "9", "--seed", "4", stdin="\ufeff你好！\n\nThanks!").stdout
+        for _ in range(2)
     ]
     assert again[0] == again[1] and len(again[0].splitlines()) == 2
-    wrong = jieyue("chat", trained, stdin="很" * 9000 + "\n/seed x\n/save\n/retry\n")
-    assert wrong.returncode == 0
-    for told in ("newest turn", "whole number", "expected a file", "nothing said"):
-        assert told in wrong.stdout
+    wrong = jieyue("chat", trained, stdin="很" * 9000 + "\n你好\n")
+    assert wrong.returncode == 0 and "newest turn" in wrong.stdout and len(wrong.stdout.splitlines()) == 2
+    heard = []
+
+    def say(self, text):
+        heard.append(text)
+        yield "\x1b[2J\x9b31mred\r\x07\tone\n😀"
+
+    monkeypatch.setattr(Conversation, "say", say)
+    done = jieyue("chat", trained, stdin="/exit\n/save x\n")
+    assert heard == ["/exit", "/save x"]
+    assert done.stdout == "[2J31mred\tone\n😀\n" * 2
+
+
+def test_bad_bytes_and_narrow_outputs_are_told(trained, monkeypatch):
+    """A line that is not UTF-8, an output that is ASCII: the talk goes on."""
+    import io
+    import sys
+
+    from jieyue.cli import main
+    from jieyue.run.conversation import Conversation
+
+    monkeypatch.setattr(Conversation, "say", lambda self, text: iter_closing(f"{text} 你好"))
+
+    def iter_closing(text):
+        yield text
+
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\xfe\nb\n"), "utf-8"))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["jieyue", "chat", str(trained)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out.flush()
+    told = out.buffer.getvalue().decode("ascii").splitlines()
+    assert (ended.value.code or 0) == 0
+    assert told == ["a ??", "(line 2 is not UTF-8 at byte 1: passed over)", "b ??"]
+
+
+def test_pasted_lines_are_one_message_and_earlier_ones_come_back():
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    from jieyue.cli.typed import prompter
+
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        ask = prompter()
+        keys.send_text("\x1b[200~one\ntwo\x1b[201~\r")
+        assert ask() == "one\ntwo"
+        keys.send_text("first\x1b\rsecond\r")
+        assert ask() == "first\nsecond"
+        keys.send_text("\x1b[A\x1b[A\x1b[A!\r")
+        assert ask().replace("!", "") in ("one\ntwo", "first\nsecond")
+        keys.send_text("\x04")
+        with pytest.raises(EOFError):
+            ask()
 
 
 def test_ctrl_c_ends_the_reply_and_not_the_chat(trained, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving_models import make_tokenizer, random_model
+from serving_models import at_a_terminal, make_tokenizer, random_model
 from test_cli import jieyue
 
 from jieyue.hf.loading import save
@@ -55,8 +55,8 @@ def folder(tmp_path_factory):
 def own(folder):
     """Our own greedy replies to the talk, as the terminal's chat saves them."""
     talk = folder.parent / "talk.jsonl"
-    typed = "\n".join([*TURNS, f"/save {talk}"])
-    jieyue("chat", folder, "--temperature", "0", "--max-tokens", MOST, stdin=typed)
+    with at_a_terminal([*TURNS, f"/save {talk}"]):
+        jieyue("chat", folder, "--temperature", "0", "--max-tokens", MOST)
     messages = json.loads(talk.read_text(encoding="utf-8"))["messages"]
     return [one["content"] for one in messages if one["role"] == "assistant"]
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from jieyue.errors import InputError
+from jieyue.text import without_controls
 
 from .console import Console
+
+if TYPE_CHECKING:
+    from jieyue.run.conversation import Conversation
 
 __all__ = ["add_to"]
 
@@ -47,10 +53,12 @@ def chat(
     candidates: Annotated[int, typer.Option(help="Draw so many replies, tell the most informative (MMI).")] = 1,
     seed: Annotated[int | None, typer.Option(help="Say the same again.")] = None,
 ) -> None:
-    """Talk to a model: replies stream, /help lists what else there is. Works over a pipe, a message a line."""
+    """Talk to a model: replies stream, /help lists what else there is. Over a pipe each line is a message."""
     from jieyue.decoding.sampling import Sampling
     from jieyue.hf.loading import load
     from jieyue.run.conversation import Conversation
+
+    from .typed import piped, prompter, typed
 
     sampling = Sampling(
         temperature=temperature,
@@ -64,37 +72,29 @@ def chat(
     )
     model, tokenizer = load(folder, "causal-lm")
     talk = Conversation(model, tokenizer, sampling, reply_tokens=max_tokens, context=context, candidates=candidates)
-    console, is_terminal = Console(), sys.stdin.isatty()
-    if is_terminal:
-        console.terminal.print(f"[bold]{escape(folder.resolve().name)}[/] [dim]/help lists the commands[/]")
-    for line in _lines(console, is_terminal):
-        if line.startswith("/"):
-            if not _command(line, talk, console, is_terminal):
+    console = Console()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an output that has no such letters shows question marks and goes on
+    if not _is_terminal():
+        for line in piped(console):  # text alone: what begins with a slash is no command here
+            if line:
+                _told(partial(talk.say, line), talk, console, False)
+        return
+    console.terminal.print(f"[bold]{escape(folder.resolve().name)}[/] [dim]/help lists the commands[/]")
+    for line in typed(console, prompter()):
+        if line.startswith("/") and "\n" not in line:
+            if not _command(line, talk, console):
                 return
-        elif line.strip():
-            _told(partial(talk.say, line), talk, console, is_terminal)
+        elif line:
+            _told(partial(talk.say, line), talk, console, True)
 
 
-def _lines(console: Console, is_terminal: bool) -> Iterator[str]:
-    """The user's lines until the end of input; Ctrl-C at the prompt only empties it."""
-    while True:
-        try:
-            if is_terminal:
-                yield console.terminal.input("[bold cyan]› [/]").strip()
-            else:
-                raw = sys.stdin.buffer.readline()
-                if not raw:
-                    return
-                yield raw.decode("utf-8", "replace").removeprefix("\ufeff").strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if not is_terminal:
-                raise
-            console.say("")
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _command(line: str, talk: Any, console: Console, is_terminal: bool) -> bool:
+def _command(line: str, talk: Conversation, console: Console) -> bool:
     """Does what a /command says; False to leave."""
     name, *words = line.split()
     try:
@@ -104,14 +104,14 @@ def _command(line: str, talk: Any, console: Console, is_terminal: bool) -> bool:
             talk.clear()
             console.say("(forgotten)")
         elif name == "/retry":
-            _told(talk.retry, talk, console, is_terminal)
+            _told(talk.retry, talk, console, True)
         elif name == "/undo":
             console.say("(taken back)" if talk.undo() else "(nothing to take back)")
         elif name == "/seed":
-            if words and not words[0].lstrip("-").isdigit():
-                raise InputError(f"/seed {words[0]}: expected a whole number")
+            if words and not re.fullmatch(r"[+-]?[0-9]{1,19}", words[0]):
+                raise InputError(f"/seed {words[0][:40]}: expected a whole number of 64 bits")
             talk.sampling = replace(talk.sampling, seed=int(words[0]) if words else None)
-            console.say(f"(seed {words[0]})" if words else "(another seed each time)")
+            console.say(f"(seed {talk.sampling.seed})" if words else "(another seed each time)")
         elif name == "/save":
             if not words:
                 raise InputError("/save: expected a file")
@@ -124,12 +124,14 @@ def _command(line: str, talk: Any, console: Console, is_terminal: bool) -> bool:
     return True
 
 
-def _told(speak: Callable[[], Iterator[str]], talk: Any, console: Console, is_terminal: bool) -> None:
+def _told(
+    speak: Callable[[], Generator[str, None, None]], talk: Conversation, console: Console, is_terminal: bool
+) -> None:
     """Prints a reply as it comes. Ctrl-C ends the reply, not the chat."""
     pieces = speak()
     try:
         for piece in pieces:
-            sys.stdout.write(piece)
+            sys.stdout.write(without_controls(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stdout.write(" …")
@@ -137,7 +139,7 @@ def _told(speak: Callable[[], Iterator[str]], talk: Any, console: Console, is_te
         console.say(str(error))
         return
     finally:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
     sys.stdout.write("\n")
     sys.stdout.flush()
     if is_terminal:

@@ -20,6 +20,7 @@ from rich.table import Table
 from jieyue.budget import format_seconds
 from jieyue.errors import InputError
 from jieyue.report import Report
+from jieyue.text import without_controls
 
 __all__ = ["Console", "decoded", "read_text", "show"]
 
@@ -36,7 +37,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """A sentence for people (standard error when the output is JSON)."""
-        self.terminal.print(escape(line))
+        self.terminal.print(escape(without_controls(line)))
 
     def fact(self, event: str, **values: Any) -> None:
         """One JSON line for machines; people read it as ``event: a = 1, b = 2``."""
@@ -59,7 +60,7 @@ class Console:
             numeric = number > 0 and all(not row[number] or row[number][0] in "0123456789-+.<≤≥±" for row in rows)
             drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            drawn.add_row(*(escape(cell) for cell in row))
+            drawn.add_row(*(escape(without_controls(cell)) for cell in row))
         self.terminal.print(drawn)
 
     @contextmanager

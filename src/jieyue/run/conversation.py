@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Conversation:
         self._ends = ends_of(model, tokenizer)
         self._known = KeptStates(2**63)
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str, None, None]:
         """The reply to a message, in pieces. Leaving the iteration early ends the reply where it is, and keeps it."""
         self.messages.append(Message("user", text))
         try:
@@ -71,7 +71,7 @@ class Conversation:
             raise
         yield from self._reply(ids)
 
-    def retry(self) -> Iterator[str]:
+    def retry(self) -> Generator[str, None, None]:
         """Another reply to the last message."""
         if self.messages and self.messages[-1].role == "assistant":
             self.messages.pop()
@@ -94,7 +94,9 @@ class Conversation:
         self._known.clear()
 
     def save(self, path: str | Path) -> None:
-        """The talk as one line of OpenAI-style messages, which ``jieyue train chat --data`` reads."""
+        """The talk as one line of OpenAI-style messages, which ``jieyue train chat --data`` reads; never over another file."""
+        if Path(path).exists():
+            raise InputError(f"save: {path} exists, expected a new file; name another")
         listed = [{"role": one.role, "content": one.text} for one in self.messages]
         write_whole(Path(path), json.dumps({"messages": listed}, ensure_ascii=False) + "\n")
 
@@ -103,7 +105,7 @@ class Conversation:
         self.num_dropped = fitted.num_dropped
         return [int(one) for one in fitted.ids]
 
-    def _reply(self, ids: list[int]) -> Iterator[str]:
+    def _reply(self, ids: list[int]) -> Generator[str, None, None]:
         started = time.perf_counter()
         reply = self._new_reply(ids, self.sampling)
         try:
@@ -123,7 +125,7 @@ class Conversation:
 
         return Reply(sampling, ids, ends=self._ends, decode=decode, max_tokens=self.reply_tokens)
 
-    def _written(self, ids: list[int], reply: Reply) -> Iterator[str]:
+    def _written(self, ids: list[int], reply: Reply) -> Generator[str, None, None]:
         """The reply as it comes; the state is kept for the next turn."""
         rows, logits = self._read(ids)
         try:
