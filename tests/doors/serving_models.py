@@ -70,9 +70,9 @@ def app_of(talkers, bounds=Bounds(), key=None, port=8000, origins=frozenset()):
 
 
 @contextmanager
-def served(talkers, bounds=Bounds(), **options):
+def served(talkers, bounds=Bounds(), port=0, **options):
     """The application behind a real socket, as ``jieyue serve`` puts it there; gives its address."""
-    sockets = listen("127.0.0.1", 0)
+    sockets = listen("127.0.0.1", port)
     port = sockets[0].getsockname()[1]
     is_ready = threading.Event()
     server = BoundedServer(app_of(talkers, bounds, port=port, **options), bounds, ready=is_ready.set)

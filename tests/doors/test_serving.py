@@ -682,3 +682,55 @@ def test_folders_are_served_by_what_they_are(tokenizer, tmp_path, monkeypatch):
         assert client.post(CHAT, json=body(max_tokens=2)).status_code == 200
     with pytest.raises(InputError, match="dance"):
         open_models([tmp_path / "other"])
+
+
+def test_vendored_libraries_are_what_they_are_said_to_be():
+    import hashlib
+    from importlib.resources import files
+
+    folder = files("jieyue.serving") / "pages" / "vendor"
+    told = [
+        line.split("|")[1:5] for line in (folder / "README.md").read_text("utf-8").splitlines() if ".min.js |" in line
+    ]
+    assert len(told) == 2
+    for name, _, _, digest in told:
+        assert hashlib.sha256((folder / name.strip()).read_bytes()).hexdigest() == digest.strip()
+
+
+def test_the_schema_describes_every_endpoint(client):
+    found = client.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/read", "/v1/models", "/health"} <= set(found["paths"])
+    assert "/v1/title" not in found["paths"] and found["openapi"].startswith("3.1")
+    asked = found["components"]["schemas"]["ChatBody"]["properties"]
+    assert {"messages", "temperature", "logprobs", "frequency_penalty"} <= set(asked)
+    named = json.dumps(found).split('"$ref": "#/components/schemas/')[1:]
+    assert {one.split('"')[0] for one in named} <= set(found["components"]["schemas"])
+
+
+@pytest.mark.slow
+def test_a_trained_classifier_is_served(tmp_path):
+    from test_cli import jieyue
+
+    folder = tmp_path / "judge"
+    done = jieyue("train", "classify", "--steps", "2", "--limit", "60", "--budget", "2GiB", "--out", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    with TestClient(app_of(open_models([folder])), base_url=BASE) as client:
+        found = client.post("/v1/classify", json={"texts": ["One text.", "另一段文字。"]}).json()
+        assert found["model"] == "judge" and len(found["answers"]) == 2
+        for answer in found["answers"]:
+            first = answer["labels"][0]
+            assert (answer["label"], answer["confidence"]) == (first["label"], first["probability"])
+            shares = [one["probability"] for one in answer["labels"]]
+            assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1.01
+        alone = client.post("/v1/classify", json={"text": "One text."}).json()["answers"]
+        assert alone[0]["label"] == found["answers"][0]["label"]
+        for wrong in (
+            {},
+            {"text": ""},
+            {"texts": []},
+            {"text": "a", "texts": ["b"]},
+            {"text": "a", "x": 1},
+            {"texts": [1]},
+        ):
+            assert client.post("/v1/classify", json=wrong).status_code == 400
+        assert "ClassifyAnswer" in client.get("/openapi.json").text and client.get("/classify").status_code == 200

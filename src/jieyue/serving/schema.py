@@ -23,7 +23,7 @@ class Label(BaseModel):
 
 
 class Classified(BaseModel):
-    """What one text is: its likeliest label, how sure the model is, and every label, likeliest first."""
+    """What one text is: its likeliest label, how sure the model is, and up to six labels, likeliest first."""
 
     label: str
     confidence: float

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from jieyue.data.labelled import Labelled
 from jieyue.errors import InputError, MissingExtra, message
 from jieyue.hf.loading import RECORD, head_of, load, read_record
+from jieyue.tasks.classify.settings import ClassifySettings
+from jieyue.tasks.classify.task import TASK as CLASSIFY
 from jieyue.tasks.read.asking import open_reader
 from jieyue.tasks.title.settings import TitleSettings
 from jieyue.tasks.title.writing import prompts, write_titles
@@ -19,7 +22,7 @@ except ImportError:
 
 from pydantic import JsonValue
 
-from .answering import AnsweringModel, ReadBody
+from .answering import AnsweringModel, ClassifyBody, ReadBody
 from .app import Served, build_app
 from .bounds import Bounds
 from .chat_model import ChatModel
@@ -56,11 +59,13 @@ def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | Non
         return AnsweringModel(name, "read", _reader(folder), bounds)
     if task == "title":
         return AnsweringModel(name, "title", _titler(folder), bounds)
+    if task == "classify":
+        return AnsweringModel(name, "classify", _classifier(folder), bounds)
     if task == "chat":
         if head_of(folder) != "causal-lm":
             raise InputError(f"{folder}: not a causal language model; expected one that writes, or a trained reader")
         return ChatModel(name, *load(folder, "causal-lm"), bounds, context)
-    raise InputError(f"{folder}: its task is {task!r}, expected chat, read or title")
+    raise InputError(f"{folder}: its task is {task!r}, expected chat, read, title or classify")
 
 
 def read_key(path: str | Path) -> str:
@@ -129,5 +134,21 @@ def _titler(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[s
             "finished": found.finished,
             "source_truncated": bool(prompts([str(body["text"])], tokenizer, settings)[1]),
         }
+
+    return ask
+
+
+def _classifier(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
+    settings = ClassifySettings.from_dict(read_record(folder, "classify")["settings"])
+    model, tokenizer = load(folder, settings.head("classification"))
+
+    def ask(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        texts = ClassifyBody.model_validate(body).texts
+        answers: list[JsonValue] = []
+        for found in CLASSIFY.answer(model, tokenizer, [Labelled(text) for text in texts], settings):
+            ranked = [(found.label, found.confidence), *found.rivals]
+            labels: list[JsonValue] = [{"label": label, "probability": round(p, 4)} for label, p in ranked]
+            answers.append({"label": found.label, "confidence": round(found.confidence, 4), "labels": labels})
+        return {"answers": answers}
 
     return ask
