@@ -19,11 +19,15 @@ from jieyue.run.plan import plan_for
 from jieyue.run.prepare import prepare
 from jieyue.tasks import RunConfig
 from jieyue.tasks.table import task
+from jieyue.training.muon import MuonAdamW
 from jieyue.training.remedies.adversarial import fgm
 from jieyue.training.techniques import APPROXIMATE, EXACT, OTHER
+from jieyue.training.tiger import Tiger
 
 COURSE = TrainingConfig(steps=2, effective_batch=4, remedies=(fgm(0.5),))
-KINDS = {"adamw": torch.optim.AdamW, "adafactor": Adafactor, "momentum": torch.optim.SGD}
+KINDS = {
+    "adamw": torch.optim.AdamW, "adafactor": Adafactor, "momentum": torch.optim.SGD, "tiger": Tiger, "muon": MuonAdamW,
+}  # fmt: skip
 
 
 def prepared_for(course):
@@ -37,7 +41,13 @@ def plain():
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "update"),
-    [("adamw", "bfloat16", APPROXIMATE), ("adafactor", "float32", OTHER), ("momentum", "float32", OTHER)],
+    [
+        ("adamw", "bfloat16", APPROXIMATE),
+        ("adafactor", "float32", OTHER),
+        ("momentum", "float32", OTHER),
+        ("tiger", "float32", OTHER),
+        ("muon", "float32", OTHER),
+    ],
 )
 def test_the_plan_predicts_the_optimizer_and_dtype_that_run(plain, optimizer, dtype, update, tmp_path):
     course = dataclasses.replace(COURSE, optimizer=optimizer, dtype=dtype)
@@ -97,7 +107,8 @@ def test_eight_bits_cost_what_is_predicted():
 
 def test_every_choice_is_labelled():
     updates = {name: Setting(micro_batch=1, optimizer=name).update for name in OPTIMIZERS}
-    assert updates == {"adamw": EXACT, "adafactor": OTHER, "momentum": OTHER, "adamw-8bit": APPROXIMATE}
+    others = dict.fromkeys(("adafactor", "momentum", "tiger", "muon"), OTHER)
+    assert updates == {"adamw": EXACT, **others, "adamw-8bit": APPROXIMATE}
     assert Setting(micro_batch=1, optimizer="adafactor", dtype="bfloat16").update == APPROXIMATE
     assert Setting(micro_batch=1, chunked=True, checkpointing=True, attention="full()").update == EXACT
     assert Setting(micro_batch=1, attention="local(4)").update == APPROXIMATE

@@ -356,3 +356,25 @@ def test_the_real_schedule_free_optimizer(tmp_path):
     assert not all(torch.equal(p, dict(saved.named_parameters())[name]) for name, p in run.model.named_parameters())
     logged = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry][-1]
     assert logged == pytest.approx(float(objective(saved, collate(rows()[:7])).mean().detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optim", [{}, {"optim": "sgd", "optim_args": "jieyue=muon"}, {"optim": "sgd", "optim_args": "jieyue=tiger"}]
+)
+def test_updates_in_the_backward_pass(tmp_path, optim):
+    """The same weights as without, where nothing is clipped; a resumed run goes on to the same bits, clipped by the step before."""
+    plain = make(tmp_path / "plain", changes={"micro_batch": 5}, max_grad_norm=0.0, **optim)
+    plain.train()
+    run = make(tmp_path / "run", changes={"micro_batch": 5, "in_backward": True}, max_grad_norm=0.0, **optim)
+    run.train()
+    for name, value in weights(plain).items():
+        assert torch.allclose(value, weights(run)[name], atol=2e-6), name
+    clipped = make(tmp_path / "clipped", changes={"micro_batch": 5, "in_backward": True}, save_steps=3, **optim)
+    clipped.train()
+    shutil.rmtree(tmp_path / "clipped" / "checkpoint-6")
+    again = make(tmp_path / "clipped", changes={"micro_batch": 5, "in_backward": True}, save_steps=3, **optim)
+    again.train(resume_from_checkpoint=True)
+    assert equal(weights(again), weights(clipped))
+    assert clipped.updates.clip.norm == again.updates.clip.norm > 0
+    with pytest.raises(InputError, match="one piece"):
+        make(tmp_path / "cut", changes={"in_backward": True}, **optim).train()

@@ -3,6 +3,8 @@
 adamw        two moments a weight                          what the others are compared with
 adafactor    a row and a column of moments a matrix        another optimizer
 momentum     SGD, one moment a weight                      another optimizer
+tiger        one moment a weight, of which the sign counts   another optimizer (kexue.fm 9512)
+muon         one moment a matrix; AdamW's two of the rest   another optimizer, torch's own and AdamW
 adamw-8bit   two moments of a byte each, in blocks         AdamW's moments rounded: an approximation
 """
 
@@ -17,7 +19,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from jieyue.errors import InputError, MissingExtra, message
+from jieyue.training.muon import MuonAdamW, hidden_matrices
 from jieyue.training.techniques import Technique, technique
+from jieyue.training.tiger import Tiger
 
 __all__ = ["OPTIMIZERS", "OptimizerChoice", "make_optimizer", "optimizer_named"]
 
@@ -38,6 +42,11 @@ class OptimizerChoice:
     package: str | None = None
 
     @property
+    def own(self) -> str | None:
+        """The name in ``optim_args`` of an optimizer that transformers does not build."""
+        return _own_name(self.optim_args)
+
+    @property
     def exact(self) -> bool:
         """Whether its update is that of AdamW."""
         return self.technique is None
@@ -47,7 +56,7 @@ class OptimizerChoice:
         return self.package is None or find_spec(self.package) is not None
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, str | None]:
         """Options of ``training_arguments``."""
         return {"optim": self.optim, "optim_args": self.optim_args}
 
@@ -60,6 +69,12 @@ OPTIMIZERS = {
         optim_args="momentum=0.9",
         technique=technique("SGD with momentum (another optimizer)"),
         rate=100.0,
+    ),
+    "tiger": OptimizerChoice(
+        optim="sgd", optim_args="jieyue=tiger", technique=technique("Tiger (another optimizer)"), rate=2.0
+    ),
+    "muon": OptimizerChoice(
+        optim="sgd", optim_args="jieyue=muon", technique=technique("Muon with AdamW (another optimizer)")
     ),
     "adamw-8bit": OptimizerChoice(
         optim="adamw_bnb_8bit", technique=technique("8-bit AdamW (approx)"), package="bitsandbytes"
@@ -81,7 +96,10 @@ def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Opt
     """The optimizer that ``args.optim`` names; weight decay on matrices only, not on biases and norms.
 
     With little state: ``adafactor``; ``adamw_bnb_8bit`` (bitsandbytes) and ``adamw_torch_8bit`` (torchao) where installed.
+    ``optim_args="jieyue=tiger"`` (or muon): ours, which transformers has no name for.
     """
+    if name := _own_name(args.optim_args):
+        return _own_optimizer(name, model, args)
     try:
         kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args, cast(Any, model))
     except ImportError as error:
@@ -91,9 +109,31 @@ def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Opt
         raise MissingExtra(package, EIGHT_BIT_EXTRA) from error
     if "optimizer_dict" in keywords or "params" in keywords:
         raise InputError(message("optim", str(args.optim), "one that updates all weights in one step"))
+    return kind(_groups(model, args.weight_decay), **keywords)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return kind([group for group in groups if group["params"]], **keywords)
+    return [group for group in groups if group["params"]]
+
+
+def _own_name(optim_args: object) -> str | None:
+    """``tiger`` of "jieyue=tiger"; None where the arguments are another optimizer's."""
+    name, _, value = str(optim_args or "").partition("=")
+    return value.strip() if name.strip() == "jieyue" else None
+
+
+def _own_optimizer(name: str, model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
+    if name == "tiger":
+        return Tiger(_groups(model, args.weight_decay), lr=args.learning_rate)
+    if name == "muon":
+        matrices = hidden_matrices(model)
+        inside = {id(p) for p in matrices}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+        betas = (args.adam_beta1, args.adam_beta2)
+        return MuonAdamW(matrices, rest, lr=args.learning_rate, weight_decay=args.weight_decay, betas=betas)
+    raise InputError(message("optim_args", f"jieyue={name}", "jieyue=tiger or jieyue=muon"))

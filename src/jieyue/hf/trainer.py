@@ -37,7 +37,6 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 from jieyue.budget import Plan
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
-from jieyue.training.accumulation import accumulate
 from jieyue.training.evaluation import measure_loss
 from jieyue.training.microbatch import MicroBatch, RandomState
 from jieyue.training.objective import Objective
@@ -51,6 +50,7 @@ from .optimizers import make_optimizer
 from .predictions import predict_rows
 from .progress import Clock, Progress, Running, StepEnd
 from .trainer_arguments import asked_fsdp, check_batches, check_device, check_obeyed, training_arguments
+from .updates import Updates
 from .work import Collate, Row, Share, Work, digest_of_rows, work_of
 
 __all__ = ["EffectiveBatchTrainer", "Given", "Interrupted", "Progress", "Work", "training_arguments"]
@@ -113,6 +113,7 @@ class EffectiveBatchTrainer(Trainer):
         check_batches(args, work)
         args = copy.copy(args)
         args.max_steps, args.gradient_accumulation_steps = len(work.batches), 1
+        max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0 if work.in_backward else args.max_grad_norm
         held_out = given.get("eval_dataset")
         super().__init__(
             model=model,
@@ -134,6 +135,7 @@ class EffectiveBatchTrainer(Trainer):
         self.work = work
         self.collate: Collate = self._get_collator_with_removed_columns(work.collate) if from_dataset else work.collate
         self.micro = work.micro_batch if isinstance(work.micro_batch, MicroBatch) else MicroBatch(work.micro_batch)
+        self.updates = Updates(work, self.micro, max_grad_norm)
         self.last_checkpoint: Path | None = None
         self._evaluated_at_once = args.per_device_eval_batch_size if from_dataset else None
         self._window = self._run = Tally(0.0, 0)
@@ -190,16 +192,11 @@ class EffectiveBatchTrainer(Trainer):
         if isinstance(self.work.objective, Remedied):  # remedies that follow a schedule
             self.work.objective.step = self.state.global_step
         self._before_step = RandomState(self.args.device)
-        with self._running.interrupts.immediate(self.args.world_size == 1):
-            tally = accumulate(
-                self.work.objective,
-                model,
-                inputs,
-                micro_batch=self.micro,
-                allow=self.work.allow,
-                non_finite="allow" if self.args.fp16 else self.work.non_finite,
-                backward=self.accelerator.backward,
-            )
+        if self.work.in_backward:
+            tally = self.updates.moved(model, inputs, self.optimizer)
+        else:
+            with self._running.interrupts.immediate(self.args.world_size == 1):
+                tally = self.updates.accumulated(model, inputs, self.accelerator.backward, self.args.fp16)
         self._before_step = None
         self._window, self._run = self._window + tally, self._run + tally
         loss = float(tally.mean()) if tally.weight else float("nan")
@@ -357,6 +354,7 @@ class EffectiveBatchTrainer(Trainer):
             "batches": self.work.digest(),
             "rows": self._digest_of_rows(),
             "window": [window.total, window.weight],
+            "previous_norm": None if self.updates.clip is None else self.updates.clip.norm,
             "files": digests(folder),
         }
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -381,6 +379,8 @@ class EffectiveBatchTrainer(Trainer):
             self.micro.rows, self.micro.tokens = record["micro_batch"], record["micro_tokens"]
         self.micro.halvings, self.micro.skipped = record["halvings"], record["skipped"]
         self._window = Tally(*record["window"])
+        if self.updates.clip is not None:
+            self.updates.clip.norm = record.get("previous_norm")
 
 
 def _numbers(whole: Tally) -> dict[str, float]:

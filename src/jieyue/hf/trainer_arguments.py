@@ -98,5 +98,8 @@ def check_batches(args: TrainingArguments, work: Work) -> None:
     check_rows("rows", work.rows)
     if not len(work.batches) or not all(len(batch) for batch in work.batches):
         raise InputError(message("batches", f"{len(work.batches)} lists, some empty", "a list of rows for each step"))
+    if work.in_backward and (args.fp16 or args.world_size > 1):
+        found = "fp16" if args.fp16 else f"{args.world_size} processes"
+        raise InputError(message("in_backward", found, "float32 or bf16 in one process", "leave in_backward out"))
     if args.max_steps not in (-1, len(work.batches)):
         raise InputError(message("max_steps", str(args.max_steps), f"len(batches) = {len(work.batches)}"))

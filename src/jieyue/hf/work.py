@@ -35,6 +35,8 @@ class Work:
     ``rows``: encoded examples; ``collate``: a list of them -> tensors with one entry per row, without drawing random
     numbers (draw in the objective, whose random state is restored on resume). ``micro_batch``: rows, a Plan, or a
     ``MicroBatch`` that also trims padding or bounds tokens. ``non_finite`` and ``allow``: as in ``accumulate``.
+    ``in_backward``: each weight moves in the backward pass (``weightwise``), for batches that are one piece each; clipping is
+    then by the norm of the step before, and a gradient that is not finite stops the run.
     """
 
     objective: Objective
@@ -44,6 +46,7 @@ class Work:
     micro_batch: int | Plan | MicroBatch
     non_finite: str = "stop"
     allow: Sequence[str] = ()
+    in_backward: bool = False
 
     def digest(self) -> str:
         """Identifies the batches, so that a run resumes on the data it was started with."""

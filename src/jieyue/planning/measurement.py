@@ -27,6 +27,7 @@ from jieyue.training.accumulation import accumulate
 from jieyue.training.in_backward import update_in_backward, update_in_backward_approx
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
+from jieyue.training.tiger import Tiger
 
 from .choice import fixed_cost
 from .prediction import TrainingStep, _state_tensors, _storage_bytes
@@ -173,7 +174,7 @@ def _update(
 ) -> None:
     """One whole update."""
     if weigh is not None:
-        fold: Any = update_in_backward if isinstance(optimizer, SGD) else update_in_backward_approx
+        fold: Any = update_in_backward if isinstance(optimizer, SGD | Tiger) else update_in_backward_approx
         fold(objective, model, batch, optimizer, weight=weigh(batch), micro_batch=micro_batch)
         return
     accumulate(objective, model, batch, micro_batch=micro_batch)

@@ -15,7 +15,11 @@ __all__ = ["DTYPES", "FOLDED", "OPTIMIZERS", "Setting", "dtype_named"]
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # of matrix products; None: the weights' own
 
-FOLDED = {"momentum": "update in backward (SGD with momentum)", "adamw": "update in backward approx (AdamA)"}
+FOLDED = {
+    "momentum": "update in backward (SGD with momentum)",
+    "adamw": "update in backward approx (AdamA)",
+    "tiger": "update in backward (Tiger, another optimizer)",
+}
 
 
 def dtype_named(name: str) -> torch.dtype | None:
@@ -29,7 +33,7 @@ def dtype_named(name: str) -> torch.dtype | None:
 class Setting:
     """``micro_batch``: rows a piece; ``attention``: a pattern in place of the model's own; ``chunked``: the vocabulary loss
     in chunks; ``dtype``: of matrix products (bfloat16: autocast); ``optimizer``: of ``OPTIMIZERS``; ``in_backward``: its update
-    is folded into the backward pass (momentum, adamw), in a loop of one's own."""
+    is folded into the backward pass (momentum, adamw, tiger), in a loop of one's own."""
 
     micro_batch: int
     checkpointing: bool = False

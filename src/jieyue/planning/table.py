@@ -25,6 +25,7 @@ from .subject import VOCABULARY_HEADS, Subject
 __all__ = ["Row", "Table", "feasible", "kinds"]
 
 _TRIED = ("adamw", "adafactor", "adamw-8bit")  # momentum alone saves less than Adafactor; in backward it is tried
+_FOLDED_TRIED = ("momentum", "adamw")  # Tiger takes what momentum takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def kinds(
         optimizer_named(optimizer)
     optimizers = _TRIED if optimizer is None else (optimizer,)
     dtypes = tuple(DTYPES) if dtype is None else (dtype,)
-    in_backward = [one for one in FOLDED if optimizer in (None, one)]
+    in_backward = [one for one in FOLDED if optimizer == one or (optimizer is None and one in _FOLDED_TRIED)]
     losses = (False, True) if subject.head in VOCABULARY_HEADS else (False,)
     first = Setting(micro_batch=1, optimizer=optimizers[0], dtype=dtypes[0])
     lean = replace(first, chunked=losses[-1])

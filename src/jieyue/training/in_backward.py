@@ -1,10 +1,12 @@
 """Updates folded into the backward pass: a gradient goes into the optimizer's moments as it appears, and is freed at once.
 
     SGD with momentum    v ← μ·v + Σ_pieces g/N,   w ← w − η·v            exact: v is linear in the gradient
+    Tiger                the same for its momentum, and w moves by its sign                  exact
     Adam                 m ← β₁·m + (1−β₁)·Σ g/N,  s ← β₂·s + (1−β₂)·Σ (g/N)²       approximate: Adam squares the sum
 
 So no gradient of the model ever exists, only that of the layer whose backward pass runs: a whole copy of the weights less
 than accumulation needs. The price is that N must be known before the first piece, and that nothing can be taken back.
+Where the batch is a single piece, ``weightwise.step_in_backward`` is exact for every optimizer that treats each weight alone.
 Source: the idea of LOMO (Lv et al. 2023) for SGD; AdamA (Zhang et al. 2023, arXiv 2305.19982) for Adam.
 """
 
@@ -28,6 +30,7 @@ from .checkpointing import checkpointed
 from .microbatch import MicroBatch, is_out_of_memory
 from .objective import Objective, num_rows
 from .ranks import Ranks
+from .tiger import MOMENTUM, Tiger
 from .trained import check_whole_batch_layers
 
 __all__ = ["Folding", "update_in_backward", "update_in_backward_approx"]
@@ -37,12 +40,12 @@ def update_in_backward(
     objective: Objective,
     model: nn.Module,
     batch: Mapping[str, Any],
-    optimizer: SGD,
+    optimizer: SGD | Tiger,
     *,
     weight: float,
     micro_batch: int | Plan | MicroBatch,
 ) -> Tally:
-    """``accumulate`` and ``optimizer.step()`` for SGD with momentum, without a gradient buffer. Exact.
+    """``accumulate`` and ``optimizer.step()`` for SGD with momentum and for Tiger, without a gradient buffer. Exact.
 
     ``weight``: N, what the whole batch counts (labels), known beforehand as the division happens on the way; a batch that
     counts anything else raises ``InputError``. The momentum is torch's own, so ordinary steps may follow or come before.
@@ -52,8 +55,8 @@ def update_in_backward(
     gradients in ``.grad``. Out of memory cannot be retried, nor a non-finite gradient left out, since the momentum has
     moved by then: both raise, weights as before, and the momentum has to come from a checkpoint.
     """
-    _check_kind(optimizer, (SGD,))
-    for group in optimizer.param_groups:
+    _check_kind(optimizer, (SGD, Tiger))
+    for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
         found = "momentum=0" if not group["momentum"] else "nesterov=True" if group["nesterov"] else ""
         if found:
             allowed = "momentum above 0, without Nesterov: the update is then a function of the momentum alone"
@@ -139,15 +142,39 @@ class _Moments:
         parameter.addcdiv_(state["exp_avg"], root, value=-rate / (1 - first**step))
 
 
+class _Sign:
+    """Tiger's momentum, fed piece by piece."""
+
+    def __init__(self, optimizer: Tiger) -> None:
+        self.optimizer = optimizer
+
+    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        self.optimizer.decay(parameter, group["beta"])
+
+    def add(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any], share: float
+    ) -> None:
+        self.optimizer.state[parameter][MOMENTUM].add_(gradient, alpha=(1 - group["beta"]) * share)
+
+    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        self.optimizer.move(parameter, group["lr"], group["weight_decay"])
+
+
+def _rule_of(optimizer: Optimizer) -> _Momentum | _Moments | _Sign:
+    if isinstance(optimizer, Tiger):
+        return _Sign(optimizer)
+    return _Momentum() if isinstance(optimizer, SGD) else _Moments()
+
+
 class Folding:
     """One update under way: inside the ``with``, each gradient goes into the moments times 1/``weight`` and is freed.
 
-    ``finish()`` then moves the weights. ``optimizer``: SGD with momentum (exact) or Adam (approximate), as the functions
+    ``finish()`` then moves the weights. ``optimizer``: SGD with momentum, Tiger (exact) or Adam (approximate), as the functions
     above check.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, weight: float) -> None:
-        self.rule: _Momentum | _Moments = _Momentum() if isinstance(optimizer, SGD) else _Moments()
+        self.rule = _rule_of(optimizer)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
         self.state_of = optimizer.state
@@ -220,7 +247,8 @@ def _update(
 
 def _check_kind(optimizer: Optimizer, kinds: tuple[type[Optimizer], ...]) -> None:
     if type(optimizer) not in kinds:
-        allowed = f"torch.optim's {' or '.join(kind.__name__ for kind in kinds)} itself"
+        torchs = " or ".join(kind.__name__ for kind in kinds if kind is not Tiger)
+        allowed = f"torch.optim's {torchs} itself" + (", or jieyue's Tiger" if Tiger in kinds else "")
         raise InputError(message("update in backward", type(optimizer).__name__, allowed, "use accumulate"))
 
 

@@ -88,6 +88,13 @@ TECHNIQUES = (
         costs="a loop of your own; labels counted first; no clipping, no Nesterov, no retry after an out-of-memory",
     ),
     Technique(
+        name="step in backward (one piece)",
+        where="jieyue.training.weightwise.step_in_backward",
+        update=EXACT,
+        saves="the gradient: that of a layer or two is left",
+        costs="the whole batch in one piece; clipping by the norm of the step before, or none; no retry",
+    ),
+    Technique(
         name="SGD with momentum (another optimizer)",
         where="torch.optim.SGD",
         update=OTHER,
@@ -100,6 +107,27 @@ TECHNIQUES = (
         update=OTHER,
         saves="Adam's two moments: a row and a column of each matrix are left",
         costs="another update than Adam's",
+    ),
+    Technique(
+        name="Tiger (another optimizer)",
+        where="jieyue.training.tiger.Tiger",
+        update=OTHER,
+        saves="one of Adam's two moments",
+        costs="another update than Adam's: the sign of the momentum, as large as the weights are",
+    ),
+    Technique(
+        name="update in backward (Tiger, another optimizer)",
+        where="jieyue.training.in_backward.update_in_backward",
+        update=OTHER,
+        saves="the gradient: a copy of all weights, beside one of Adam's two moments",
+        costs="another update than Adam's; labels counted first; no clipping, no retry after an out-of-memory",
+    ),
+    Technique(
+        name="Muon with AdamW (another optimizer)",
+        where="jieyue.training.muon.MuonAdamW",
+        update=OTHER,
+        saves="one of Adam's two moments of the matrices inside the model",
+        costs="another update than Adam's; five small matrix products a matrix and update",
     ),
     Technique(
         name="update in backward approx (AdamA)",
