@@ -15,7 +15,7 @@ Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +49,8 @@ class TrainingStep:
 
     ``build_model()``: a new model from its configuration (not ``from_pretrained``, which would read weights).
     ``example_batch(rows, length)``: a batch of the widest shape that can occur; of its values count those that a step asks
-    for (padding, labels that are counted). ``mask``: the name of the padding mask by which pieces are trimmed, if they are.
+    for (padding, labels that are counted). ``mask``: the name of the padding mask by which pieces are trimmed, if they are,
+    ``columns``: as ``MicroBatch`` has them.
     ``make_optimizer(model)``: the optimizer. ``max_grad_norm``: 0 for no clipping. ``device``: "cpu", or a GPU type where
     this torch has one. ``length``: positions of a row. ``weigh(batch)``: the labels that a batch counts; given, the
     update is folded into the backward pass (``training.in_backward``): no gradients between pieces, no clipping.
@@ -64,6 +65,7 @@ class TrainingStep:
     device: str = "cpu"
     weigh: Callable[[Mapping[str, Tensor]], float] | None = None
     mask: str | None = None
+    columns: Collection[str] | None = None
 
     def at(self, length: int) -> TrainingStep:
         """The same step on shorter (or longer) rows."""
@@ -121,7 +123,9 @@ def _trace(step: TrainingStep, effective: int, micro: int, checkpointing: bool, 
             stack.enter_context(tracker)
             folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
             with checkpointed(model, checkpointing), _Scalars(), KernelScratch(), known, sums:
-                backward_pieces(step.objective, model, MicroBatch(micro, mask=step.mask).pieces(batch))
+                backward_pieces(
+                    step.objective, model, MicroBatch(micro, mask=step.mask, columns=step.columns).pieces(batch)
+                )
             _finish(step, trained, optimizer, folding)
     return _cost(tracker, model, optimizer, round(batch_bytes), device)
 

@@ -22,7 +22,6 @@ from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
 from jieyue.listener import SILENT, ProgressListener, Update
 from jieyue.machine import peak_resident_bytes
 from jieyue.tasks import Facts, Settings
-from jieyue.training.microbatch import MicroBatch
 
 from .arguments import arguments_of
 from .batches import num_positions, seconds_per_position, staged_batches, updates_within
@@ -77,7 +76,7 @@ def fit(
     model = prepared.model.build()
     later = Unsharing(prepared.model.unshare, prepared.unshare_after, checkpoints, resume)
     later.before(model)
-    micro, is_preset = MicroBatch(planned.plan, mask="attention_mask"), prepared.model.is_preset
+    micro, is_preset = prepared.micro_batch(planned.plan), prepared.model.is_preset
     arguments = arguments_of(training, steps=1, is_preset=is_preset, folder=checkpoints, device=device)
     steps = decided_updates(folder) if resume else None
     batches = _batches(prepared, training, planned.plan, model, arguments, steps)
@@ -168,7 +167,7 @@ def _batches(
                 "time: found several processes, which would measure different speeds; expected steps or epochs"
             )
         tried = [prepared.batch(batch) for batch in batches(400)[40::60]]
-        micro = MicroBatch(plan, mask="attention_mask")
+        micro = prepared.micro_batch(plan)
         rate = seconds_per_position(
             model, lambda twin: make_optimizer(twin, arguments), prepared.objective, tried, micro
         )

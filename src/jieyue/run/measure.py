@@ -17,7 +17,6 @@ from jieyue.hf.use import use
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.training.accumulation import accumulate
-from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 
 from .fit import Trained
@@ -29,7 +28,6 @@ __all__ = ["LengthCost", "Memory", "Price", "against_length", "measured_memory",
 
 Key = TypeVar("Key")
 
-MASK = "attention_mask"
 ROUNDS = 3  # alternating timings of each setting, after a warm one
 
 
@@ -191,7 +189,7 @@ def _timed_step(step: TrainingStep) -> tuple[int, float]:
 
 def _peak(objective: Objective, prepared: Prepared, trained: Trained, plan: Plan) -> int:
     batch = prepared.longest(plan.effective_batch)
-    return measure_step(objective, trained.model, batch, trained.optimizer, micro_batch=MicroBatch(plan, mask=MASK))
+    return measure_step(objective, trained.model, batch, trained.optimizer, micro_batch=prepared.micro_batch(plan))
 
 
 def _alternating(calls: dict[Key, Callable[[], None]]) -> dict[Key, list[float]]:
@@ -209,7 +207,7 @@ def _alternating(calls: dict[Key, Callable[[], None]]) -> dict[Key, list[float]]
 def _update(objective: Objective, prepared: Prepared, trained: Trained, plan: Plan) -> None:
     """Forward and backward of one update on the longest rows; its gradients are dropped."""
     batch = prepared.longest(plan.effective_batch)
-    accumulate(objective, trained.model.train(), batch, micro_batch=MicroBatch(plan, mask=MASK))
+    accumulate(objective, trained.model.train(), batch, micro_batch=prepared.micro_batch(plan))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     trained.model.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from jieyue.planning.setting import Setting
 
 from .arguments import arguments_of
 from .config import TrainingConfig
-from .prepare import Prepared
+from .prepare import MASK, Prepared
 
 __all__ = ["RunPlan", "plan_for"]
 
@@ -51,7 +51,8 @@ def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Ru
         example_batch=partial(_example, prepared),
         make_optimizer=partial(make_optimizer, args=arguments),
         length=int(max(prepared.lengths)),
-        mask="attention_mask",
+        mask=MASK,
+        columns=prepared.task.columns(prepared.settings),
     )
     plan = choose(step, budget, effective_batch=training.effective_batch, checkpointing=training.checkpointing)
     way = Setting(micro_batch=plan.micro_batch, optimizer=training.optimizer, dtype=training.dtype)

@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from jieyue.budget import Plan
 from jieyue.data.packing import DialogueRows
 from jieyue.errors import InputError, message
 from jieyue.planning.setting import dtype_named
@@ -18,13 +19,16 @@ from jieyue.tasks import Facts, Row, RunConfig, Settings, Sources
 from jieyue.tasks.models import ModelSource
 from jieyue.tasks.table import AnyTask
 from jieyue.training.accumulation import under_autocast
+from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import IGNORED, Objective
 
 from .batches import Stage
 from .config import TrainingConfig
 from .devices import check_device
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["MASK", "Prepared", "prepare"]
+
+MASK = "attention_mask"
 
 TOKENS = "tokens"  # what a task that keeps its tokens leaves of them
 
@@ -69,6 +73,10 @@ class Prepared:
             if batch["labels"].shape == batch["attention_mask"].shape:
                 batch["labels"][1:, -1] = IGNORED
         return batch
+
+    def micro_batch(self, plan: Plan) -> MicroBatch:
+        """Pieces of this plan's size, trimmed to their longest row."""
+        return MicroBatch(plan, mask=MASK, columns=self.task.columns(self.settings))
 
     def memory(self) -> Facts:
         """What judging must know of the training examples."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .models import ModelSource
 
 __all__ = [
+    "POSITIONS",
     "Card",
     "Deciding",
     "Facts",
@@ -50,6 +51,8 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 Answer = TypeVar("Answer")
 
 LEAST = 20  # examples that a limit leaves
+
+POSITIONS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 Facts = dict[str, Any]
 """JSON values by name."""
@@ -261,6 +264,10 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         from jieyue.data.batch import collate
 
         return collate(rows, pad_of(tokenizer))
+
+    def columns(self, settings: SettingsT) -> tuple[str, ...]:
+        """The tensors of a batch whose columns are the positions of ``input_ids``: they are trimmed with its padding."""
+        return (*POSITIONS, "labels")
 
     @abstractmethod
     def objective(self, settings: SettingsT) -> Objective:

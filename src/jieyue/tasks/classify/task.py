@@ -30,7 +30,7 @@ from jieyue.metrics.calibration import calibration_error
 from jieyue.metrics.classification import NaiveBayes, gain_over, score_labels
 from jieyue.report import Report
 from jieyue.tally import Tally
-from jieyue.tasks import Card, Deciding, Facts, Judged, Row, Task
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, Task
 from jieyue.tasks.batches import answers_in_batches
 from jieyue.tasks.shipped import topics
 from jieyue.training.objective import Objective, token_loss
@@ -150,6 +150,9 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Choice]):
                 counts["unknown_tokens"] += int((row["input_ids"] == unknown_id).sum())
         counts["rows"] = len(rows)
         return rows, counts
+
+    def columns(self, settings: ClassifySettings) -> tuple[str, ...]:
+        return POSITIONS
 
     def objective(self, settings: ClassifySettings) -> Objective:
         return label_loss

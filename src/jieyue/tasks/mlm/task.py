@@ -27,7 +27,7 @@ from jieyue.decoding.slots import logits_at
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
 from jieyue.tally import Tally
-from jieyue.tasks import Card, Deciding, Facts, Judged, Row, RunConfig, Task, pad_of
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, RunConfig, Task, pad_of
 from jieyue.tasks.batches import Done, answers_in_batches
 from jieyue.tasks.shipped import topics
 from jieyue.training.objective import Objective, token_loss
@@ -117,6 +117,9 @@ class MaskTask(Task[str, MaskSettings, Guess]):
     def collate(self, rows: Sequence[Row], tokenizer: Tokenizer, settings: MaskSettings) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` [B, L], ``places``, ``labels`` [B, M], -100 beyond a row's own."""
         return collate([hide(row, tokenizer, settings) for row in rows], pad_of(tokenizer))
+
+    def columns(self, settings: MaskSettings) -> tuple[str, ...]:
+        return POSITIONS  # labels are those of the places that are hidden
 
     def objective(self, settings: MaskSettings) -> Objective:
         return masked_loss

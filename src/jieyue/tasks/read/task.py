@@ -31,7 +31,7 @@ from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.presets import PRESETS
 from jieyue.metrics.scores import TrainingAnswers
 from jieyue.report import Report
-from jieyue.tasks import Card, Deciding, Facts, Judged, Row, RunConfig, Task
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, RunConfig, Task
 from jieyue.tasks.shipped import questions as shipped_questions
 from jieyue.training.objective import Objective
 
@@ -134,6 +134,9 @@ class ReadTask(Task[Question, ReadSettings, Answer]):
         self, examples: Sequence[Question], tokenizer: Tokenizer, settings: ReadSettings, *, folder: Path | None = None
     ) -> tuple[list[Row], Counter[str]]:
         return encode_questions(examples, tokenizer, settings, READERS[settings.reader])
+
+    def columns(self, settings: ReadSettings) -> tuple[str, ...]:
+        return (*POSITIONS, "places") if settings.reader == "span" else POSITIONS
 
     def objective(self, settings: ReadSettings) -> Objective:
         return READERS[settings.reader].objective

@@ -28,7 +28,7 @@ from jieyue.hf.presets import PRESETS
 from jieyue.metrics import generation
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
-from jieyue.tasks import Card, Deciding, Facts, Judged, Row, RunConfig, Task
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, RunConfig, Task
 from jieyue.training.objective import Objective
 
 from .exposure import measure_exposure, report_exposure
@@ -110,6 +110,9 @@ class TitleTask(Task[Pair, TitleSettings, Title]):
 
     def collate(self, rows: Sequence[Row], tokenizer: Tokenizer, settings: TitleSettings) -> dict[str, Tensor]:
         return collate_titles(rows, tokenizer, settings)
+
+    def columns(self, settings: TitleSettings) -> tuple[str, ...]:
+        return POSITIONS if settings.kind == "encoder-decoder" else super().columns(settings)
 
     def objective(self, settings: TitleSettings) -> Objective:
         return decoder_loss if settings.kind == "encoder-decoder" else title_loss
