@@ -37,7 +37,7 @@ def definition(q, k, v, pattern, *, key_mask=None, scale=None, q_offset=0, drop=
     repeats, (n, m) = q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
     keys, values = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     segments, softcap = more.get("segments"), more.get("softcap")
-    sees = visible(pattern, n, m, q_offset, segments)
+    sees = visible(pattern, n, m, q_offset, segments).to(q.device)
     if key_mask is not None:
         sees = sees & key_mask[:, None, None, :]
     scores = q @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -45,14 +45,15 @@ def definition(q, k, v, pattern, *, key_mask=None, scale=None, q_offset=0, drop=
         scores = softcap * torch.tanh(scores / softcap)
     if more.get("offset_bias") is not None:
         bias = more["offset_bias"].to(q.dtype)
-        scores = scores + torch.stack([bias[:, i + m - 1 - torch.arange(m)] for i in range(n)], 1)
+        at = torch.arange(n)[:, None] - torch.arange(m) + m - 1
+        scores = scores + bias[:, at.to(q.device)]
     empty = ~sees.any(-1, keepdim=True)
     scores = torch.where(sees | empty, scores, -torch.inf)
     if more.get("sinks") is None:
         weights = torch.where(empty, 0.0, scores.softmax(-1))
         lse = torch.where(empty[..., 0], -torch.inf, scores.logsumexp(-1))
     else:
-        absent = torch.zeros(len(q), n, dtype=torch.bool) if segments is None else segments == -1
+        absent = q.new_zeros(len(q), n, dtype=torch.bool) if segments is None else segments == -1
         sink = more["sinks"].to(q.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         joined = torch.cat([scores.masked_fill(empty, -torch.inf), sink], -1)
         weights = joined.softmax(-1)[..., :-1]

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from test_engines import HALF, PATTERNS, calls, check
+from hypothesis import strategies as st
+from test_engines import HALF, PATTERNS, calls, check, packed
 
-from jieyue.attention import Call, local, parse
+from jieyue.attention import Call, attend, first, local, parse
 from jieyue.attention.engines import fused
 
 
@@ -69,6 +70,67 @@ def test_any_call(case):
         generator = torch.Generator().manual_seed(seed)
         options["key_mask"] = torch.rand(1, shape[4], generator=generator) > seed / 99
     check("fused", shape, options.pop("pattern"), torch.float32, **options)
+
+
+def worn(heads, n, m, cap=2.0):
+    generator = torch.Generator().manual_seed(5)
+    sinks = torch.randn(heads, generator=generator, dtype=torch.float64)
+    bias = torch.randn(heads, n + m - 1, generator=generator, dtype=torch.float64)
+    return {"sinks": sinks, "softcap": cap, "offset_bias": bias}
+
+
+SEGMENTS = torch.tensor([[2] * 9 + [-1] * 3 + [0] * 21 + [7] * 4, [1] * 37])
+WORN = {
+    "causal(first(20)+sparse(4))": ("softcap",),
+    "causal(first(2))+local(4)": ("sinks", "softcap", "offset_bias"),
+    "first(3)+local(5)": ("sinks",),
+    "global(2)+atrous(3)": ("offset_bias",),
+    "full()": (),
+}
+FAST = [("causal(first(2))+local(4)", False), ("first(3)+local(5)", True)]
+SLOW = [(text, is_packed) for text in WORN for is_packed in (False, True) if (text, is_packed) not in FAST]
+
+
+@pytest.mark.parametrize(("text", "is_packed"), FAST + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW])
+def test_what_real_models_wear(text, is_packed):
+    """Each pattern with segments or an offset of the queries; sinks, soft-capping and offset biases alone, and all together."""
+    n, number = 37 if is_packed else 29, list(WORN).index(text)
+    more = {name: value for name, value in worn(2, n, 37).items() if name in WORN[text]}
+    if is_packed:
+        more["segments"] = SEGMENTS[:1]
+    key_mask = torch.rand(1, 37) > 0.2 if number % 2 == 0 else None
+    options = {"q_offset": 0 if is_packed else 8, "key_mask": key_mask, "dropout": 0.25 * (number == 1)}
+    check("fused", (1, 2, 1, n, 37, 8, 8), parse(text), torch.float32, **options, **more)
+
+
+@pytest.mark.slow
+@settings(max_examples=6)
+@given(segments=packed(1, 30), causal=st.booleans(), count=st.integers(1, 9))
+def test_any_segments(segments, causal, count):
+    pattern = first(count) | local(4)
+    check("fused", (1, 2, 1, 30, 30, 8, 8), pattern.causal() if causal else pattern, torch.float32, segments=segments)
+
+
+@pytest.mark.slow
+def test_half_precision_of_all_together(halves_stay_halves):
+    more = worn(2, 37, 37, 30.0) | {"segments": SEGMENTS[:1]}
+    check("fused", (1, 2, 1, 37, 37, 16, 16), parse("first(2)+local(6)"), torch.bfloat16, **more)
+
+
+def test_what_is_hidden_may_be_anything():
+    """NaN in hidden keys and in rows of no segment changes neither out nor gradients."""
+    q, k, v = (torch.randn(1, 1, 37, 8) for _ in range(3))
+    key_mask = torch.ones(1, 37, dtype=torch.bool)
+    key_mask[0, 14:20] = False
+    hidden, results = (SEGMENTS[:1] == -1) | ~key_mask, []
+    for filling in (0.0, torch.nan):
+        leaves = [q.masked_fill((SEGMENTS[:1] == -1)[:, None, :, None], filling)]
+        leaves += [x.masked_fill(hidden[:, None, :, None], filling) for x in (k, v)]
+        leaves = [x.requires_grad_() for x in leaves]
+        out = attend(*leaves, local(5), key_mask=key_mask, segments=SEGMENTS[:1], softcap=2.0, engine="fused")
+        results.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+    for clean, found in zip(*results, strict=True):
+        assert torch.equal(clean, found)
 
 
 def test_the_alarm_rings(monkeypatch):

@@ -2,13 +2,15 @@
 
 For each query i, over the keys j that a band and the key mask allow,
 
-    lse_i = log Σ_j e^(scale·q_i·k_j),    out_i = Σ_j kept_ij e^(scale·q_i·k_j − lse_i) v_j,
+    lse_i = log Σ_j e^logit_ij,    out_i = Σ_j kept_ij e^(logit_ij − lse_i) v_j,
 
-and the gradients of both, given lse and δ of the merged softmax. Each band is one pass that merges into what the one before
-has written; residue classes, strides and grouped heads are read where they lie, nothing is copied or repeated.
+and the gradients of both, given lse and δ of the merged softmax. Each band of each part of the pattern (global rows, first keys,
+the rest) is one pass that merges into what the one before has written; residue classes, strides, grouped heads and the runs of
+segments are read where they lie, nothing is copied or repeated. Sinks are what the first pass merges into.
 
 Cost: O(pairs·(D + V)) time, in seven products for the backward instead of five, which needs no atomics and always gives the
-same bits. Memory beside the outputs: none for one band; for unions of half precision a float32 copy of what is merged.
+same bits (but the gradient of offset_bias, which is added up by atomics). Memory beside the outputs: none for one band; for
+unions of half precision a float32 copy of what is merged.
 Refuses: other devices and types, D or V beyond 256, and everything where Triton is not installed.
 Triton's interpreter (TRITON_INTERPRET=1) runs the same kernels on the CPU, slowly: that is how they are tested everywhere.
 
@@ -20,21 +22,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jieyue.attention.call import Call, Gradients, Upstream
-from jieyue.attention.lowering import BandLike, Steps, in_steps
+from jieyue.attention.lowering import Steps, in_steps
 from jieyue.attention.partial import Partial
 
 __all__ = ["FUSED", "Fused", "tiles"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 256
-_ABILITIES = ("sinks",)
 
 
 class Fused:
@@ -55,74 +56,30 @@ class Fused:
                 return f"the fused engine computes on CUDA, {name} is on {x.device.type}"
             if x.shape[3] > _WIDEST:
                 return f"the fused engine takes rows of at most {_WIDEST} numbers, those of {name} have {x.shape[3]}"
-        return call.beyond(self.name, _ABILITIES)
+        return None
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor]:
-        """out and lse of the call."""
-        out, lse = self.forward_union(
-            call.q, call.k, call.v, call.bands,
-            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
-        )  # fmt: skip
-        whole = call.with_sinks(Partial(out, lse))
-        return whole.out, whole.lse
-
-    def differentiate(self, call: Call, given: Upstream) -> Gradients:
-        """dq, dk, dv of the call."""
-        found = self.backward_union(
-            given.grad_out, call.q, call.k, call.v, given.lse, given.delta, call.bands, out=given.out,
-            key_mask=call.key_mask, scale=call.scale, dropout=call.dropout, seed=call.seed, q_offset=call.q_offset,
-        )  # fmt: skip
-        return Gradients(*found)
-
-    def forward_union(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bands: Iterable[BandLike],
-        *,
-        key_mask: Tensor | None = None,
-        scale: float,
-        dropout: float = 0.0,
-        seed: int = 0,
-        q_offset: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N] of disjoint bands in one softmax."""
-        run = _Run(q, k, v, key_mask, scale, dropout, seed, q_offset, in_steps(bands, q.shape[2], k.shape[2], q_offset))
-        out = run.rows_like(q, v.shape[3])
-        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        if not run.bands:
-            return out.zero_(), lse.fill_(-torch.inf)
-        run("attend_band", run.views(q, k, v, out), (lse,))
+        """out [B, H, N, V] in [B, N, H, V] memory and lse [B, H, N]."""
+        run = _Run(call)
+        out = run.rows_like(call.q, call.v.shape[3])
+        lse = call.q.new_empty(call.q.shape[:3], dtype=torch.float32)
+        if not run.covered or call.sinks is not None:
+            out.zero_()
+            lse = call.with_sinks(Partial(out, lse.fill_(-torch.inf))).lse.contiguous()
+        run("attend_band", run.views(call.q, call.k, call.v, out), (lse,), fresh=run.covered and call.sinks is None)
         return out, lse
 
-    def backward_union(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        lse: Tensor,
-        delta: Tensor,
-        bands: Iterable[BandLike],
-        *,
-        key_mask: Tensor | None = None,
-        scale: float,
-        dropout: float = 0.0,
-        seed: int = 0,
-        q_offset: int = 0,
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """dq, dk, dv of disjoint bands, summed; their memory is [B, N, H, D] (and [B, M, G, ...])."""
-        run = _Run(q, k, v, key_mask, scale, dropout, seed, q_offset, in_steps(bands, q.shape[2], k.shape[2], q_offset))
-        dq, dk, dv = (run.rows_like(x, x.shape[3]) for x in (q, k, v))
-        if not run.bands:
-            return dq.zero_(), dk.zero_(), dv.zero_()
-        rows = lse.contiguous(), delta.float().contiguous()
-        given = run.views(grad_out, q, k, v)
-        run("add_query_gradients", (*given, *run.views(dq)), rows)
-        run("add_key_gradients", (*given, *run.views(dk, dv)), rows)
-        return dq, dk, dv
+    def differentiate(self, call: Call, given: Upstream) -> Gradients:
+        """The gradients; the memory of dq, dk, dv is [B, N, H, D] (and [B, M, G, ...])."""
+        run = _Run(call)
+        dq, dk, dv = (run.rows_like(x, x.shape[3]) for x in (call.q, call.k, call.v))
+        if not run.covered:
+            dq, dk, dv = dq.zero_(), dk.zero_(), dv.zero_()
+        rows = given.lse.contiguous(), given.delta.float().contiguous()
+        views = run.views(given.grad_out, call.q, call.k, call.v)
+        run("add_query_gradients", (*views, *run.views(dq)), rows, fresh=run.covered)
+        run("add_key_gradients", (*views, *run.views(dk, dv)), rows, fresh=run.covered)
+        return Gradients(dq, dk, dv, run.of_bias)
 
     def delta(self, grad_out: Tensor, out: Tensor) -> Tensor:
         """Σ_d grad_out·out [B, H, N] in float32, without a float32 copy of either."""
@@ -138,8 +95,9 @@ class Fused:
 FUSED = Fused()
 
 
-def tiles(kernel: str, dtype: torch.dtype, widest: int) -> dict[str, int]:
-    """Queries and keys of a tile, warps and stages of the pipeline, by the size of what is held in registers.
+def tiles(kernel: str, dtype: torch.dtype, widest: int, worn: bool = False) -> dict[str, int]:
+    """Queries and keys of a tile, warps and stages of the pipeline, by the size of what is held in registers; ``worn``: segments,
+    soft-capping or offset biases take some of them.
 
     Chosen by what ptxas reports for sm_90: as large as fits with next to no registers spilled.
     """
@@ -154,63 +112,87 @@ def tiles(kernel: str, dtype: torch.dtype, widest: int) -> dict[str, int]:
     elif kernel == "attend_band":
         rows, keys, warps = 128, 64, 4 if widest <= 64 else 8
     else:
-        rows, keys, warps = (128, 64, 8) if widest <= 64 else (64, 64, 4)
+        rows, keys, warps = (128, 64, 8) if widest <= 64 and not worn else (64, 64, 4)
     return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 3 if kernel == "attend_band" else 2}
 
 
-class _Run:
-    """One call's settings; calling it launches a kernel on each band in turn."""
+class _Launch(NamedTuple):
+    """A band in a rectangle: (first row, end of rows, first key, end of keys) of the launch, and counted from a run's start."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        key_mask: Tensor | None,
-        scale: float,
-        dropout: float,
-        seed: int,
-        q_offset: int,
-        bands: list[Steps],
-    ) -> None:
-        self.bands, self.dtype = bands, q.dtype
-        self.device, self.batch = q.device, q.shape[0]
-        self.sizes = (q.shape[1], k.shape[1], q.shape[2], k.shape[2], q_offset)
-        self.columns = (q.shape[3], v.shape[3])
-        self.mask = (q, 0, 0) if key_mask is None else (key_mask.view(torch.uint8), *key_mask.stride())
-        self.masked, self.dropped = key_mask is not None, dropout > 0
-        self.numbers = (scale, 1 / (1 - dropout), seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, int(dropout * 2**32))
+    part: tuple[int, int, int, int]
+    within: tuple[int, int, int, int]
+    band: Steps
+
+
+class _Run:
+    """One call; calling it launches a kernel on each band of each part in turn."""
+
+    def __init__(self, call: Call) -> None:
+        (self.batch, heads, n, depth), (groups, m) = call.q.shape, call.k.shape[1:3]
+        self.launches = list(_launches(call))
+        every = (0, n, 0, m)
+        self.covered = bool(self.launches) and self.launches[0].part == every
+        self.dtype, q = call.q.dtype, call.q
+        self.sizes, self.columns = (heads, groups, n, m, call.q_offset), (depth, call.v.shape[3])
+        mask, packed, bias, seed = call.key_mask, call.runs, call.offset_bias, call.seed
+        self.mask = (q, 0, 0) if mask is None else (mask.view(torch.uint8), *mask.stride())
+        self.runs = (q, q) if packed is None else (packed[0].contiguous(), packed[1].contiguous())
+        self.of_bias = None if bias is None else torch.zeros_like(bias, memory_format=torch.contiguous_format)
+        self.bias: tuple[Tensor, int, Tensor] = (q, 0, q)
+        if bias is not None and self.of_bias is not None:
+            self.bias = (bias.contiguous(), bias.shape[1] if len(bias) > 1 else 0, self.of_bias)
+        self.flags = {
+            "MASKED": mask is not None, "DROPPED": call.dropout > 0, "PACKED": packed is not None,
+            "CAPPED": call.softcap > 0, "BIASED": bias is not None,
+        }  # fmt: skip
+        seeds = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, int(call.dropout * 2**32))
+        self.numbers = (call.scale, call.softcap or 1.0, 1 / (1 - call.dropout), *seeds)
 
     def rows_like(self, x: Tensor, width: int) -> Tensor:
         """Room for an output of x's shape; float32 where several bands add to it."""
-        dtype = torch.float32 if len(self.bands) > 1 else x.dtype
+        dtype = torch.float32 if len(self.launches) > 1 or not self.covered else x.dtype
         return x.new_empty(x.shape[0], x.shape[2], x.shape[1], width, dtype=dtype).transpose(1, 2)
 
     @staticmethod
-    def views(*tensors: Tensor) -> tuple[Any, ...]:
+    def views(*tensors: Tensor) -> tuple[tuple[Tensor | int, ...], ...]:
         """Pointers and strides, the last of which is 1."""
         kept = (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous() for x in tensors)
         return tuple((x, *x.stride()[:3]) for x in kept)
 
-    def __call__(self, name: str, views: tuple[Any, ...], rows: tuple[Tensor, ...]) -> None:
+    def __call__(
+        self, name: str, views: tuple[tuple[Tensor | int, ...], ...], rows: tuple[Tensor, ...], fresh: bool
+    ) -> None:
+        """``fresh``: the first launch writes, what it finds there counts for nothing; the others merge or add."""
         kernel = getattr(_kernels(), name)
-        heads, groups, n, m, _ = self.sizes
-        shape = tiles(name, self.dtype, max(map(_power, self.columns)))
+        heads, groups = self.sizes[:2]
+        worn = any(self.flags[flag] for flag in ("PACKED", "CAPPED", "BIASED"))
+        shape = tiles(name, self.dtype, max(map(_power, self.columns)), worn)
         by_keys = name == "add_key_gradients"
-        for number, band in enumerate(self.bands):
-            length, tile = (m, shape["KEYS"]) if by_keys else (n, shape["ROWS"])
+        for number, (part, within, band) in enumerate(self.launches):
+            length, tile = (part[3] - part[2], shape["KEYS"]) if by_keys else (part[1] - part[0], shape["ROWS"])
             of_class = (length - 1) // band.step + 1
             grid = (band.step * ((of_class - 1) // tile + 1), self.batch * (groups if by_keys else heads))
-            with _device_of(views[0][0]):
+            with _device_of(rows[0]):
                 kernel[grid](
-                    *(*views, *rows, self.mask, self.sizes, tuple(band), *self.numbers, *self.columns),
+                    *(*views, *rows, self.mask, self.runs, self.bias, self.sizes, part, within, tuple(band)),
+                    *(*self.numbers, *self.columns),
                     *map(_power, self.columns),
-                    MASKED=self.masked,
-                    DROPPED=self.dropped,
+                    **self.flags,
                     HOLED=band.holed,
-                    MERGED=number > 0,
+                    MERGED=number > 0 or not fresh,
                     **shape,
                 )
+
+
+def _launches(call: Call) -> Iterator[_Launch]:
+    """Each band of each part of the pattern. With segments all rows are launched, and the parts count from a run's start."""
+    n, m = call.q.shape[2], call.k.shape[2]
+    for rows, keys, bands in call.pattern.parts(n, m, call.q_offset):
+        within = (*rows, *keys)
+        part = within if call.runs is None else (0, n, 0, m)
+        sizes = part[1] - part[0], part[3] - part[2], call.q_offset + part[0] - part[2]
+        for band in in_steps(bands, *sizes):
+            yield _Launch(part, within, band)
 
 
 def _power(columns: int) -> int:
