@@ -111,7 +111,7 @@ VERBS = (
         settings="jieyue.tasks.classify.settings:ClassifySettings",
         help="a text classifier",
         out="runs/classifier",
-        then="jieyue evaluate {} FILE.tsv",
+        then="jieyue predict {} FILE.csv --out labelled.csv",
         words={
             "model": _PRESETS,
             "data": "Training files: TSV, CSV, JSON or JSON lines. Default: the corpus that ships, by topic.",

@@ -37,6 +37,7 @@ __all__ = [
     "Deciding",
     "Facts",
     "Judged",
+    "Prediction",
     "Row",
     "RunConfig",
     "Settings",
@@ -90,6 +91,14 @@ class Judged(Generic[Example, Answer]):
     seconds: float
     batch_size: int
     beside: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is told of one input: ``answer``, a JSON value; ``confidence`` in [0, 1], None where the model states none."""
+
+    answer: str | float | Sequence[str] | Sequence[Facts] | None
+    confidence: float | None = None
 
 
 class Task(ABC, Generic[Example, SettingsT, Answer]):
@@ -291,6 +300,27 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         done: Callable[[int, int], None] | None = None,
     ) -> Sequence[Answer]:
         """An answer to every example, in order, whether or not it is known what is right; ``done(so many, of so many)``."""
+
+    def from_row(self, row: Facts, settings: SettingsT) -> Example:
+        """An example of one row's fields, which need not say what is right; ``InputError`` names what it lacks."""
+        raise InputError(f"{self.name}: this task tells nothing of single rows; expected a task with from_row and told")
+
+    def told(self, answer: Answer) -> Prediction:
+        """An answer as a JSON value and its confidence."""
+        raise InputError(f"{self.name}: this task tells nothing of single rows; expected a task with from_row and told")
+
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        rows: Sequence[Facts],
+        settings: SettingsT,
+        *,
+        batch_size: int = 32,
+    ) -> list[Prediction]:
+        """What the model says of each row, in order."""
+        examples = [self.from_row(row, settings) for row in rows]
+        return [self.told(one) for one in self.answer(model, tokenizer, examples, settings, batch_size=batch_size)]
 
     @abstractmethod
     def score(self, answers: Sequence[Answer], examples: Sequence[Example], memory: Facts | None = None) -> Facts:

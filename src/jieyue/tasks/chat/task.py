@@ -29,7 +29,8 @@ from jieyue.errors import InputError, message
 from jieyue.hf.causal_presets import CAUSAL_PRESETS
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.report import Report
-from jieyue.tasks import Card, Deciding, Facts, Judged, Row, RunConfig, Sources, Task, name_of, pad_of
+from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Sources, Task, name_of, pad_of
+from jieyue.tasks.fields import text_of
 from jieyue.tasks.models import ModelSource
 from jieyue.training.objective import Objective
 
@@ -214,6 +215,29 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
         for number, one in zip(read, said, strict=True):
             replies[number] = one
         return replies
+
+    def from_row(self, row: Facts, settings: ChatSettings) -> Dialogue:
+        """``messages`` as OpenAI has them, or one text that the user says; the reply is to the last turn, whoever speaks there."""
+        messages = row.get("messages")
+        if messages is None:
+            names = ("text", "prompt", "instruction", "question", "query", "input", "user")
+            return (Message("user", text_of(row, names, "what the user says, or messages")),)
+        if not isinstance(messages, list) or not messages:
+            raise InputError(message("row, field 'messages'", f"{messages!r:.60}", "a list of turns"))
+        talk = []
+        for one in messages:
+            known = isinstance(one, dict) and one.get("role") in ("system", "user", "assistant")
+            if not known or not isinstance(one.get("content"), str):
+                raise InputError(
+                    message("row, field 'messages'", f"{one!r:.60}", "role (system, user, assistant) and content")
+                )
+            talk.append(Message(one["role"], one["content"]))
+        if talk[-1].role != "user":
+            raise InputError(message("row, field 'messages'", f"a last turn of the {talk[-1].role}", "one of the user"))
+        return tuple(talk)
+
+    def told(self, answer: str) -> Prediction:
+        return Prediction(answer)
 
     def score(self, answers: Sequence[str], examples: Sequence[Dialogue], memory: Facts | None = None) -> Facts:
         """Of replies to dialogues that end with the true one."""

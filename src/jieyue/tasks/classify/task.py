@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from jieyue.data.batch import token_batch
 from jieyue.data.findings import Findings
-from jieyue.data.labelled import Columns, Labelled, note_repeated, read_labelled, shared_texts
+from jieyue.data.labelled import PAIRS, TEXTS, Columns, Labelled, note_repeated, read_labelled, shared_texts
 from jieyue.errors import InputError, message
 from jieyue.metrics.calibration import calibration_error
 from jieyue.metrics.classification import NaiveBayes, gain_over, score_labels
 from jieyue.report import Report
 from jieyue.tally import Tally
-from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, Task
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, Task
 from jieyue.tasks.batches import answers_in_batches
+from jieyue.tasks.fields import field_of, text_of
 from jieyue.tasks.shipped import topics
 from jieyue.training.objective import Objective, token_loss
 
@@ -180,6 +181,15 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Choice]):
 
         return answers_in_batches(model, rows, _length, collate, read, batch_size=batch_size, done=done)
 
+    def from_row(self, row: Facts, settings: ClassifySettings) -> Labelled:
+        """The text in the column that training had, or in a usual one; a row of one field is that field."""
+        text = text_of(row, TEXTS, "a text", _named(settings.text_column) if len(row) > 1 else None)
+        pair = field_of(row, PAIRS, _named(settings.pair_column))
+        return Labelled(text, None, "" if pair is None else text_of(row, (), "a second text", pair))
+
+    def told(self, answer: Choice) -> Prediction:
+        return Prediction(answer.label, answer.confidence)
+
     def score(self, answers: Sequence[Choice], examples: Sequence[Labelled], memory: Facts | None = None) -> Facts:
         """``metrics.classification.score_labels`` over the examples whose label is known, and the calibration error."""
         pairs = [(own, one.label) for own, one in zip(answers, examples, strict=True) if one.label is not None]
@@ -246,6 +256,11 @@ def _counted(examples: list[Labelled]) -> tuple[list[Labelled], Findings]:
     findings.counts.update(examples=len(examples), labels=len({one.label for one in examples}))
     note_repeated(examples, findings)
     return examples, findings
+
+
+def _named(column: str | None) -> str | None:
+    """A column's name; None for a number, which only a table without header has."""
+    return None if column is None or column.isdigit() else column
 
 
 def _whole(one: Labelled) -> str:

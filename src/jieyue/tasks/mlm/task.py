@@ -27,11 +27,13 @@ from jieyue.decoding.slots import logits_at
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
 from jieyue.tally import Tally
-from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, RunConfig, Task, pad_of
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task, pad_of
 from jieyue.tasks.batches import Done, answers_in_batches
+from jieyue.tasks.fields import text_of
 from jieyue.tasks.shipped import topics
 from jieyue.training.objective import Objective, token_loss
 
+from .filling import fill_masks
 from .masking import encode_lines, hide, num_hidden
 from .settings import MaskSettings
 
@@ -143,6 +145,23 @@ class MaskTask(Task[str, MaskSettings, Guess]):
         """Each row of these lines with the tokens hidden that its first visit would hide."""
         rows, _ = encode_lines(examples, tokenizer, settings)
         return _guesses(model, [hide(row, tokenizer, settings) for row in rows], pad_of(tokenizer), batch_size, done)
+
+    def from_row(self, row: Facts, settings: MaskSettings) -> str:
+        return text_of(row, ("text", "sentence", "content", "文本", "内容"), "a text with masks")
+
+    def predict(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        rows: Sequence[Facts],
+        settings: MaskSettings,
+        *,
+        batch_size: int = 32,
+    ) -> list[Prediction]:
+        """The text with the likeliest token at each of its masks (the tokenizer's, or "[MASK]"); its confidence is the geometric
+        mean of their probabilities.
+        """
+        return fill_masks(model, tokenizer, [self.from_row(row, settings) for row in rows], batch_size)
 
     def score(self, answers: Sequence[Guess], examples: Sequence[str], memory: Facts | None = None) -> Facts:
         """``loss`` (nats a hidden token), ``perplexity`` = exp of it, ``accuracy``, ``tokens``; intervals over rows."""

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from jieyue.data.corpora import heldout_path
 from jieyue.data.curriculum import Curriculum
 from jieyue.data.findings import Findings, overlap
-from jieyue.data.qa_files import Question, read_questions
-from jieyue.errors import InputError
+from jieyue.data.qa_files import Passage, Question, read_questions
+from jieyue.errors import InputError, message
 from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.presets import PRESETS
 from jieyue.metrics.scores import TrainingAnswers
 from jieyue.report import Report
-from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, RunConfig, Task
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
+from jieyue.tasks.fields import text_of
 from jieyue.tasks.shipped import questions as shipped_questions
 from jieyue.training.objective import Objective
 
@@ -161,6 +162,22 @@ class ReadTask(Task[Question, ReadSettings, Answer]):
             raise InputError(f"batch_size={batch_size}: expected at least 1")
         answered = READERS[settings.reader].answer
         return answered(model, tokenizer, examples, settings, batch_size=batch_size, done=done)
+
+    def from_row(self, row: Facts, settings: ReadSettings) -> Question:
+        """``question`` and a passage (``context``, ``passage``, ``text``), or ``passages``: a list of texts or of objects."""
+        question = text_of(row, ("question", "query", "query_text", "问题"), "a question")
+        several = row.get("passages")
+        if not isinstance(several, list):
+            text = text_of(row, ("context", "passage", "text", "context_text", "document", "段落", "文章"), "a passage")
+            return Question("1", question, (Passage(text),))
+        texts = [one.get("passage", one.get("text")) if isinstance(one, dict) else one for one in several]
+        if not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+            raise InputError(message("row, field 'passages'", f"{several!r:.60}", "a list of texts that are not empty"))
+        return Question("1", question, tuple(Passage(str(one)) for one in texts))
+
+    def told(self, answer: Answer) -> Prediction:
+        """The answer's text, "" where the passages hold none."""
+        return Prediction(answer.text, answer.confidence)
 
     def score(self, answers: Sequence[Answer], examples: Sequence[Question], memory: Facts | None = None) -> Facts:
         return score_readings(answers, examples, _known(memory))

@@ -9,6 +9,7 @@ score     ROUGE-1/2/L by characters and words, sentence BLEU as in the article, 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from jieyue.data.batch import token_batch
 from jieyue.data.corpora import compose, heldout_path
 from jieyue.data.findings import Findings
-from jieyue.data.titles import Pair, read_titles, shared_pairs
+from jieyue.data.titles import SOURCES, Pair, read_titles, shared_pairs
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, load_config, read_record
 from jieyue.hf.presets import PRESETS
 from jieyue.metrics import generation
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
-from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Row, RunConfig, Task
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
+from jieyue.tasks.fields import text_of
 from jieyue.training.objective import Objective
 
 from .exposure import measure_exposure, report_exposure
@@ -140,6 +142,13 @@ class TitleTask(Task[Pair, TitleSettings, Title]):
     ) -> list[Title]:
         sources = [pair.source for pair in examples]
         return write_titles(model, tokenizer, sources, settings, batch_size=batch_size, done=done)
+
+    def from_row(self, row: Facts, settings: TitleSettings) -> Pair:
+        return Pair(text_of(row, SOURCES, "a text to write a title for"), "")
+
+    def told(self, answer: Title) -> Prediction:
+        """The title; its confidence is the geometric mean of its tokens' probabilities."""
+        return Prediction(answer.text, math.exp(min(0.0, answer.log_probability) / (len(answer.tokens) + 1)))
 
     def score(self, answers: Sequence[Title], examples: Sequence[Pair], memory: Facts | None = None) -> Facts:
         return score_titles(answers, examples)

@@ -1,0 +1,114 @@
+"""``jieyue predict DIR FILE --out OUT``: a trained model's answers to a file of rows; ``jieyue classify DIR``: to some texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jieyue.errors import InputError, message
+from jieyue.listener import SILENT
+
+from .console import Console, decoded
+from .options import AsJson
+
+__all__ = ["add_to"]
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
+Rows = Annotated[int, typer.Option("--batch-size", help="Rows of a forward pass.")]
+Where = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers every verb."""
+    app.command("predict")(predict)
+    app.command("classify")(classify)
+
+
+def predict(
+    folder: Folder,
+    file: Annotated[
+        Path, typer.Argument(help="JSON lines, or CSV/TSV with a header (.gz, .xz); - for standard input.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSON lines, or CSV/TSV by the name's end; - for standard output.")],
+    batch_size: Rows = 32,
+    device: Where = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write OUT anew where it is there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer every row of a file: the same rows in the same order, with ``answer`` and ``confidence``."""
+    streams, prints = str(file) == "-", str(out) == "-"
+    if prints and as_json:
+        raise InputError("predict: found --out - and --json, which both write to standard output; expected one of them")
+    if prints and (resume or overwrite):
+        raise InputError("predict: found --out - with --resume or --overwrite, expected a file for these")
+    if batch_size < 1:
+        raise InputError(message("--batch-size", str(batch_size), "at least 1"))
+    if not streams and not file.is_file():
+        raise InputError(message(str(file), "no such file", "JSON lines, or a CSV with a header"))
+    if not streams and not prints and file.resolve() == out.resolve():
+        raise InputError(message("--out", "the input itself", "another file"))
+    from jieyue.run.predict import Predictor, check_out, predict_file
+
+    if not prints:
+        check_out(out, resume=resume, overwrite=overwrite)
+    console = Console(as_json)
+    done = predict_file(
+        Predictor(folder, device=device),
+        file,
+        out,
+        batch_size=batch_size,
+        resume=resume,
+        overwrite=overwrite,
+        stdin=sys.stdin.buffer if streams else None,
+        stdout=sys.stdout if prints else None,
+        listener=SILENT if prints else console,  # rows alone go to standard output
+    )
+    rate = round(done.rows / max(done.seconds, 1e-9), 1)
+    if prints:
+        sys.stderr.write(f"{done.rows:,} rows, {rate:,} per second\n")
+    else:
+        console.fact(
+            "predicted",
+            rows=done.rows,
+            kept=done.kept,
+            seconds=round(done.seconds, 2),
+            rows_per_second=rate,
+            out=str(out),
+        )
+
+
+def classify(
+    folder: Folder,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text; more than once for several. Default: standard input.")
+    ] = None,
+    device: Where = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Label some texts: given ones, or the lines of standard input."""
+    texts = list(text or ())
+    if not texts:
+        if sys.stdin.isatty():
+            raise InputError("classify: found no text, expected --text or texts on standard input, one a line")
+        texts = [line for line in decoded(sys.stdin.buffer.read(), "standard input").splitlines() if line.strip()]
+    if not texts or not all(one.strip() for one in texts):
+        raise InputError("classify: found an empty text, expected one to label")
+    from jieyue.run.predict import Predictor, joined
+
+    answering = Predictor(folder, device=device)
+    if answering.task.name != "classify":
+        raise InputError(
+            message(str(folder), f"a model of `jieyue train {answering.task.name}`", "one of `train classify`")
+        )
+    rows = [{"text": one} for one in texts]
+    found = [joined(row, one) for row, one in zip(rows, answering(rows), strict=True)]
+    if as_json:
+        for row in found:
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return
+    Console().table("", ["text", "answer", "confidence"], [[*map(str, row.values())] for row in found])

@@ -1,0 +1,224 @@
+"""A trained model's answers to rows without labels: to rows in hand, or to a file of any length, into a file beside it.
+
+The output has the input's rows in their order with their own columns, plus ``answer`` and ``confidence``. A file is read, answered
+and written some hundreds of rows at a time. It is written as ``OUT.part`` and moved when it is whole; a run that was killed leaves
+whole rows there, from which ``resume`` goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from torch import nn
+
+from jieyue.errors import InputError, message
+from jieyue.hf.loading import load, read_record
+from jieyue.hf.types import Tokenizer
+from jieyue.listener import SILENT, ProgressListener
+from jieyue.tasks import Facts, Prediction, Settings
+from jieyue.tasks.table import AnyTask, task
+
+from .devices import check_device
+from .row_files import RowReader, RowWriter, cell, is_table, whole_rows
+
+__all__ = ["ADDED", "Predicted", "Predictor", "predict", "predict_file"]
+
+ADDED = ("answer", "confidence")
+_BATCHES = 16  # of rows that are answered together, so that rows of like length share a batch
+
+
+class Predictor:
+    """A trained model that answers rows; opened once. ``folder``: what ``train`` wrote; its record names the task."""
+
+    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+        check_device(device, must_exist=True)
+        record = read_record(folder)
+        self.task: AnyTask = task(str(record["task"]))
+        self.settings: Settings = self.task.settings_class.from_dict(record["settings"])
+        model, self.tokenizer = load(folder, self.settings.head(self.task.head))
+        self.model: nn.Module = model.to(device)
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Tokenizer, job: AnyTask, settings: Settings) -> Predictor:
+        """One of a model in hand."""
+        made = cls.__new__(cls)
+        made.model, made.tokenizer, made.task, made.settings = model, tokenizer, job, settings
+        return made
+
+    def __call__(self, rows: Sequence[Facts], *, batch_size: int = 32) -> list[Prediction]:
+        """An answer to each row, in order. ``InputError``: what the task does not understand, or a column ``answer``."""
+        for row in rows:
+            check_columns(row)
+        return self.task.predict(self.model, self.tokenizer, rows, self.settings, batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What ``predict_file`` did: rows answered now, rows that were there already, and seconds of answering."""
+
+    rows: int
+    kept: int
+    seconds: float
+
+
+def predict(
+    model: str | Path | nn.Module,
+    rows: Iterable[Facts | str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    task_name: str | None = None,
+    settings: Settings | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> list[Facts]:
+    """The rows with ``answer`` and ``confidence`` added, in order.
+
+    ``model``: a folder that ``train`` wrote, or a model in hand with its ``tokenizer``, ``task_name`` (of ``TASKS``) and ``settings``
+    (None = the task's defaults). ``rows``: dicts with the task's fields (classify: text; read: question, context; title: text;
+    chat: messages or text; mlm: a text with masks), or texts. ``batch_size``: rows of a forward pass; ``device``: of a folder's model.
+    confidence is None where the task has none. Raises ``InputError`` (a ValueError) for rows that the task does not understand.
+    """
+    given = [{"text": row} if isinstance(row, str) else dict(row) for row in rows]
+    if isinstance(model, nn.Module):
+        if tokenizer is None or task_name is None:
+            raise InputError(message("predict(model)", "a model without tokenizer or task_name", "both beside it"))
+        job = task(task_name)
+        found = settings if settings is not None else _settings_of(model, job)
+        answering = Predictor.of(model, tokenizer, job, found)
+    else:
+        answering = Predictor(model, device=device)
+    answers = answering(given, batch_size=batch_size)
+    return [joined(row, one) for row, one in zip(given, answers, strict=True)]
+
+
+def predict_file(
+    answering: Predictor,
+    source: Path,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    resume: bool = False,
+    overwrite: bool = False,
+    stdin: BinaryIO | None = None,
+    stdout: TextIO | None = None,
+    listener: ProgressListener = SILENT,
+) -> Predicted:
+    """Answers every row of ``source`` into ``out``; either may be standard input or output (``stdin``, ``stdout``).
+
+    A name that ends in .csv or .tsv is a table, another one JSON lines. ``InputError``: an ``out`` that is there without
+    ``overwrite`` or ``resume``, rows that differ from those already answered, and what ``Predictor`` refuses, with its place.
+    Memory: sixteen batches of rows.
+    """
+    if batch_size < 1:
+        raise InputError(message("batch_size", str(batch_size), "at least 1"))
+    delimiter = ("\t" if out.suffix.lower() == ".tsv" else ",") if is_table(out) else None
+    reader, part = RowReader(source, stdin), out.with_name(out.name + ".part")
+    if stdout is not None:
+        return _answered(answering, iter(reader), RowWriter(stdout, delimiter=delimiter), batch_size, 0, listener)
+    check_out(out, resume=resume, overwrite=overwrite)
+    rows = iter(reader)
+    kept = _kept(part, rows, delimiter) if resume else 0
+    if not resume:
+        part.unlink(missing_ok=True)
+    with part.open("a", encoding="utf-8", newline="") as stream:
+        writer = RowWriter(stream, delimiter=delimiter, goes_on=part.stat().st_size > 0)
+        done = _answered(answering, rows, writer, batch_size, kept, listener)
+    part.replace(out)
+    return done
+
+
+def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses to write over what is there, before a model is loaded."""
+    part = out.with_name(out.name + ".part")
+    if resume and overwrite:
+        raise InputError("resume and overwrite: found both, expected one of them")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(message("out", str(out), "a file in a folder that is there"))
+    if out.exists() and not overwrite:
+        raise InputError(
+            message("out", f"{out}, which is there and whole", "another name", "--overwrite writes it anew")
+        )
+    if part.exists() and not (resume or overwrite):
+        do = "--resume goes on from there, --overwrite begins anew"
+        raise InputError(message("out", f"{part} of a run that was interrupted", "none", do))
+
+
+def check_columns(row: Facts) -> None:
+    """``InputError`` for a row that has a column of a name that is added."""
+    taken = [name for name in ADDED if name in row]
+    if taken:
+        raise InputError(message("row", f"a column {taken[0]!r}", "none of that name: it is added", "rename it"))
+
+
+def joined(row: Facts, found: Prediction) -> Facts:
+    """The row's own columns, then what was added."""
+    sure = None if found.confidence is None else round(found.confidence, 6)
+    return {**row, "answer": found.answer, "confidence": sure}
+
+
+def _answered(
+    answering: Predictor,
+    rows: Iterator[tuple[str, Facts]],
+    writer: RowWriter,
+    batch_size: int,
+    kept: int,
+    listener: ProgressListener,
+) -> Predicted:
+    done, started = 0, time.perf_counter()
+    with listener.progress("predicting") as update:
+        while some := list(itertools.islice(rows, batch_size * _BATCHES)):
+            try:
+                answers = answering([row for _, row in some], batch_size=batch_size)
+            except InputError as error:
+                raise _placed(answering, some, error) from None
+            writer.write([joined(row, one) for (_, row), one in zip(some, answers, strict=True)])
+            done += len(some)
+            seconds = max(time.perf_counter() - started, 1e-9)
+            update(kept + done, kept + done, {"rows_per_second": done / seconds})
+    return Predicted(done, kept, time.perf_counter() - started)
+
+
+def _placed(answering: Predictor, some: Sequence[tuple[str, Facts]], error: InputError) -> InputError:
+    """The error with the place of the first row that is not understood."""
+    for place, row in some:
+        try:
+            check_columns(row)
+            answering.task.from_row(row, answering.settings)
+        except InputError as own:
+            return InputError(f"{place}: {own}")
+    return error
+
+
+def _kept(part: Path, rows: Iterator[tuple[str, Facts]], delimiter: str | None) -> int:
+    """How many rows ``part`` holds whole; ``rows`` then stands behind them. A last row that was cut off is taken away."""
+    if not part.is_file():
+        return 0
+    count, whole = 0, part.with_name(part.name + ".whole")
+    with whole.open("w", encoding="utf-8", newline="") as stream:
+        writer = RowWriter(stream, delimiter=delimiter)
+        for written in whole_rows(part, delimiter):
+            place, own = next(rows, ("the end of the input", {"row": None}))
+            if any(cell(written.get(name)) != cell(value) for name, value in own.items()):
+                raise InputError(
+                    message(f"resume: {place}", "another row than was answered", "the same input as before")
+                )
+            writer.write([written])
+            count += 1
+    whole.replace(part)
+    return count
+
+
+def _settings_of(model: nn.Module, job: AnyTask) -> Settings:
+    """The task's defaults, with the labels that a classifier's configuration names."""
+    from jieyue.tasks.config import RunConfig
+
+    found: Settings = job.default_settings(RunConfig(), 0)
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if names and "labels" in found.to_dict():
+        return found.changed(labels=tuple(names[at] for at in sorted(names)))
+    return found

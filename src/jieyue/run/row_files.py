@@ -1,0 +1,157 @@
+"""Rows of a file one after another, and rows written beside answers: JSON lines and CSV, plain or compressed, in bounded memory.
+
+A CSV has a header; its values stay the texts that they are. ``-`` is standard input or output.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, BinaryIO, TextIO
+
+from jieyue.errors import InputError, message
+
+__all__ = ["RowReader", "RowWriter", "cell", "is_table", "whole_rows"]
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_PACKED = (".gz", ".xz")
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name says CSV or TSV."""
+    return _ending(path) in _DELIMITERS
+
+
+class RowReader:
+    """``for place, row in RowReader(path, stream)``: each row a dict, with the place that messages name.
+
+    ``stream``: binary standard input in the place of a file. A file is a table where its name ends in .csv or .tsv, or where what
+    is read does not begin with ``{``. ``InputError`` names the line of what is no row: another number of cells, JSON that is
+    not an object, bytes that are not UTF-8.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO | None = None) -> None:
+        self.path, self.stream = path, stream
+        self.columns: list[str] | None = None  # of a table, once its header was read
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, object]]]:
+        with _opened(self.path, self.stream) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as text:
+            try:
+                first = next((line for line in text if line.strip()), "")
+                if not first:
+                    raise InputError(message(str(self.path), "no row", "JSON lines, or a CSV with a header"))
+                lines = itertools.chain([first], text)
+                if is_table(self.path) or first.lstrip()[:1] != "{":
+                    yield from self._table(lines, first)
+                else:
+                    yield from self._objects(lines)
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    message(str(self.path), f"bytes that are not UTF-8 ({error.reason})", "UTF-8")
+                ) from None
+
+    def _table(self, lines: Iterator[str], first: str) -> Iterator[tuple[str, dict[str, object]]]:
+        delimiter = _DELIMITERS.get(_ending(self.path)) or max(",\t;|", key=first.count)
+        reader = csv.reader(lines, delimiter=delimiter)
+        self.columns = next(reader)
+        if len(set(self.columns)) < len(self.columns):
+            raise InputError(message(f"{self.path}: header", "a name twice", "a name of its own for each column"))
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(self.columns):
+                found = f"{len(cells)} cells"
+                raise InputError(
+                    message(f"{self.path}, line {reader.line_num}", found, f"{len(self.columns)}, as the header")
+                )
+            yield f"{self.path}, line {reader.line_num}", dict(zip(self.columns, cells, strict=True))
+
+    def _objects(self, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, object]]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(message(f"{self.path}, row {number}", f"no JSON ({error})", "a JSON object")) from None
+            if not isinstance(row, dict):
+                raise InputError(message(f"{self.path}, row {number}", f"{line.strip():.40}", "a JSON object"))
+            yield f"{self.path}, row {number}", row
+
+
+class RowWriter:
+    """Writes rows to a text stream; a table's header is written with the first row, unless the stream ``goes_on``."""
+
+    def __init__(self, stream: TextIO, *, delimiter: str | None, goes_on: bool = False) -> None:
+        self.stream, self.delimiter, self.has_header = stream, delimiter, goes_on
+
+    def write(self, rows: Sequence[dict[str, object]]) -> None:
+        """All of the rows, and then to the file."""
+        for row in rows:
+            if self.delimiter is None:
+                self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                continue
+            writer = csv.writer(self.stream, delimiter=self.delimiter, lineterminator="\n")
+            if not self.has_header:
+                writer.writerow(row)
+                self.has_header = True
+            writer.writerow([cell(value) for value in row.values()])
+        self.stream.flush()
+
+
+def whole_rows(path: Path, delimiter: str | None) -> Iterator[dict[str, object]]:
+    """The rows that ``RowWriter`` wrote; what stands behind the last whole one, after a kill, is left out."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+        if delimiter is None:
+            for line in stream:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+            return
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        columns, held = next(reader, []), None
+        try:
+            for cells in reader:
+                if held is not None:
+                    yield dict(zip(columns, held, strict=True))
+                held = cells if len(cells) == len(columns) else None
+        except csv.Error:  # the end of the file inside quotes: the row before it is whole
+            pass
+        if held is not None and _ends_a_line(path):
+            yield dict(zip(columns, held, strict=True))
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, 2)
+        return stream.read() == b"\n"
+
+
+def cell(value: object) -> str:
+    """A value as it stands in a table: text as it is, None as nothing, others as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _ending(path: Path) -> str:
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in _PACKED else path.suffix.lower()
+
+
+def _opened(path: Path, stream: BinaryIO | None) -> IO[bytes]:
+    if stream is not None:
+        return stream
+    try:
+        raw = path.open("rb")
+        if path.suffix.lower() == ".gz":
+            return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+        return io.BufferedReader(lzma.LZMAFile(raw)) if path.suffix.lower() == ".xz" else raw
+    except FileNotFoundError:
+        raise InputError(message(str(path), "no such file", "JSON lines, or a CSV with a header")) from None
+    except OSError as error:
+        raise InputError(message(str(path), f"{error.strerror or error}", "a readable file")) from None
