@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _FACE = {
     "AccumulatedOptimizer": "jieyue.training.optimizer",
     "Budget": "jieyue.budget",
+    "EffectiveBatchTrainer": "jieyue.hf.trainer",
     "Plan": "jieyue.budget",
     "Report": "jieyue.report",
     "RunConfig": "jieyue.tasks.config",
@@ -33,6 +34,7 @@ _FACE = {
     "local": "jieyue.attention",
     "parse_pattern": "jieyue.attention",
     "plan": "jieyue.run.jobs",
+    "predict": "jieyue.run.predict",
     "replace_tokens": "jieyue.training.remedies.replacement",
     "reshare": "jieyue.hf.albert",
     "sparse": "jieyue.attention",

@@ -13,6 +13,7 @@ import jieyue
 FACE = [
     "AccumulatedOptimizer",
     "Budget",
+    "EffectiveBatchTrainer",
     "Plan",
     "Report",
     "RunConfig",
@@ -34,6 +35,7 @@ FACE = [
     "local",
     "parse_pattern",
     "plan",
+    "predict",
     "replace_tokens",
     "reshare",
     "sparse",

@@ -64,7 +64,7 @@ def compare(
     budget: str | Budget = "4GiB",
     listener: ProgressListener = SILENT,
 ) -> Report:
-    """Trains and judges every variant with every seed; the first variant is the baseline that the others are held against.
+    """Trains and judges every variant of the task ``name`` with every seed; the first is the baseline that the others are held against.
 
     The report has mean and 95 % t interval over the seeds of every score, the paired difference to the baseline (same seed),
     seconds, and the task's own curves. ``out``: ``cells/*.json``, ``report.html``, ``report.json``; a cell that is there is

@@ -85,7 +85,7 @@ class TrainingConfig:
 
     @classmethod
     def known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``to_dict`` gave, perhaps in an earlier version: fields that were not there then have their defaults."""
+        """``values``: what ``to_dict`` gave, perhaps in an earlier version: fields that were not there then have their defaults."""
         return cls().to_dict() | dict(values)
 
     def remedied(self, objective: Objective) -> Objective:

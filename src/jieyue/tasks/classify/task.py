@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from jieyue.data.batch import token_batch
 from jieyue.data.findings import Findings
-from jieyue.data.labelled import PAIRS, TEXTS, Columns, Labelled, note_repeated, read_labelled, shared_texts
+from jieyue.data.labelled import NAMES, Columns, Labelled, note_repeated, read_labelled, shared_texts
 from jieyue.errors import InputError, message
 from jieyue.metrics.calibration import calibration_error
 from jieyue.metrics.classification import NaiveBayes, gain_over, score_labels
@@ -183,8 +183,8 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Choice]):
 
     def from_row(self, row: Facts, settings: ClassifySettings) -> Labelled:
         """The text in the column that training had, or in a usual one; a row of one field is that field."""
-        text = text_of(row, TEXTS, "a text", _named(settings.text_column) if len(row) > 1 else None)
-        pair = field_of(row, PAIRS, _named(settings.pair_column))
+        text = text_of(row, NAMES["text"], "a text", _named(settings.text_column) if len(row) > 1 else None)
+        pair = field_of(row, NAMES["pair"], _named(settings.pair_column))
         return Labelled(text, None, "" if pair is None else text_of(row, (), "a second text", pair))
 
     def told(self, answer: Choice) -> Prediction:

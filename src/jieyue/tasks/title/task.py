@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from jieyue.data.batch import token_batch
 from jieyue.data.corpora import compose, heldout_path
 from jieyue.data.findings import Findings
-from jieyue.data.titles import SOURCES, Pair, read_titles, shared_pairs
+from jieyue.data.titles import NAMES, Pair, read_titles, shared_pairs
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, load_config, read_record
 from jieyue.hf.presets import PRESETS
@@ -144,7 +144,7 @@ class TitleTask(Task[Pair, TitleSettings, Title]):
         return write_titles(model, tokenizer, sources, settings, batch_size=batch_size, done=done)
 
     def from_row(self, row: Facts, settings: TitleSettings) -> Pair:
-        return Pair(text_of(row, SOURCES, "a text to write a title for"), "")
+        return Pair(text_of(row, NAMES["source"], "a text to write a title for"), "")
 
     def told(self, answer: Title) -> Prediction:
         """The title; its confidence is the geometric mean of its tokens' probabilities."""
