@@ -59,13 +59,11 @@ def predict(
     console = Console(as_json)
     done = predict_file(
         Predictor(folder, device=device),
-        file,
-        out,
+        sys.stdin.buffer if streams else file,
+        sys.stdout if prints else out,
         batch_size=batch_size,
         resume=resume,
         overwrite=overwrite,
-        stdin=sys.stdin.buffer if streams else None,
-        stdout=sys.stdout if prints else None,
         listener=SILENT if prints else console,  # rows alone go to standard output
     )
     rate = round(done.rows / max(done.seconds, 1e-9), 1)

@@ -98,17 +98,15 @@ def predict(
 
 def predict_file(
     answering: Predictor,
-    source: Path,
-    out: Path,
+    source: Path | BinaryIO,
+    out: Path | TextIO,
     *,
     batch_size: int = 32,
     resume: bool = False,
     overwrite: bool = False,
-    stdin: BinaryIO | None = None,
-    stdout: TextIO | None = None,
     listener: ProgressListener = SILENT,
 ) -> Predicted:
-    """Answers every row of ``source`` into ``out``; either may be standard input or output (``stdin``, ``stdout``).
+    """Answers every row of ``source`` into ``out``: files, or open streams such as standard input and output.
 
     A name that ends in .csv or .tsv is a table, another one JSON lines. ``InputError``: an ``out`` that is there without
     ``overwrite`` or ``resume``, rows that differ from those already answered, and what ``Predictor`` refuses, with its place.
@@ -116,12 +114,12 @@ def predict_file(
     """
     if batch_size < 1:
         raise InputError(message("batch_size", str(batch_size), "at least 1"))
-    delimiter = ("\t" if out.suffix.lower() == ".tsv" else ",") if is_table(out) else None
-    reader, part = RowReader(source, stdin), out.with_name(out.name + ".part")
-    if stdout is not None:
-        return _answered(answering, iter(reader), RowWriter(stdout, delimiter=delimiter), batch_size, 0, listener)
+    rows = iter(RowReader(source) if isinstance(source, Path) else RowReader(Path("standard input"), source))
+    if not isinstance(out, Path):
+        return _answered(answering, rows, RowWriter(out, delimiter=None), batch_size, 0, listener)
     check_out(out, resume=resume, overwrite=overwrite)
-    rows = iter(reader)
+    delimiter = ("\t" if out.suffix.lower() == ".tsv" else ",") if is_table(out) else None
+    part = out.with_name(out.name + ".part")
     kept = _kept(part, rows, delimiter) if resume else 0
     if not resume:
         part.unlink(missing_ok=True)
