@@ -5,6 +5,7 @@ least 1 for lse, an exponent.
 """
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.attention import Call, full
+from jieyue.attention import Band, Call, Pattern, full, parse
+from jieyue.attention.call import Upstream
 from jieyue.attention.engines import library, native
+from jieyue.attention.engines.dense import DENSE
 from jieyue.attention.engines.native import NATIVE, Native
+from jieyue.attention.segments import runs_of
 
 EPS = torch.finfo(torch.float32).eps
 missing = native._missing()
@@ -83,10 +87,16 @@ def dense(q, k, v, grad, grad_lse, seen, scale, kept, dtype):
     return out.detach(), lse.detach(), *torch.autograd.grad(loss, (q, k, v))
 
 
+def call_of(q, k, v, bands, **options):
+    """The call of bands that need not be tidy; one that shows nothing stands for none."""
+    tidy = [Band.tidy(b.step, b.lo, b.hi) for b in bands]
+    return Call(q, k, v, Pattern(tuple(b for b in tidy if b) or (Band(1, 10**6, 10**6),)), **options)
+
+
 def ours(engine, q, k, v, grad, grad_lse, bands, options):
-    out, lse = engine.forward_union(q, k, v, bands, **options)
-    delta = engine.delta(grad, out) - grad_lse
-    return out, lse, *engine.backward_union(grad, q, k, v, lse, delta, bands, **options)
+    call = call_of(q, k, v, bands, **options)
+    out, lse = engine.attend(call)
+    return out, lse, *engine.differentiate(call, Upstream(grad, lse, engine.delta(grad, out) - grad_lse))[:3]
 
 
 def agree(shape, bands, *, key_mask=None, dropout=0.0, seed=0, q_offset=0, layout="bnhd", engine=NATIVE, slack=1):
@@ -203,9 +213,9 @@ def test_very_large_scores():
 def test_masked_keys_may_hold_anything():
     q, k, v, _ = tensors((1, 1, 1, 50, 50, 8, 8))
     mask = torch.arange(50)[None] < 40
-    expected, _ = NATIVE.forward(q, k, v, FULL, key_mask=mask, scale=1.0)
+    expected, _ = NATIVE.attend(Call(q, k, v, full(), mask, 1.0))
     k[:, :, 40:], v[:, :, 40:] = math.nan, math.inf
-    found, _ = NATIVE.forward(q, k, v, FULL, key_mask=mask, scale=1.0)
+    found, _ = NATIVE.attend(Call(q, k, v, full(), mask, 1.0))
     assert torch.equal(found, expected)
 
 
@@ -216,11 +226,12 @@ def test_parts_know_the_whole():
     options = {"key_mask": None, "scale": 0.125, "dropout": 0.1, "seed": 9, "q_offset": 0}
     grad_lse = torch.randn(q.shape[:3])
     whole = ours(NATIVE, q, k, v, grad, grad_lse, bands, options)
-    parts = [NATIVE.forward(q, k, v, b, **options) for b in bands]
+    calls = [call_of(q, k, v, [b], **options) for b in bands]
+    parts = [NATIVE.attend(call) for call in calls]
     lse = torch.stack([part[1] for part in parts]).logsumexp(0)
     out = sum(part[0] * torch.where(part[1] == -math.inf, 0.0, (part[1] - lse).exp())[..., None] for part in parts)
     delta = (out * grad).sum(-1) - grad_lse
-    gradients = [NATIVE.backward(grad, q, k, v, out, lse, delta, b, **options) for b in bands]
+    gradients = [NATIVE.differentiate(call, Upstream(grad, lse, delta))[:3] for call in calls]
     for x, y in zip(whole, (out, lse, *(sum(g) for g in zip(*gradients, strict=True))), strict=True):
         torch.testing.assert_close(x, y, atol=2e-6, rtol=2e-6)
 
@@ -275,9 +286,9 @@ class Broken(Native):
         super().__init__()
         self.band, self.seed = band, seed
 
-    def forward_union(self, q, k, v, bands, *, seed, **options):
-        bands, seed = [self.band] if self.band else bands, self.seed or seed
-        return super().forward_union(q, k, v, bands, seed=seed, **options)
+    def attend(self, call, *, alone=False):
+        pattern = call_of(call.q, call.k, call.v, [self.band]).pattern if self.band else call.pattern
+        return super().attend(replace(call, pattern=pattern, seed=self.seed or call.seed), alone=alone)
 
 
 def test_refusals_name_the_reason(monkeypatch):
@@ -287,3 +298,100 @@ def test_refusals_name_the_reason(monkeypatch):
     assert "v is torch.float64" in NATIVE.refuses(Call(q, q, q.double(), full()))
     monkeypatch.setattr(native, "_missing", lambda: "the native library is not built")
     assert "not built" in NATIVE.refuses(call)
+
+
+def dressed(seed, n=290, text="causal(first(5)+local(40))"):
+    """A call with everything: packed rows of which some are nobody's, sinks, softcap, biases, a key mask, dropout, groups."""
+    q, k, v, grad = tensors((2, 2, 1, n, n, 24, 40), seed)
+    generator = torch.Generator().manual_seed(seed)
+    ids = [
+        [i for i, length in enumerate(lengths) for _ in range(length)][:n]
+        for lengths in ((3, 1, 150, 90, 90), (7, 500))
+    ]
+    segments = torch.tensor(ids)
+    segments[0, 154:180] = -1
+    options = {
+        "key_mask": torch.rand(2, n, generator=generator) > 0.2,
+        "scale": 0.2,
+        "dropout": 0.1,
+        "seed": 5,
+        "sinks": torch.randn(2, generator=generator),
+        "softcap": 2.0,
+        "offset_bias": torch.randn(2, 2 * n - 1, generator=generator),
+    }
+    return Call(q, k, v, parse(text), runs=runs_of(segments), **options), grad
+
+
+def both(engine, call, grad):
+    out, lse = engine.attend(call)
+    return out, lse, *engine.differentiate(call, Upstream(grad, lse, engine.delta(grad, out)))
+
+
+def widened(call):
+    q, k, v, sinks, bias = (x.double() for x in (call.q, call.k, call.v, call.sinks, call.offset_bias))
+    return replace(call, q=q, k=k, v=v, sinks=sinks, offset_bias=bias)
+
+
+DRESSED = [
+    "causal(first(5)+local(40))",
+    "global(20)+local(30)",
+    "first(3)+sparse(8)",
+    "global(2)",
+    "causal(first(200))",
+]
+
+
+@pytest.mark.parametrize("text", DRESSED)
+def test_everything_at_once_in_every_build(text):
+    for runs in (True, False):
+        call, grad = dressed(3, text=text)
+        call = call if runs else replace(call, runs=None)
+        exact = both(DENSE, widened(call), grad.double())
+        for rank, build in enumerate(native.builds()):
+            found = both(Native(rank), call, grad)
+            assert torch.equal(found[1] == -math.inf, exact[1] == -math.inf)
+            for name, x, e in zip(("out", "lse", "dq", "dk", "dv", "dbias"), found, exact, strict=True):
+                x, e = (torch.where(t == -math.inf, 0.0, t) for t in (x, e))
+                assert (x - e).abs().max() <= 60 * EPS * max(1.0, e.abs().max().item()), (build, name)
+
+
+def test_wide_patterns_in_several_chunks():
+    """Keys that no tile holds at once: forward sweeps, backward takes turns."""
+    q, k, v, grad = tensors((1, 2, 1, 900, 900, 200, 200))
+    bias = torch.randn(2, 1799, generator=torch.Generator().manual_seed(0))
+    call = Call(
+        q, k, v, parse("causal(first(40)+full())"), scale=0.05, offset_bias=bias, sinks=torch.randn(2), softcap=9.0
+    )
+    call = replace(call, pattern=parse("global(40)+band(1, 3, inf)"))
+    exact, found = both(DENSE, widened(call), grad.double()), both(NATIVE, call, grad)
+    for x, e in zip(found, exact, strict=True):
+        assert (x - e).abs().max() <= 60 * EPS * max(1.0, e.abs().max().item())
+
+
+def test_what_segments_hide_may_hold_anything():
+    call, grad = dressed(4)
+    expected = both(NATIVE, call, grad)
+    absent, other = call.runs[1] == 0, call.runs[0] == 7  # rows of nobody; of another document
+    dirty = replace(call, **{name: getattr(call, name).clone() for name in "qkv"})
+    for x in (dirty.q, dirty.k, dirty.v):
+        x.transpose(1, 2)[absent | other] = math.nan
+    found = both(NATIVE, dirty, grad)
+    for x, e in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(x.transpose(1, 2)[~other], e.transpose(1, 2)[~other])
+    for x, e in zip(found[2:5], expected[2:5], strict=True):
+        assert torch.equal(x.transpose(1, 2)[~other], e.transpose(1, 2)[~other])
+    assert other.any() and absent.any()
+
+
+@pytest.mark.parametrize("text", DRESSED[:3])
+def test_what_is_added_up_does_not_depend_on_threads(text):
+    call, grad = dressed(5, text=text)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(both(NATIVE, call, grad))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))

@@ -14,8 +14,10 @@ namespace {
 // keys reads it.  In pairs these are made from the floats of one group, group_p and group_s.
 template <class E> struct BackwardSpace {
   float *keys, *values, *key_rows, *dk, *dv, *bias, *q, *grad, *q_summed, *grad_summed, *p, *s, *dq;
-  float *group_p, *group_s, *row_s;
-  int64_t lds, ld_row;
+  float *group_p, *group_s, *row_s, *slope;
+  float *column_keys, *column_values, *column_rows, *column_dk, *column_dv, *column_bias, *column_p, *column_s;
+  float *column_pairs_p, *column_pairs_s, *column_row_s;
+  int64_t lds, ld_row, column_lds, column_ld_row;
   BackwardSpace(const Plan& plan, Arena arena, int64_t* used = nullptr) {
     const int64_t span = plan.span, D = plan.call.D, V = plan.call.V;
     lds = odd_lines(smaller<int64_t>(span, plan.width + BLOCK + 2 * VL) + 2 * VL + 2 * SPARE);
@@ -31,6 +33,18 @@ template <class E> struct BackwardSpace {
       group_p = arena.take(GROUP * lds), group_s = arena.take(GROUP * lds), row_s = arena.take(GROUP * ld_row);
     }
     dq = arena.take(GROUP * plan.D);
+    const int columns = plan.num_columns(), there = columns ? GROUP : 0;
+    slope = arena.take(plan.bent() ? larger<int64_t>(lds, columns) : 0);
+    column_lds = odd_lines(columns), column_ld_row = E::PER == 1 ? column_lds : odd_lines(columns / 2);
+    column_keys = arena.take(columns * D / E::PER), column_values = arena.take(columns * V / E::PER);
+    column_rows = arena.take(columns / E::PER * plan.D), column_bias = arena.take(columns);
+    column_dk = arena.take((columns + KM) * plan.D), column_dv = arena.take((columns + KM) * plan.V);
+    column_p = arena.take(there * column_lds), column_s = arena.take(there * column_lds);
+    column_pairs_p = column_p, column_pairs_s = column_row_s = column_s;
+    if (E::PER == 2) {
+      column_pairs_p = arena.take(there / 2 * column_lds), column_pairs_s = arena.take(there / 2 * column_lds);
+      column_row_s = arena.take(there * column_ld_row);
+    }
     if (used) *used = arena.used;
   }
 };
@@ -40,6 +54,13 @@ template <class E> struct BackwardSpace {
 struct Blame {
   float lse, delta, factor, grad_factor;
 };
+
+// What to blame a row with; scale is left to the end where scores are bent.
+inline Blame blame_of(const Plan& plan, float lse, float delta) {
+  const Call& c = plan.call;
+  const float scale = plan.bent() ? 1.f : c.scale;
+  return {lse == -INF ? INF : lse * LOG2E, delta * scale, plan.bent() ? 1.f : c.scale * LOG2E, scale * c.kept_scale};
+}
 
 template <class E, bool MASK, bool DROP>
 void blame(const Row& row, float* s, const Dice& dice, const Blame& with) {
@@ -84,27 +105,66 @@ inline void pair_up(const float* even, const float* odd, int count, float* summe
   }
 }
 
-inline void put_row(const Rows& x, int row, const float* from, float times, bool add) {
+inline void put_row(const Call& c, const Rows& x, int row, const float* from, float times, bool add) {
+  vf odd = {};
   for (int d = 0; d < x.columns; d += VL) {
     const vf y = load(from + d) * times;
+    odd += y * 0.f;
     x.put(row, d, add ? x.get(row, d) + y : y);
   }
+  if (sum_of(odd) != 0.f && c.nonfinite) *c.nonfinite = 1;
 }
 
+// Keys [from, to) get no gradient from any band; those of columns come elsewhere.
 inline void zero_keys(const Plan& plan, const Fold& fold, int64_t b, int64_t g, int from, int to) {
   const Call& c = plan.call;
   const Rows dk = rows_of(c.dk, b, g, fold.first_key, plan.band.step, fold.keys, c.D);
   const Rows dv = rows_of(c.dv, b, g, fold.first_key, plan.band.step, fold.keys, c.V);
-  for (int j = from; j < to; j++) memset(dk.at(j), 0, c.D * (dk.half ? 2 : 4)), memset(dv.at(j), 0, c.V * (dv.half ? 2 : 4));
+  for (int j = from; j < to; j++)
+    if (fold.plain || !fold.is_column(j))
+      memset(dk.at(j), 0, c.D * (dk.half ? 2 : 4)), memset(dv.at(j), 0, c.V * (dv.half ? 2 : 4));
 }
 
+// What a task leaves to be added up when all are done, so that results depend on no order: a header; for each head of its
+// group the gradients of the biases of its band, of the columns of the run it begins in and of those that begin in it;
+// dk and dv of the columns of the run it begins in.
+struct Slot {
+  struct Header {
+    int64_t used, b, g, bias_at, incoming, incoming_at, own_at;  // incoming: the start of the run; -1 = none
+  };
+  float* data;
+  int64_t band_floats, column_floats, heads, D, V;  // PAD included
+
+  Slot(const Plan& plan, float* at) : data(at) {
+    const Call& c = plan.call;
+    const bool biased = plan.band.bias_grad;
+    heads = c.H / c.G, D = plan.D, V = plan.V;
+    const int64_t diagonals = plan.whole ? plan.queries + plan.keys : plan.chunk ? plan.tile + plan.chunk : plan.width;
+    band_floats = biased ? up16(diagonals + 2 * PAD) : 0;
+    column_floats = biased && plan.columns ? up16(plan.tile + plan.num_columns() + 2 * PAD) : 0;
+  }
+  static int64_t up16(int64_t x) { return (x + 15) / 16 * 16; }
+  int64_t floats(const Plan& plan) const {
+    return up16(16 + heads * (band_floats + 2 * column_floats) + (plan.columns ? plan.call.num_first * (D + V) : 0));
+  }
+  Header& header() const { return *(Header*)data; }
+  float* band(int64_t head) const { return data + 16 + head * (band_floats + 2 * column_floats) + PAD; }
+  float* incoming(int64_t head) const { return band(head) + band_floats; }
+  float* own(int64_t head) const { return incoming(head) + column_floats; }
+  float* dk(int64_t column) const { return data + 16 + heads * (band_floats + 2 * column_floats) + column * (D + V); }
+  float* dv(int64_t column) const { return dk(column) + D; }
+};
+
 // The work of a task: queries [i0, i1) against keys [low, high).  dk and dv are added to what is there for keys below
-// `add_below` and from `add_from` on, and written in between.
+// `add_below` and from `add_from` on, and written in between.  Columns are taken along where `columns`.
 struct Piece {
   int64_t b, g;
   int i0, i1, low, high;
   bool add_dq;
   int add_below, add_from;
+  bool columns;
+  Slot slot;
+  int64_t bias_shift;  // the bias of row i and key j has its gradient at slot.band(head)[j - i + bias_shift]
 };
 
 // The keys of a piece in the workspace: packed when the first queries need them, their dk and dv put down when the last
@@ -114,11 +174,12 @@ template <class E> struct Keys {
   const Piece& at;
   const BackwardSpace<E> w;
   Rows k, v, dk, dv;
+  const Fold& fold;
   const int base;
   int ready, done;
 
-  Keys(const Plan& p, const Fold& fold, const Piece& piece, float* workspace)
-      : plan(p), at(piece), w(plan, Arena{workspace}), base(down(piece.low)), ready(base), done(piece.low) {
+  Keys(const Plan& p, const Fold& f, const Piece& piece, float* workspace)
+      : plan(p), at(piece), w(plan, Arena{workspace}), fold(f), base(down(piece.low)), ready(base), done(piece.low) {
     const Call& c = plan.call;
     const auto rows = [&](const View& x, int64_t columns) {
       return rows_of(x, at.b, at.g, fold.first_key, plan.band.step, fold.keys, columns);
@@ -134,7 +195,7 @@ template <class E> struct Keys {
     const int64_t from = ready - base;
     const float* bias = c.key_mask ? w.bias + from : nullptr;
     pack_panels<E>(k, ready, count / VL, bias, c.scale * LOG2E, w.keys + from * c.D / E::PER);
-    pack_panels<E>(v, ready, count / VL, bias, c.scale * c.kept_scale, w.values + from * c.V / E::PER);
+    pack_panels<E>(v, ready, count / VL, bias, (plan.bent() ? 1.f : c.scale) * c.kept_scale, w.values + from * c.V / E::PER);
     pack_summed<E>(k, ready, count, bias, plan.D, w.key_rows + from / E::PER * plan.D);
     memset(w.dk + from * plan.D, 0, sizeof(float) * count * plan.D);
     memset(w.dv + from * plan.V, 0, sizeof(float) * count * plan.V);
@@ -144,93 +205,12 @@ template <class E> struct Keys {
   void release(int end) {  // keys below `end`
     need(end);
     for (; done < end; done++) {
+      if (!fold.plain && fold.is_column(done)) continue;
       const bool add = done < at.add_below || done >= at.add_from;
-      put_row(dk, done, w.dk + (int64_t)(done - base) * plan.D, 1.f, add);
-      put_row(dv, done, w.dv + (int64_t)(done - base) * plan.V, plan.call.kept_scale, add);
+      put_row(plan.call, dk, done, w.dk + (int64_t)(done - base) * plan.D, 1.f, add);
+      put_row(plan.call, dv, done, w.dv + (int64_t)(done - base) * plan.V, plan.call.kept_scale, add);
     }
   }
 };
-
-template <class E>
-void backward_head(const Plan& plan, const Fold& fold, const Piece& at, int64_t h, bool last, Keys<E>& keys) {
-  const Call& c = plan.call;
-  const BackwardSpace<E>& w = keys.w;
-  const int64_t step = plan.band.step, b = at.b, base = keys.base;
-  const Rows q = rows_of(c.q, b, h, fold.first_query, step, fold.queries, c.D);
-  const Rows grad = rows_of(c.grad_out, b, h, fold.first_query, step, fold.queries, c.V);
-  const Rows dq = rows_of(c.dq, b, h, fold.first_query, step, fold.queries, c.D);
-  const int64_t lse_at = (b * c.H + h) * c.N + fold.first_query;
-  const Dice dice(plan, fold, b, h);
-  const bool masked = c.key_mask, drop = c.threshold;
-  const auto blamed = masked ? drop ? blame<E, true, true> : blame<E, true, false>
-                             : drop ? blame<E, false, true> : blame<E, false, false>;
-  const int P = E::PER, depth = (int)c.D / P, width = (int)c.V / P, ldq = up(depth), ldg = up(width);
-  for (int t = at.i0; t < at.i1; t += BLOCK) {
-    const int te = smaller(t + BLOCK, at.i1), rows = (te - t + GROUP - 1) / GROUP * GROUP;
-    const int first = down(larger(at.low, fold.from(t))), end = smaller(at.high, fold.to(te - 1));
-    keys.need(end);
-    pack_rows<E>(q, t, rows, nullptr, ldq, w.q);
-    pack_rows<E>(grad, t, rows, nullptr, ldg, w.grad);
-    if (P == 2) {
-      pack_summed<E>(q, t, rows, nullptr, plan.D, w.q_summed);
-      pack_summed<E>(grad, t, rows, nullptr, plan.V, w.grad_summed);
-    }
-    for (int r = t; r < te; r += GROUP) {
-      const int m = smaller(GROUP, te - r);
-      Visit visit;
-      const bool any = visit_of(fold, r, te, at.low, at.high, visit);
-      prefetch<1>(dq, r, r + m);
-      for (int d = 0; d < m * plan.D; d += VL) store(w.dq + d, vf{});
-      if (any) {
-        const int64_t shift = visit.first - first + SPARE;  // spare panels on each side
-        float* p = P == 1 ? w.p + (r - t) * w.lds + shift : w.group_p + SPARE;
-        float* s = P == 1 ? w.s + (r - t) * w.lds + shift : w.group_s + SPARE;
-        score_group<E>(visit, w.q + (r - t) * ldq, ldq, w.keys + (visit.first - base) * depth, depth, p, w.lds);
-        score_group<E>(visit, w.grad + (r - t) * ldg, ldg, w.values + (visit.first - base) * width, width, s, w.lds);
-        for (int i = 0; i < m; i++) {
-          const int row = r + i, a = larger(at.low, fold.from(row)), z = smaller(at.high, fold.to(row));
-          const Row scores = {p + i * w.lds - visit.first, nullptr, w.bias - base, a, z,
-                              visit.from[i / QM] - SPARE, visit.to[i / QM] + SPARE,
-                              larger(a, row + fold.hole_from), smaller(z, row + fold.hole_to),
-                              drop ? dice.of_row(fold.first_query + row * step + c.q_offset) : 0};
-          const float lse = c.lse[lse_at + row * step], delta = c.delta[lse_at + row * step];
-          const Blame with = {lse == -INF ? INF : lse * LOG2E, delta * c.scale, c.scale * LOG2E, c.scale * c.kept_scale};
-          blamed(scores, s + i * w.lds - visit.first, dice, with);
-        }
-        for (int i = m; i < GROUP; i++)
-          for (int j = visit.first - SPARE; j < visit.last + SPARE; j += VL)
-            store(p + i * w.lds + j - visit.first, vf{}), store(s + i * w.lds + j - visit.first, vf{});
-        for (int i = 0; P == 2 && i < GROUP; i += 2) {
-          const int64_t from = visit.from[i / QM] - visit.first - SPARE, count = visit.to[i / QM] - visit.from[i / QM] + 2 * SPARE;
-          const int64_t to = (r - t + i) / 2 * w.lds + shift + from;
-          const float *even = p + i * w.lds + from, *odd = even + w.lds;
-          pair_up(even, odd, (int)count, w.p + to, nullptr, 0);
-          pair_up(s + (even - p), s + (odd - p), (int)count, w.s + to, w.row_s + i * w.ld_row + (SPARE + from) / 2, w.ld_row);
-        }
-        weigh_group<E>(visit, P == 1 ? s : w.row_s + SPARE / 2, P == 1 ? w.lds : w.ld_row,
-                       w.key_rows + (visit.first - base) / P * plan.D, plan.D, w.dq);
-      }
-      if (any || !at.add_dq)
-        for (int i = 0; i < m; i++) put_row(dq, r + i, w.dq + i * plan.D, 1.f, at.add_dq);
-    }
-    for (int k = first; k < end; k += KM) {
-      const int from = larger(t, k - fold.right), y = smaller(te, smaller(k + KM, end) + fold.left);
-      if (from >= y) continue;
-      const int x = t + (from - t) / P, cells = (y - t + P - 1) / P - (x - t);  // a first or last half of a pair is 0
-      const int64_t shift = (int64_t)(x - t) * w.lds + (k - first + SPARE), to = k - base;
-      const int count = smaller(KM, up(end) - k);
-      gather<E>(count, w.p + shift, w.lds, w.grad_summed + (x - t) * plan.V, plan.V, cells, w.dv + to * plan.V);
-      gather<E>(count, w.s + shift, w.lds, w.q_summed + (x - t) * plan.D, plan.D, cells, w.dk + to * plan.D);
-    }
-    if (last) keys.release(smaller(at.high, fold.from(te)));
-  }
-}
-
-template <class E> void backward_piece(const Plan& plan, const Fold& fold, const Piece& at, float* workspace) {
-  const int64_t heads = plan.call.H / plan.call.G;
-  Keys<E> keys(plan, fold, at, workspace);
-  for (int64_t i = 0; i < heads; i++) backward_head<E>(plan, fold, at, at.g * heads + i, i == heads - 1, keys);
-  keys.release(at.high);
-}
 
 }  // namespace

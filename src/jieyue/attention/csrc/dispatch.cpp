@@ -31,6 +31,7 @@ EXPORT const char* jieyue_band_name(int64_t rank) { return ranked(rank) ? ranked
 EXPORT int64_t jieyue_band_workspace(int64_t rank, const Call* call, int backward) {
   return ranked(rank)->workspace(call, backward);
 }
+EXPORT int64_t jieyue_band_shared(int64_t rank, const Call* call) { return ranked(rank)->shared(call); }
 EXPORT void jieyue_band_forward(int64_t rank, const Call* call) { ranked(rank)->forward(call); }
 EXPORT void jieyue_band_backward(int64_t rank, const Call* call) { ranked(rank)->backward(call); }
 EXPORT void jieyue_band_delta(int64_t rank, const Call* call) { ranked(rank)->delta(call); }

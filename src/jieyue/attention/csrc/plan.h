@@ -5,21 +5,64 @@
 
 namespace {
 
-// One residue class of a band: a band problem of step 1 over its own rows.  Row i sees keys i - left ... i + right that
-// exist, but not i + hole_from ... i + hole_to - 1.
-struct Fold {
-  int64_t first_query, first_key;
-  int queries, keys, left, right, hole_from, hole_to;
-  int from(int i) const { return smaller(keys, larger(0, i - left)); }
-  int to(int i) const { return larger(0, smaller(keys, i + right + 1)); }
-};
+inline int64_t divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }     // towards minus infinity
+inline int64_t divided_up(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 inline int count_from(int64_t first, int64_t end, int64_t step) {
   return first >= end ? 0 : (int)((end - first + step - 1) / step);
 }
 
-inline Fold fold_of(const Call& c, const Band& band, int64_t residue) {
+// One residue class of a band: a band problem of step 1 over its own rows.  Row i sees keys i - left ... i + right that
+// exist, but not i + hole_from ... i + hole_to - 1, not columns, and no key of another run.  from and to never fall;
+// where from is not below to, the row sees nothing.
+struct Fold {
+  int64_t first_query, first_key, step, q_offset, num_first, num_global, M;
+  int queries, keys, left, right, hole_from, hole_to;
+  const int32_t *starts, *stops;
+  bool past, plain;  // plain: all keys are one run, without columns and global rows
+
+  int64_t row_at(int i) const { return first_query + step * i; }
+  int64_t start_of(int i) const { return starts ? starts[row_at(i)] : 0; }
+  int64_t stop_of(int i) const { return stops ? stops[row_at(i)] : M; }
+  bool is_absent(int i) const { return starts && starts[row_at(i)] == stops[row_at(i)]; }
+  bool is_global(int i) const { return num_global && row_at(i) + q_offset - start_of(i) < num_global; }
+  int key_at(int64_t j) const { return (int)larger<int64_t>(0, divided_up(j - first_key, step)); }  // the first key from j on
+  int from(int i) const {
+    int low = larger(0, i - left);
+    if (!plain) low = larger(low, key_at(start_of(i) + num_first));
+    return smaller(keys, low);
+  }
+  int to(int i) const {
+    int high = i + right + 1;
+    if (!plain) high = is_global(i) ? key_at(start_of(i)) : smaller(high, key_at(stop_of(i)));
+    return larger(0, smaller(keys, high));
+  }
+  // The rows that may see keys [j, end): of their runs, and within the band.
+  int rows_from(int j) const {
+    const int band = j - right;
+    return starts ? larger(band, (int)divided_up(starts[first_key + step * j] - first_query, step)) : band;
+  }
+  int rows_to(int end) const {
+    const int band = end + left;
+    return stops ? smaller(band, (int)divided_up(stops[first_key + step * (end - 1)] - first_query, step)) : band;
+  }
+  // How many columns row i sees.
+  int columns_of(int i) const {
+    const int64_t start = start_of(i), most = smaller(num_first, stop_of(i) - start);
+    if (is_global(i)) return 0;
+    return (int)larger<int64_t>(0, past ? smaller(most, row_at(i) + q_offset - start + 1) : most);
+  }
+  bool is_column(int j) const {
+    const int64_t at = first_key + step * j;
+    return num_first && (starts ? at - starts[at] < smaller<int64_t>(num_first, stops[at] - starts[at]) : at < num_first);
+  }
+};
+
+inline Fold fold_of(const Call& c, const Band& band, int64_t residue, int64_t b) {
   Fold f;
+  f.step = band.step, f.q_offset = c.q_offset, f.num_first = c.num_first, f.num_global = c.num_global, f.M = c.M;
+  f.starts = c.starts ? c.starts + b * c.N : nullptr, f.stops = c.stops ? c.stops + b * c.N : nullptr;
+  f.past = c.first_is_past, f.plain = !c.starts && !c.num_first && !c.num_global;
   f.first_key = residue;
   f.first_query = ((residue - c.q_offset) % band.step + band.step) % band.step;
   f.queries = count_from(f.first_query, c.N, band.step);
@@ -29,6 +72,15 @@ inline Fold fold_of(const Call& c, const Band& band, int64_t residue) {
   f.right = (int)(shift - band.lo);
   f.hole_from = (int)(shift - band.hole_hi);
   f.hole_to = (int)(shift - band.hole_lo) + 1;
+  return f;
+}
+
+inline Fold fold_of(const Whole& whole) {
+  Fold f = {};
+  f.first_query = whole.first_row, f.first_key = whole.first_key, f.step = 1;
+  f.queries = (int)whole.rows, f.keys = (int)whole.keys;
+  f.left = f.right = (1 << 30) - 1, f.hole_from = f.hole_to = 0;
+  f.plain = true;
   return f;
 }
 
@@ -50,12 +102,16 @@ inline bool in_pairs(const Call& c) { return PAIRS && c.q.half && c.D % 2 == 0 &
 // A leading dimension of at least `floats`, an odd number of cache lines, so that rows fall into different cache sets.
 inline int64_t odd_lines(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 
+const int PAD = 16;    // numbers before and behind a row of offset biases
 const int BLOCK = 64;  // queries of one step of the backward
 
 struct Plan {
   const Call& call;
-  const Band& band;
-  bool accumulate;        // an earlier band, or the caller, has written the outputs
+  const Band band;
+  bool accumulate;        // an earlier band has written the outputs
+  bool last;              // no band comes after it: sinks enter
+  bool whole = false;     // global rows, which see all keys of their run
+  bool columns = false;   // the first keys of each run are taken along
   int64_t width;          // keys that a row sees, at most
   int queries, keys;      // of the largest class
   int D, V;               // row sizes in whole vectors
@@ -64,12 +120,17 @@ struct Plan {
   int span;               // keys packed at once
   int tiles;              // of the largest class
 
-  Plan(const Call& c, int64_t which)
-      : call(c), band(c.bands[which]), accumulate(c.accumulate || which), width(band.hi - band.lo + 1) {
+  Plan(const Call& c, const Band& b, bool add, bool end)
+      : call(c), band(b), accumulate(add), last(end), width(larger<int64_t>(0, b.hi - b.lo + 1)) {
     queries = (int)((c.N + band.step - 1) / band.step);
     keys = (int)((c.M + band.step - 1) / band.step);
     D = up((int)c.D), V = up((int)c.V);
   }
+  Plan(const Call& c, int64_t which) : Plan(c, c.bands[which], which > 0, which + 1 == c.num_bands) {
+    columns = c.num_first && which == 0;
+  }
+  bool bent() const { return call.softcap || band.bias; }  // scores are changed before the softmax
+  int num_columns() const { return columns ? up((int)call.num_first) : 0; }  // in whole vectors
   // Keys of which `copies` packed rows fill a fair part of a second-level cache.
   int room(int copies) const { return larger(256, 128 * 1024 / copies / larger(64, larger(D, V)) & -BLOCK); }
 
@@ -83,8 +144,14 @@ struct Plan {
   }
 };
 
-inline Plan forward_plan(const Call& c, int64_t which) {
-  Plan p(c, which);
+// The band of what global rows see: everything.
+inline Band everything(const Call& c) {
+  Band band = c.bands[0];
+  band.step = 1, band.lo = -(c.M - 1), band.hi = c.N - 1, band.hole_lo = 1, band.hole_hi = 0;
+  return band;
+}
+
+inline Plan forward_plan(const Call& c, Plan p) {
   const int room = p.room(2);
   const int64_t beyond = p.width + 2 * VL, fitting = p.keys <= room ? 512 : (room - beyond) & -BLOCK;
   if (fitting < 192) p.chunk = room;
@@ -94,11 +161,20 @@ inline Plan forward_plan(const Call& c, int64_t which) {
 
 // Tiles of a backward share no key with the next but one, so that even tiles may write and odd ones then add.  Where
 // that would need too wide a tile, square blocks of queries and keys take turns.
-inline Plan backward_plan(const Call& c, int64_t which) {
-  Plan p(c, which);
+inline Plan backward_plan(const Call& c, Plan p) {
   const int64_t least = (p.width + 2 * VL + BLOCK - 1) & -BLOCK, most = larger<int64_t>(512, least);
   if (smaller<int64_t>(p.keys, most + least) > p.room(1)) p.chunk = 512;
   p.settle(c.B * c.G, p.chunk ? 128 : larger<int64_t>(128, least), p.chunk ? 512 : most);
+  return p;
+}
+
+inline Plan whole_plan(const Call& c, bool backward) {
+  Plan p(c, everything(c), true, true);
+  p.whole = true, p.queries = 0;
+  for (int64_t i = 0; i < c.num_wholes; i++) p.queries = larger(p.queries, (int)c.wholes[i].rows);
+  if (!backward) return forward_plan(c, p);
+  p.chunk = 512;
+  p.settle(c.B * c.G, 128, 512);
   return p;
 }
 
