@@ -208,11 +208,21 @@ def test_masks_carry_causality_window_and_padding():
         assert ask_of(mask[:, :, -1:]).rows == 1 and ask_of(mask.clone()) is None and ask_of(mask[..., :2]) is None
 
 
+def test_masks_carry_packed_documents():
+    ids, positions = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 0]])
+    for window, function in (
+        (None, masking_utils.causal_mask_function),
+        (1, masking_utils.sliding_window_causal_mask_function(2)),
+    ):
+        packed = masking_utils.packed_sequence_compatibility_function(function, positions, ids)
+        ask = ask_of(asked_mask(1, 3, 3, mask_function=packed))
+        assert (ask.causal, ask.window, ask.segments.tolist()) == (True, window, ids.tolist())
+
+
 def test_masks_of_other_kinds_are_refused():
     packed = masking_utils.packed_sequence_mask_function(torch.zeros(1, 3))
     causal = masking_utils.causal_mask_function
     for odd in (
-        masking_utils.and_masks(causal, packed),
         masking_utils.or_masks(causal, packed),
         masking_utils.or_masks(causal, lambda *args: args[2] == args[3]),
         masking_utils.chunked_causal_mask_function(2, torch.zeros(1)),

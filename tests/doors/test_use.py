@@ -124,14 +124,18 @@ def model_of(kind, auto="AutoModelForCausalLM", **more):
             "local(3)",
             "outside transformers' attention interface",
         ),
-        (lambda: model_of("Gemma2Config"), "local(3)", "caps its logits"),
-        (lambda: model_of("GptOssConfig", num_local_experts=2, num_experts_per_tok=1), "local(3)", "has sinks"),
+        (
+            lambda: model_of("Gemma2Config", final_logit_softcapping=None),
+            "linear(elu)",
+            "asks for softcap, which only exact",
+        ),
+        (lambda: model_of("GptOssConfig", num_local_experts=2, num_experts_per_tok=1), "linear(elu)", "asks for sinks"),
         (
             lambda: transformers.T5ForConditionalGeneration(
                 transformers.T5Config(vocab_size=40, d_model=16, d_ff=16, d_kv=4, num_heads=2, num_layers=1)
             ),
-            "local(3)",
-            "adds position biases",
+            "linear(elu)",
+            "asks for offset_bias",
         ),
         (lambda: torch.nn.Linear(2, 2), "local(3)", "outside transformers' attention interface"),
     ],
@@ -148,10 +152,13 @@ def test_models_that_cannot_be_honoured(build, attention, found):
         ("bert", {"attention_mask": torch.zeros(1, 1, 8, 8)}, "four-dimensional"),
         ("bert", {"output_attentions": True}, "no attention matrix"),
         ("gpt2", {"output_attentions": True}, "no attention matrix"),
-        ("llama", {"position_ids": torch.arange(8)[None] % 4}, "packed documents"),
-        ("llama", {"position_ids": torch.arange(8)[None] % 4, "use_cache": False}, "packed"),
+        (
+            "llama",
+            {"position_ids": torch.arange(8)[None] % 4, "use_cache": True},
+            "packed documents with use_cache=True",
+        ),
+        ("llama", {"cu_seq_lens_q": torch.tensor([0, 4, 9])}, r"cu_seq_lens_q \[0, 4, 9\] for a row of 8"),
         ("llama", {"softcap": 30.0}, "passes softcap"),
-        ("llama", {"cu_seq_lens_q": torch.tensor([0, 4, 8])}, "passes cu_seq_lens_q"),
         ("llama", {"sliding_window": 4}, "sliding_window=4"),
     ],
 )

@@ -25,8 +25,9 @@ from jieyue.attention import Pattern, full
 from jieyue.errors import InputError, message
 
 from .attention_call import PREFIX, interface_name, register_attention
+from .biases import drop_biases, give_biases
 from .cache import close_doors, open_doors
-from .entries import Entry, PatternEntry, parse_entry, split_layers
+from .entries import Entry, PatternEntry, parse_entry, refuse_more, split_layers
 from .implementation import held_configs, implementations, own_configs, set_implementations
 from .layers import SLOT, LayerAttention
 from .probe import Seen, look, runs_under_sdpa
@@ -98,6 +99,7 @@ def use_attention(
     for key, chosen in ((FIELD, text), (DROPOUT_FIELD, dropout), (PART_FIELD, part)):
         if chosen is not None:
             setattr(model.config, key, chosen)
+    give_biases(given)
     open_doors(model)
     return attention_of(model)
 
@@ -118,6 +120,7 @@ def remove_attention(model: PreTrainedModel) -> None:
     close_doors(model)
     for _, module in attention_modules(model):
         vars(module).pop(SLOT, None)
+        drop_biases([module])
         handle = vars(module).pop(_HANDLE, None)
         if handle is not None:
             handle.remove()
@@ -210,6 +213,8 @@ def _assigned(
         layers[stack] += not cross
         if fact is not None and not cross and not layer.named:
             layer.keep_window(fact.window)
+        if fact is not None:
+            refuse_more(layer.entry, fact.more)
         if fact is not None and fact.forwards > 1 and len(entries) > 1:
             _refuse_shared(model, len(entries))
         given[module] = layer
@@ -294,12 +299,14 @@ def _configs_for(model: PreTrainedModel, inside: nn.Module, modules: Sequence[nn
 def _bare(model: nn.Module, modules: Mapping[nn.Module, LayerAttention]) -> Iterator[None]:
     """Without what an earlier ``use`` put there, for a while."""
     before = {module: vars(module).pop(SLOT) for module in modules if SLOT in vars(module)}
+    drop_biases(before)
     close_doors(model)
     try:
         yield
     finally:
         for module, layer in before.items():
             vars(module)[SLOT] = layer
+        give_biases(before)
         if before:
             open_doors(model)
 

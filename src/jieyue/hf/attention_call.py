@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 
-from .keywords import refuse_keywords
+from .keywords import refuse_keywords, with_keywords
 from .layers import SLOT, LayerAttention
 from .masks import Ask, ask_of, asked_mask
 from .memory import state_layer_of
@@ -53,6 +53,7 @@ def attention_forward(
     name = type(module).__name__
     refuse_keywords(name, kwargs)
     ask = _asked(module, layer, attention_mask, kwargs.get("is_causal"))
+    ask = with_keywords(name, ask, kwargs, query.shape[2], key.shape[2])
     if layer.watch is not None:
         return layer.watch(module, query, key, value, ask, scaling).transpose(1, 2).contiguous(), None
     layer.hear(name, ask)
@@ -65,11 +66,11 @@ def attention_forward(
         if not ask.causal:
             raise InputError(f"{name}: found a cache and attention to later tokens, expected use_cache=False")
         number = getattr(module, "layer_idx", None)
-        out = state.attend(layer, number, (query, key, value), ask.keys, scaling, probability)
+        out = state.attend(layer, number, (query, key, value), ask, scaling, probability)
     else:
         layer.pass_by()
         entry = layer.entry_for(ask.causal and not layer.cross)
-        out = entry.attend(query, key, value, key_mask=ask.keys, scale=scaling, dropout=probability)
+        out = entry.attend(query, key, value, ask, scale=scaling, dropout=probability)
     return out.transpose(1, 2).contiguous(), None
 
 

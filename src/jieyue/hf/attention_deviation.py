@@ -125,6 +125,10 @@ class _Watch:
 
     def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | None) -> Tensor:
         vars(module)[SLOT].called = True
+        if ask.more:
+            raise InputError(
+                f"{type(module).__name__}: asks for {', '.join(ask.more)}, expected plain softmax attention here"
+            )
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         whole = full() if ask.window is None else local(ask.window)
         whole, near = (p.causal() if ask.causal else p for p in (whole, self.patterns[module]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from jieyue.errors import InputError
 
-from .keywords import refuse_callers_keywords
+from .keywords import PACKED, refuse_callers_keywords
 from .masks import ask_of
 from .memory import StateCache, StateLayer, remembering
 
@@ -97,7 +98,7 @@ class _CacheDoor:
     """
 
     def __init__(self, parameters: tuple[str, ...], adopts: bool) -> None:
-        self.parameters, self.adopts = parameters, adopts
+        self.parameters, self.adopts, self.takes_more = parameters, adopts, "kwargs" in parameters
 
     def __call__(
         self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -120,16 +121,30 @@ class _CacheDoor:
         forgetful = stack.training and (asked is None or getattr(stack, "gradient_checkpointing", False))
         wanted = getattr(stack.config, "use_cache", False) if asked is None else asked
         if wanted and not forgetful and given.get("is_causal", getattr(stack.config, "is_causal", True)) is not False:
-            _refuse_packed(stack, given)
+            if _is_packed(given):
+                if asked:
+                    raise InputError(
+                        f"{type(stack).__name__}: found packed documents with use_cache=True, expected use_cache=False: a cache does "
+                        "not keep documents apart"
+                    )
+                return (), self.with_documents(given) | {"use_cache": False}
             cross = stack.config.is_encoder_decoder or given.get("encoder_hidden_states") is not None
             given |= {"past_key_values": _new_cache(stack, cross=cross), "use_cache": True}
             return (), given
         given["use_cache"] = False
+        if _is_packed(given):
+            return (), self.with_documents(given)
         if torch.compiler.is_compiling() and given.get("position_ids") is None and given.get("attention_mask") is None:
             # Traced positions all look like packed documents to transformers, unless there is a mask
             tokens = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
             given["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return (), given
+
+    def with_documents(self, given: dict[str, Any]) -> dict[str, Any]:
+        """With the document of each token as ``seq_idx`` where positions tell it: not every model tells its masks (gpt-oss)."""
+        if not self.takes_more or any(given.get(key) is not None for key in PACKED):
+            return given
+        return given | {"seq_idx": find_packed_sequence_indices(given["position_ids"])}
 
 
 def _new_cache(model: Any, cross: bool) -> Any:
@@ -139,16 +154,14 @@ def _new_cache(model: Any, cross: bool) -> Any:
     )
 
 
-def _refuse_packed(stack: Any, given: dict[str, Any]) -> None:
-    """transformers looks for packed documents only where there is no cache; so do we before we make one."""
+def _is_packed(given: Mapping[str, Any]) -> bool:
+    """Whether a row holds several documents; transformers looks for them in positions only where there is no cache and no mask."""
+    if any(given.get(key) is not None for key in PACKED):
+        return True
     positions = given.get("position_ids")
     if positions is None or given.get("attention_mask") is not None or positions.ndim != 2:
-        return
-    if not torch.compiler.is_compiling() and find_packed_sequence_indices(positions) is not None:
-        raise InputError(
-            f"{type(stack).__name__}: position_ids start again within a row, so packed documents, which a pattern cannot keep "
-            "apart; expected one document in each row"
-        )
+        return False
+    return not torch.compiler.is_compiling() and find_packed_sequence_indices(positions) is not None
 
 
 def _check_cache(cache: Cache, stack: nn.Module) -> None:

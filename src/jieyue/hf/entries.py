@@ -10,6 +10,7 @@ Every kind of entry gives the same four things, so that the layers, the cache an
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, atten
 from jieyue.linear.features import resolve
 from jieyue.linear.hybrid import near_window
 
+from .masks import Ask
+
 __all__ = [
     "Entry",
     "HybridEntry",
@@ -30,6 +33,7 @@ __all__ = [
     "PatternEntry",
     "WindowEntry",
     "parse_entry",
+    "refuse_more",
     "split_layers",
 ]
 
@@ -54,11 +58,11 @@ class Entry(Protocol):
         """The same with only the keys at or before the query."""
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
     ) -> Tensor:
-        """q [B, H, N, D], k [B, G, M, D], v [B, G, M, V], key_mask [B, M] True = keep -> [B, H, N, V]; differentiable.
+        """q [B, H, N, D], k [B, G, M, D], v [B, G, M, V] -> [B, H, N, V], as ``ask`` has it; differentiable.
 
-        Of a causal entry, N <= M queries are the last N of M tokens.
+        Of a causal entry, N <= M queries are the last N of M tokens. First and global tokens count from each row's first kept key.
         """
 
     def decode(
@@ -67,8 +71,8 @@ class Entry(Protocol):
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        ask: Ask,
         *,
-        key_mask: Tensor | None,
         scale: float | None,
         dropout: float,
         slack: int,
@@ -94,12 +98,19 @@ class PatternEntry:
         return PatternEntry(self.pattern.causal())
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
     ) -> Tensor:
-        offset = max(0, k.shape[2] - q.shape[2])
-        out = attend(q, k, v, self.pattern, key_mask=key_mask, scale=scale, dropout=dropout, q_offset=offset)
+        counts = bool(self.pattern.first or self.pattern.first_past or self.pattern.global_rows)
+        segments = ask.segments
+        if counts and segments is None and ask.keys is not None:
+            segments = (ask.keys.cumsum(1) > 0).long() - 1  # -1 for the padding in front
+        rows = _all_rows(q, k) if segments is not None else q
+        out = attend(
+            rows, k, v, self.pattern, key_mask=ask.keys, scale=scale, dropout=dropout, q_offset=max(0, k.shape[2] - rows.shape[2]),
+            segments=segments, sinks=ask.sinks, softcap=ask.softcap, offset_bias=ask.offset_bias,
+        )  # fmt: skip
         assert isinstance(out, Tensor)
-        return out
+        return out[:, :, rows.shape[2] - q.shape[2] :]
 
     def decode(
         self,
@@ -107,19 +118,20 @@ class PatternEntry:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        ask: Ask,
         *,
-        key_mask: Tensor | None,
         scale: float | None,
         dropout: float,
         slack: int,
     ) -> tuple[Tensor, State]:
         if memory is not None:
-            memory.append(k, v, key_mask)
-            return memory.read(q, scale), memory
-        memory = State(self.pattern, slack)
-        memory.append(k.detach(), v.detach(), key_mask)
+            memory.append(k, v, ask.keys)
+            out = memory.read(q, scale, sinks=ask.sinks, softcap=ask.softcap, offset_bias=ask.offset_bias)
+            return out, memory
+        memory = State(self.pattern, slack, from_kept=True)
+        memory.append(k.detach(), v.detach(), ask.keys)
         memory.crop(k.shape[2])  # a ring lets go of the chunk, which is read here
-        return self.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout), memory
+        return self.attend(q, k, v, ask, scale=scale, dropout=dropout), memory
 
 
 @dataclass(frozen=True)
@@ -138,11 +150,12 @@ class LinearEntry:
         return replace(self, is_causal=True)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
     ) -> Tensor:
         _refuse_dropout(self, dropout)
-        rows = _all_rows(self, q, k)
-        out = attend_linear(rows, k, v, self.features, causal=self.is_causal, key_mask=key_mask)
+        refuse_more(self, ask.more)
+        rows = _all_rows(q, k) if self.is_causal else q
+        out = attend_linear(rows, k, v, self.features, causal=self.is_causal, key_mask=ask.keys, segments=ask.segments)
         assert isinstance(out, Tensor)
         return out[:, :, rows.shape[2] - q.shape[2] :]
 
@@ -152,17 +165,18 @@ class LinearEntry:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        ask: Ask,
         *,
-        key_mask: Tensor | None,
         scale: float | None,
         dropout: float,
         slack: int,
     ) -> tuple[Tensor, LinearState]:
         _refuse_dropout(self, dropout)
+        refuse_more(self, ask.more)
         if memory is not None and q.shape[2] == 1:
-            memory.append(k, v, key_mask)
+            memory.append(k, v, ask.keys)
             return memory.read(q), memory
-        found = attend_linear(q, k, v, self.features, causal=True, key_mask=key_mask, state=memory, return_state=True)
+        found = attend_linear(q, k, v, self.features, causal=True, key_mask=ask.keys, state=memory, return_state=True)
         assert isinstance(found, tuple)
         out, after = found
         after.sums = after.sums.detach()
@@ -185,11 +199,14 @@ class WindowEntry:
         return replace(self, is_causal=True)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
     ) -> Tensor:
         _refuse_dropout(self, dropout)
-        rows = _all_rows(self, q, k)
-        out = attend_window(rows, k, v, self.features, self.window, causal=self.is_causal, key_mask=key_mask)
+        refuse_more(self, ask.more)
+        rows = _all_rows(q, k) if self.is_causal else q
+        out = attend_window(
+            rows, k, v, self.features, self.window, causal=self.is_causal, key_mask=ask.keys, segments=ask.segments
+        )
         return out[:, :, rows.shape[2] - q.shape[2] :]
 
     def decode(
@@ -198,14 +215,14 @@ class WindowEntry:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        ask: Ask,
         *,
-        key_mask: Tensor | None,
         scale: float | None,
         dropout: float,
         slack: int,
     ) -> tuple[Tensor, WindowState]:
-        out = None if memory else self.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout)
-        return _continued(memory or WindowState(self.features, self.window), out, q, k, v, key_mask)
+        out = None if memory else self.attend(q, k, v, ask, scale=scale, dropout=dropout)
+        return _continued(memory or WindowState(self.features, self.window), out, q, k, v, ask.keys)
 
 
 @dataclass(frozen=True)
@@ -224,12 +241,24 @@ class HybridEntry:
         return replace(self, near=self.near.causal(), is_causal=True)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None, scale: float | None, dropout: float
+        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
     ) -> Tensor:
         _refuse_dropout(self, dropout)
-        rows = _all_rows(self, q, k)
+        refuse_more(self, ask.more)
+        rows = _all_rows(q, k) if self.is_causal else q
+        segments = ask.segments
+        if segments is None and ask.keys is not None and (self.near.first or self.near.first_past):
+            segments = (ask.keys.cumsum(1) > 0).long() - 1  # -1 for the padding in front
         out = attend_hybrid(
-            rows, k, v, self.near, self.features, causal=self.is_causal, key_mask=key_mask, near_scale=scale
+            rows,
+            k,
+            v,
+            self.near,
+            self.features,
+            causal=self.is_causal,
+            key_mask=ask.keys,
+            near_scale=scale,
+            segments=segments,
         )
         return out[:, :, rows.shape[2] - q.shape[2] :]
 
@@ -239,14 +268,15 @@ class HybridEntry:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        ask: Ask,
         *,
-        key_mask: Tensor | None,
         scale: float | None,
         dropout: float,
         slack: int,
     ) -> tuple[Tensor, HybridState]:
-        out = None if memory else self.attend(q, k, v, key_mask=key_mask, scale=scale, dropout=dropout)
-        return _continued(memory or HybridState(self.near, self.features, near_scale=scale), out, q, k, v, key_mask)
+        out = None if memory else self.attend(q, k, v, ask, scale=scale, dropout=dropout)
+        memory = memory or HybridState(self.near, self.features, near_scale=scale, from_kept=True)
+        return _continued(memory, out, q, k, v, ask.keys)
 
 
 def parse_entry(text: str) -> Entry:
@@ -295,10 +325,20 @@ def split_layers(text: str, separator: str = ",") -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _all_rows(entry: LinearEntry | WindowEntry | HybridEntry, q: Tensor, k: Tensor) -> Tensor:
-    """The last queries behind zeros for those before, so that there is one for each key; as they are where not causal."""
+def _all_rows(q: Tensor, k: Tensor) -> Tensor:
+    """The last queries behind zeros for those before, so that there is one for each key."""
     missing = k.shape[2] - q.shape[2]
-    return F.pad(q, (0, 0, missing, 0)) if entry.is_causal and missing > 0 else q
+    return F.pad(q, (0, 0, missing, 0)) if missing > 0 else q
+
+
+def refuse_more(entry: Entry, asked: Sequence[str]) -> None:
+    """``InputError`` for an entry with a linear map where a model asks for what only softmax has; ``asked``: ``Ask.more``."""
+    found = [name for name in asked if name != "segments"]
+    if found and not isinstance(entry, PatternEntry):
+        raise InputError(
+            f"use(attention='{entry}'): the model asks for {', '.join(found)}, which only exact softmax attention has; expected a "
+            "pattern without linear(...)"
+        )
 
 
 def _refuse_dropout(entry: Entry, dropout: float) -> None:

@@ -15,6 +15,7 @@ import dis
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class Ask:
     ``causal``: no key after the query; ``window``: how far the model's own window reaches to each side, None = no window;
     ``keys``: bool [B, M], True = keep, None = all; ``rows`` and ``columns``: the queries, the newest tokens, and the keys that
     it was made for; ``skipped``: whether transformers' SDPA leaves the mask out where nothing is padded, so that the module's
-    ``is_causal`` decides there.
+    ``is_causal`` decides there. ``segments`` [B, N], ``softcap``, ``sinks`` [H] and ``offset_bias`` [H or 1, N + M - 1] as
+    ``jieyue.attend`` takes them.
     """
 
     causal: bool
@@ -47,6 +49,16 @@ class Ask:
     rows: int = 0
     columns: int = 0
     skipped: bool = False
+    segments: Tensor | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    offset_bias: Tensor | None = None
+
+    @property
+    def more(self) -> tuple[str, ...]:
+        """The names of what is asked for beyond causality, window and kept keys."""
+        names = ("segments", "softcap", "sinks", "offset_bias")
+        return tuple(name for name in names if getattr(self, name) is not None)
 
 
 def asked_mask(
@@ -65,10 +77,11 @@ def asked_mask(
     function of the model's or the user's own; no tensor of N times M numbers is made.
     """
     causal, window = _meaning(mask_function)
+    segments = _segments(mask_function)
     kept = None if attention_mask is None else _kept(attention_mask, kv_length, kv_offset)
     shown = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device) if kept is None else kept.clone()
     skipped = bool(others.get("allow_is_causal_skip") or others.get("allow_is_bidirectional_skip"))
-    ask = Ask(causal, window, kept, q_length, kv_length, skipped)
+    ask = Ask(causal, window, kept, q_length, kv_length, skipped, segments)
     setattr(shown, _TAG, ask)
     mask = shown[:, None, None, :].expand(-1, 1, q_length, -1)
     setattr(mask, _TAG, ask)
@@ -110,7 +123,7 @@ def _meaning(function: _Function) -> tuple[bool, int | None]:
             return lo == 0, window
     raise InputError(
         f"use(attention=...): the model asks for a mask ({interval}) that the pattern cannot honour; expected causal, "
-        "bidirectional or sliding-window masks with padding. Packed documents need an attention_mask or separate rows"
+        "bidirectional or sliding-window masks, padding and packed documents"
     )
 
 
@@ -126,7 +139,14 @@ def _interval(function: _Function) -> _Interval | str:
     if home == masking_utils.__name__ and name in ("and_masks", "or_masks"):
         functions = inside.get("mask_functions")
         assert isinstance(functions, tuple)
-        return _joined([_interval(part) for part in functions], name, union=name == "or_masks")
+        union = name == "or_masks"
+        if union and any(_segments(part) is not None for part in functions):
+            return "documents that see others"
+        return _joined([_interval(part) for part in functions], name, union=union)
+    if home == masking_utils.__name__ and name == "packed_sequence_mask_function":
+        return _ALL  # `_segments` tells which
+    if home == masking_utils.__name__ and name == "remap_positions_for_packed_sequence":
+        return _interval(inside["mask_function"])  # positions within a document are as far apart as in the row
     window = inside.get("sliding_window")
     if isinstance(window, int) and set(inside) == {"sliding_window"}:
         known = {
@@ -137,6 +157,17 @@ def _interval(function: _Function) -> _Interval | str:
         }
         return known.get((home, name), name)
     return _ALL if _is_always_true(function) else name
+
+
+def _segments(function: _Function) -> Tensor | None:
+    """The document of each token, [B, N], where a mask function keeps documents apart."""
+    inside = _closure(function)
+    found = inside.get("packed_sequence_mask")
+    if isinstance(found, Tensor):
+        return found
+    functions = inside.get("mask_functions")
+    parts = [_segments(part) for part in functions] if isinstance(functions, tuple) else []
+    return next((part for part in parts if part is not None), None)
 
 
 def _joined(parts: list[_Interval | str], name: str, *, union: bool) -> _Interval | str:
@@ -161,7 +192,7 @@ def _is_always_true(function: _Function) -> bool:
     return not looks and bool(function())
 
 
-def _closure(function: _Function) -> dict[str, object]:
+def _closure(function: _Function) -> dict[str, Any]:
     """Name -> value of what a function closes over."""
     code = getattr(function, "__code__", None)
     cells = getattr(function, "__closure__", None) or ()

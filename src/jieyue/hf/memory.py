@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
     DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
 )
@@ -31,10 +36,17 @@ from jieyue.errors import InputError
 
 from .entries import Entry, Memory
 from .layers import SLOT, LayerAttention
+from .masks import Ask
 
 __all__ = ["MixedLayer", "StateCache", "StateLayer", "remembering", "state_layer_of"]
 
 _TAG = "jieyue_layer"  # on the keys that a StateLayer hands out: whose they are
+_KNOWN = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)  # layers of which a cache's keys and values are all that attention reads
 _AS_GIVEN = (None, -1)  # the place of what is kept as it was given
 _SLACK = 256  # tokens that assisted decoding may take back at once
 
@@ -153,11 +165,11 @@ class StateLayer(CacheLayerMixin):
         layer: LayerAttention,
         number: int | None,
         qkv: tuple[Tensor, Tensor, Tensor],
-        key_mask: Tensor | None,
+        ask: Ask,
         scale: float | None,
         dropout: float,
     ) -> Tensor:
-        """Attention of the newest tokens: q [B, H, T, D], key_mask [B, tokens seen] -> [B, H, T, V].
+        """Attention of the newest tokens: q [B, H, T, D], ask.keys [B, tokens seen] -> [B, H, T, V].
 
         ``layer`` and its ``number`` are the reader's, which may share the keys of this one.
         """
@@ -165,12 +177,14 @@ class StateLayer(CacheLayerMixin):
         q, k, v = qkv
         reader = (number, self._reads[number])
         self._reads[number] += 1
-        if key_mask is not None:
-            if key_mask.shape[1] != self._seen:
+        if ask.segments is not None:
+            raise InputError("past_key_values: found packed documents and a cache, expected use_cache=False")
+        if ask.keys is not None:
+            if ask.keys.shape[1] != self._seen:
                 raise InputError(
-                    f"attention_mask: found width {key_mask.shape[1]}, expected {self._seen}, the tokens seen so far"
+                    f"attention_mask: found width {ask.keys.shape[1]}, expected {self._seen}, the tokens seen so far"
                 )
-            key_mask = key_mask[:, -k.shape[2] :]
+            ask = replace(ask, keys=ask.keys[:, -k.shape[2] :])
         memory = self.memories.get(reader)
         if memory is None and self._seen != k.shape[2]:
             raise InputError(
@@ -183,7 +197,7 @@ class StateLayer(CacheLayerMixin):
         first = memory is None
         with torch.set_grad_enabled(first and torch.is_grad_enabled()):
             out, self.memories[reader] = layer.entry_for(True).decode(
-                memory, q, k, v, key_mask=key_mask, scale=scale, dropout=dropout, slack=self._slack
+                memory, q, k, v, ask, scale=scale, dropout=dropout, slack=self._slack
             )
         return _WithoutPast.apply(out, q, k, v) if torch.is_grad_enabled() and not first else out
 
@@ -297,9 +311,9 @@ class StateCache(DynamicCache):
             before = self.layers[index]
             if isinstance(before, DummyLayer):
                 continue  # it reads the keys of another layer
-            if not isinstance(before, CacheLayerMixin):
+            if type(before) not in _KNOWN:
                 raise InputError(
-                    f"{type(model).__name__}: found layer {index} with a cache of {type(before).__name__}, expected keys and "
+                    f"{type(model).__name__}: found layer {index} with a cache of {type(before).__name__}, expected plain keys and "
                     "values; call with use_cache=False"
                 )
             self.layers[index] = (

@@ -21,6 +21,7 @@ from jieyue.attention import full
 from jieyue.errors import InputError
 
 from .attention_call import register_attention
+from .biases import biases_by_offset
 from .entries import PatternEntry
 from .implementation import running
 from .layers import SLOT, LayerAttention
@@ -37,11 +38,12 @@ _OURS = {torch.float64: 1e-6, torch.float32: 2e-4}  # some models round the weig
 
 @dataclass
 class Seen:
-    """What one attention module did: ``forwards`` of the module, and the last call's causality, window and kind."""
+    """What one attention module did: ``forwards`` of the module, and the last call's causality, window, kind and ``Ask.more``."""
 
     causal: bool = False
     window: int | None = None
     cross: bool = False
+    more: tuple[str, ...] = ()
     forwards: int = 0
 
 
@@ -54,7 +56,7 @@ class _Looking:
     def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | None) -> Tensor:
         vars(module)[SLOT].called = True
         seen = self.seen.setdefault(module, Seen())
-        seen.causal, seen.window, seen.cross = ask.causal, ask.window, q.shape[2] != k.shape[2]
+        seen.causal, seen.window, seen.more, seen.cross = ask.causal, ask.window, ask.more, q.shape[2] != k.shape[2]
         return _by_definition(q, k, v, ask, scale)
 
     def count(self, module: nn.Module, *_: object) -> None:
@@ -84,10 +86,7 @@ def look(
                     eager = _output(model, given)
             except Exception:  # the plain model does not run on what was made up here: nothing can be said
                 return None
-            noise = 0.0
-            if runs_under_sdpa(model):
-                with running(configs, "sdpa"):
-                    noise = _difference(_output(model, given), eager, given)
+            noise = _under_sdpa(model, configs, eager, given)
             if noise > _OWN.get(eager.dtype, 0.1):
                 raise InputError(
                     f"use(attention=...): {name}'s own eager and SDPA attention differ by {noise:.1e} of its largest output, so "
@@ -108,6 +107,19 @@ def runs_under_sdpa(model: nn.Module) -> bool:
     return all(part._supports_sdpa for part in model.modules() if isinstance(part, PreTrainedModel))
 
 
+def _under_sdpa(
+    model: PreTrainedModel, configs: Sequence[PretrainedConfig], eager: Tensor, given: dict[str, Tensor | bool]
+) -> float:
+    """How far SDPA is from eager attention; 0 where the model has no SDPA, or SDPA refuses (soft-capping)."""
+    if not runs_under_sdpa(model):
+        return 0.0
+    try:
+        with running(configs, "sdpa"):
+            return _difference(_output(model, given), eager, given)
+    except ValueError:
+        return 0.0
+
+
 def _watched(
     model: PreTrainedModel,
     modules: Mapping[nn.Module, LayerAttention],
@@ -120,7 +132,7 @@ def _watched(
     for module, layer in modules.items():
         vars(module)[SLOT] = LayerAttention(PatternEntry(full()), layer.cross, by_sdpa=layer.by_sdpa, watch=looking)
     try:
-        with running(configs, register_attention("full()")):
+        with running(configs, register_attention("full()")), biases_by_offset(modules):
             return _output(model, given)
     except (InputError, torch.OutOfMemoryError):
         raise
@@ -146,8 +158,17 @@ def _by_definition(q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | Non
         sees = sees & (offsets.abs() <= ask.window)
     if ask.keys is not None:
         sees = sees & ask.keys[:, None, None, :]
-    scores = (q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)).masked_fill(~sees, -torch.inf)
-    return (scores.softmax(-1).nan_to_num(0.0) @ v).to(q.dtype)
+    if ask.segments is not None:
+        sees = sees & (ask.segments[:, None, :, None] == ask.segments[:, None, None, :])
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if ask.softcap is not None:
+        scores = ask.softcap * torch.tanh(scores / ask.softcap)
+    if ask.offset_bias is not None:
+        scores = scores + ask.offset_bias[:, torch.arange(n)[:, None] - torch.arange(m) + m - 1]
+    scores = scores.masked_fill(~sees, -torch.inf)
+    if ask.sinks is not None:
+        scores = torch.cat([scores, ask.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores)], -1)
+    return (scores.softmax(-1).nan_to_num(0.0)[..., :m] @ v).to(q.dtype)
 
 
 @contextlib.contextmanager

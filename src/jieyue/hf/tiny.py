@@ -66,6 +66,7 @@ _OWN: Mapping[str, Mapping[str, object]] = {
     | {"intermediate_size": [_FEED] * 4, "activation_sparsity_pattern": [0.0] * 4, "laurel_rank": 4},
     "gemma4_text": _SHARING | {"global_head_dim": 8},
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
+    "gemma2": {"final_logit_softcapping": None},  # capped logits of drawn weights are equal to the last bit
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
@@ -183,7 +184,9 @@ def _small(kind: type[PretrainedConfig], more: Mapping[str, object]) -> Pretrain
     settings |= dict(_inner(kind, more))
     settings |= _OWN.get(kind.model_type, {})
     settings |= {key: value for key, value in more.items() if key in names}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = {
+        key: value for key, value in settings.items() if value is not None or key in _OWN.get(kind.model_type, {})
+    }
     build: Callable[..., PretrainedConfig] = kind
     for _ in range(6):  # a setting that the class complains of by name is left to the class
         try:
