@@ -119,10 +119,16 @@ def test_evaluate_knows_what_training_showed(trained, labelled):
 def test_an_older_folder_opens_and_says_what_it_lacks(copied, labelled):
     (copied / MEMORY).unlink()
     record = json.loads((copied / "jieyue.json").read_text())
-    record["recipe"] = record.pop("task")
+    del record["decided"]
     (copied / "jieyue.json").write_text(json.dumps(record))
+    before = json.loads((copied / "training.json").read_text())
+    values = {name: value for name, value in before.items() if name not in ("training", "updates", "tokens")}
+    values |= {"course": before["training"], "steps": before["updates"], "tokens": None}
+    (copied / "training.json").write_text(json.dumps(values))
     done = jieyue("evaluate", copied, labelled / "held.tsv")
     assert done.returncode == 0 and MEMORY in " ".join(done.stdout.split()), done.stderr
+    files = ["--data", labelled / "train.tsv", "--held-out", labelled / "held.tsv", "--out", copied]
+    assert refused(jieyue("train", "classify", "--steps", "4", "--resume", *files, *SMALL), "steps is 4", "had 2")
 
 
 def test_questions_without_known_answers_cannot_judge(copied, labelled, tmp_path):

@@ -48,7 +48,7 @@ def verify(
     settings_of = None
     if recipe is None:
         record = read_record(model) if (Path(model) / RECORD).is_file() else {}
-        recipe = str(record.get("task", "read"))
+        recipe = str(record.get("recipe", "read"))
         if record:  # a reader's kind, a writer's
             settings_of = task(recipe).settings_class.from_dict(record["settings"])
     config = RunConfig(model=str(model), data=data, settings=settings_of, limit=max(200, rows), new_head=True)

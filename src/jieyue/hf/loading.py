@@ -243,7 +243,7 @@ def head_of(name: str | Path) -> str | None:
 def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:
     """Writes model, tokenizer and ``jieyue.json`` into ``folder``; each file appears whole or not at all.
 
-    ``record``: what ``read_record`` will give back (task, settings, version); JSON values only.
+    ``record``: what ``read_record`` will give back (the task, under the name ``recipe`` as ever, settings, version); JSON values only.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -272,9 +272,8 @@ def read_record(folder: str | Path, task: str | None = None) -> dict[str, Any]:
         record = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the JSON object that `jieyue train` writes: {error}") from error
-    record.setdefault("task", record.get("recipe"))  # as it was called in folders of 0.1
-    if task is not None and record["task"] != task:
-        raise InputError(f"{folder}: its task is {record['task']!r}, expected {task!r}")
+    if task is not None and record.get("recipe") != task:
+        raise InputError(f"{folder}: its task is {record.get('recipe')!r}, expected {task!r}")
     return record
 
 

@@ -138,7 +138,7 @@ class _Watched:
 def store(trained: Trained, prepared: Prepared, settings: Settings, folder: Path, record: Mapping[str, Any]) -> None:
     """The trained model as a plain transformers folder, with what jieyue needs to use it."""
     contents = {
-        "task": prepared.task.name,
+        "recipe": prepared.task.name,  # the file's own word since its first version
         "version": __version__,
         "settings": settings.to_dict(),
         **record,

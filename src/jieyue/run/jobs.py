@@ -157,7 +157,7 @@ def evaluate(
     """
     RunConfig(data=files)  # refuses files that are not there
     record = read_record(folder)
-    job = task(str(record["task"]))
+    job = task(str(record.get("recipe")))
     settings = job.settings_class.from_dict(record["settings"])
     memory = read_memory(folder)
     sources = job.judging_sources(files, settings, skip_bad=skip_bad)

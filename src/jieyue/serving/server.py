@@ -54,7 +54,7 @@ def open_models(folders: Sequence[str | Path], bounds: Bounds = Bounds(), contex
 
 def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | None = None) -> Served:
     """One model, by the task that its folder records; without a record any causal language model."""
-    task = read_record(folder)["task"] if (Path(folder) / RECORD).is_file() else "chat"
+    task = read_record(folder).get("recipe") if (Path(folder) / RECORD).is_file() else "chat"
     if task == "read":
         return AnsweringModel(name, "read", _reader(folder), bounds)
     if task == "title":
