@@ -354,7 +354,7 @@ def test_eight_open_streams_hardly_delay_another(tokenizer):
     with served([one]) as address:
         short = {"max_tokens": 4, "min_tokens": 4, "user": "b"}
         alone = min(asked(address, "h", **short)[1] for _ in range(3))
-        long = {"max_tokens": 60, "min_tokens": 60, "user": "a"}
+        long = {"max_tokens": 40, "min_tokens": 40, "user": "a"}
         threads = [threading.Thread(target=asked, args=(address, "hello"), kwargs=long) for _ in range(8)]
         for thread in threads:
             thread.start()

@@ -311,6 +311,14 @@ def test_what_transformers_chat_sends_is_understood(client):
     )
 
 
+def test_a_model_that_is_there_is_ready_and_no_other_is_loaded(client):
+    """What ``transformers chat`` asks first."""
+    found = client.post("/load_model", json={"model": "random"})
+    assert found.text == 'data: {"status": "ready", "model": "random", "cached": true}\n\n'
+    for wrong, status in (({"model": "../etc"}, 404), ({"model": "reader"}, 404), ({}, 400), ({"model": 1}, 400)):
+        assert client.post("/load_model", json=wrong).status_code == status
+
+
 def test_methods_paths_and_headers(client):
     wrong = client.get(CHAT)
     assert wrong.status_code == 405 and "error" in wrong.json() and wrong.headers["allow"] == "POST"
@@ -319,7 +327,7 @@ def test_methods_paths_and_headers(client):
     for path in ("/", "/health", "/metrics", "/v1/models", "/v1/models/random"):
         found = client.head(path)
         assert found.status_code == 200 and found.content == b"", path
-    for path in ("/docs", "/load_model", "/reset", "/../etc/passwd", "/v1/%00", "/title"):
+    for path in ("/docs", "/reset", "/../etc/passwd", "/v1/%00", "/title"):
         answer = client.get(path)
         assert answer.status_code == 404 and "error" in answer.json(), path
     page = client.get("/")
@@ -659,14 +667,12 @@ def test_folders_are_served_by_what_they_are(tokenizer, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from jieyue.hf.loading import save
-    from jieyue.tasks.title import writing as titles
 
     save(random_model(tokenizer), tokenizer, tmp_path / "writer", {"recipe": "chat", "settings": {}})
     save(random_model(tokenizer), tokenizer, tmp_path / "titler", {"recipe": "title", "settings": {"kind": "causal"}})
     save(random_model(tokenizer), tokenizer, tmp_path / "other", {"recipe": "dance", "settings": {}})
     monkeypatch.setattr(
-        titles,
-        "answer",
+        "jieyue.serving.server.write_titles",
         lambda model, tokenizer, texts, settings: [
             SimpleNamespace(text=texts[0][:4], log_probability=-1.23456, finished=True)
         ],

@@ -3,6 +3,7 @@
 POST /v1/chat/completions, /v1/completions    OpenAI's; streamed or whole
 GET  /v1/models, /health, /metrics            what is served; whether it lives; Prometheus
 POST /v1/read, /v1/title, /v1/classify        where such a model is served
+POST /load_model                              what ``transformers chat`` asks first: whether a model is there; loads none
 GET  /openapi.json                            the schema of all of these
 GET  /, /read, /title, /classify              web pages
 """
@@ -26,7 +27,7 @@ from .bounds import Bounds, Refusal
 from .chat_model import ChatModel
 from .counters import Counters
 from .guard import Guard
-from .openai import Completion, model_list
+from .openai import Completion, event, model_list
 from .page import load_page
 from .requests import Asked, parse_body, parse_chat, parse_completion
 from .schema import schema
@@ -39,7 +40,16 @@ T = TypeVar("T")
 
 PAGES = {"/": "chat", "/read": "read", "/title": "title", "/classify": "classify"}
 PATHS = (
-    *(*PAGES, "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions"),
+    *(
+        *PAGES,
+        "/health",
+        "/metrics",
+        "/openapi.json",
+        "/load_model",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+    ),
     *(f"/v1/{kind}" for kind in BODIES),
 )
 _SOON = 2**15  # bytes of a body that are parsed at once; larger ones away from the event loop
@@ -101,6 +111,7 @@ def build_app(
     get("/v1/models/{name:path}", one_model)
     for path, parse in (("/v1/chat/completions", parse_chat), ("/v1/completions", parse_completion)):
         app.add_api_route(path, _completion_route(models, bounds, counters, parse), methods=["POST"])
+    app.add_api_route("/load_model", _ready_route(models), methods=["POST"])
     for kind in kinds & set(BODIES):
         app.add_api_route(f"/v1/{kind}", _answer_route(models, kind), methods=["POST"])
     _add_errors(app)
@@ -166,6 +177,17 @@ def _completion_route(
             count()
 
     return complete
+
+
+def _ready_route(models: Sequence[Served]) -> Callable[[Request], Awaitable[Response]]:
+    async def ready(request: Request) -> Response:
+        name = parse_body(await request.body()).get("model")
+        if not isinstance(name, str):
+            raise Refusal(400, "'model' is not text, expected a model's name", param="model")
+        found = _named(models, name, "chat").name
+        return Response(event({"status": "ready", "model": found, "cached": True}), media_type="text/event-stream")
+
+    return ready
 
 
 async def _events(answer: Completion, count: Callable[[], None]) -> AsyncIterator[bytes]:

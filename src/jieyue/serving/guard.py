@@ -2,8 +2,8 @@
 
 A request must name the served address as its ``Host`` (a page of another site that has its name point here is refused), carry
 no foreign ``Origin`` and not say that another site's page sent it (``Sec-Fetch-Site``), no body above the bound (counted as it
-comes, whatever ``Content-Length`` says), and under ``/v1`` and ``/metrics`` the key where there is one. A CORS header is sent
-to an origin that was allowed by name, and to no other. A plain ASGI wrapper, so that it sees every byte.
+comes, whatever ``Content-Length`` says), and under ``/v1``, ``/metrics`` and ``/load_model`` the key where there is one. A CORS
+header is sent to an origin that was allowed by name, and to no other. A plain ASGI wrapper, so that it sees every byte.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ HEADERS = {
     "cache-control": "no-store",
 }
 TOLD = "retry-after, x-jieyue-ignored, x-jieyue-clamped"
+_KEYED = ("/v1", "/metrics", "/load_model")  # paths that want the key
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 _ASKED_HEADERS = re.compile(r"[A-Za-z0-9-]+(?:\s*,\s*[A-Za-z0-9-]+)*")
@@ -153,7 +154,7 @@ class Guard:
         raise Refusal(403, what, code="foreign_origin")
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if self.key is None or not (scope["path"].startswith("/v1") or scope["path"] == "/metrics"):
+        if self.key is None or not scope["path"].startswith(_KEYED):
             return
         kind, _, token = headers.get("authorization", [""])[0].partition(" ")
         if not (kind.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1"), self.key)):
