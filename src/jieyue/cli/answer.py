@@ -30,6 +30,9 @@ def evaluate(
     ] = None,
     batch_size: BatchSize = 32,
     skip_bad: SkipBad = False,
+    encoding: Annotated[str | None, typer.Option(help="The files' encoding. Default: found, and named.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What parts a table's columns. Default: found.")] = None,
+    roles: Annotated[str | None, typer.Option(help="Dialogues: who is who, user=NAME,assistant=NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a report of this evaluation.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +43,9 @@ def evaluate(
     from jieyue.run.jobs import evaluate as judge
 
     console = Console(as_json)
-    show(console, judge(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, listener=console), out=out)
+    reading = {"encoding": encoding, "delimiter": delimiter, "roles": roles}
+    report = judge(folder, files or (), batch_size=batch_size, skip_bad=skip_bad, reading=reading, listener=console)
+    show(console, report, out=out)
 
 
 def read(

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jieyue.budget import format_seconds
+from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 from jieyue.report import Report
 from jieyue.text import without_controls
@@ -25,11 +25,15 @@ from jieyue.text import without_controls
 __all__ = ["Console", "decoded", "read_text", "show"]
 
 
+_SILENT_SECONDS = 30.0
+
+
 class Console:
     """Where a verb speaks: ``as_json`` writes one JSON object a line to standard output, and nothing else there."""
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
+        self._told_at = time.monotonic()
         self.speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process alone prints
         self.terminal = Terminal(
             stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not self.speaks
@@ -38,6 +42,13 @@ class Console:
     def say(self, line: str) -> None:
         """A sentence for people (standard error when the output is JSON)."""
         self.terminal.print(escape(without_controls(line)))
+
+    def reading(self, name: str, done: int, total: int) -> None:
+        """A line every half minute while a large file is read; the first after half a minute."""
+        now = time.monotonic()
+        if now - self._told_at >= _SILENT_SECONDS:
+            self._told_at = now
+            self.say(f"reading {name}: {done / max(total, 1):.0%} of {format_bytes(total)}")
 
     def fact(self, event: str, **values: Any) -> None:
         """One JSON line for machines; people read it as ``event: a = 1, b = 2``."""
@@ -103,11 +114,15 @@ def show(
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without byte order mark; ``InputError`` names what is wrong with it."""
-    try:
-        return decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    """A text in any encoding and packing that training reads; ``InputError`` names what is wrong with it."""
+    from jieyue.data.encodings import is_damaged
+    from jieyue.data.files import read_text as read
+
+    text = read(path).text
+    if not text.strip() or is_damaged(text):
+        found = "bytes that do not decode" if text.strip() else "an empty file"
+        raise InputError(f"{path}: found {found}, expected text")
+    return text
 
 
 def decoded(raw: bytes, name: str) -> str:

@@ -240,6 +240,7 @@ def _run_train(verb: TaskVerb, given: dict[str, Any]) -> None:
     budget, out = Budget.parse(given["budget"], given["device"]), given["out"]
     config = run_config(verb, given, given["seed"])
     training, console = _training(given), Console(given["as_json"])
+    config = replace(config, progress=console.reading)
     from jieyue.hf.interrupts import Interrupted
     from jieyue.run.jobs import Stopped, train
     from jieyue.tasks.table import task
@@ -279,7 +280,8 @@ def _run_plan(verb: TaskVerb, given: dict[str, Any]) -> None:
 
 
 def _run_doctor(verb: TaskVerb, given: dict[str, Any]) -> None:
-    config = run_config(verb, {**given, "data": given["files"]}, 0)
+    console = Console(given["as_json"])
+    config = replace(run_config(verb, {**given, "data": given["files"]}, 0), progress=console.reading)
     from jieyue.run.jobs import doctor
 
-    show(Console(given["as_json"]), doctor(verb.name, config))
+    show(console, doctor(verb.name, config))

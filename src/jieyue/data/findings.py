@@ -16,7 +16,7 @@ from jieyue.text import normalize
 
 from .questions import Question
 
-__all__ = ["MEANING", "BadRecord", "Findings", "note_duplicates", "overlap"]
+__all__ = ["MEANING", "BadRecord", "Findings", "note_duplicates", "overlap", "shown_text"]
 
 _LISTED = 100  # broken records that are listed; all are counted
 
@@ -140,9 +140,22 @@ class Findings:
         if len(self.skipped) < _LISTED:
             self.skipped.append(line)
 
+    def who_is_who(self) -> str:
+        """``human = user, gpt = assistant``: the names in the files, by role."""
+        order = {role: number for number, role in enumerate(("system", "user", "assistant"))}
+        named = sorted(self.speakers.items(), key=lambda one: order.get(one[1], len(order)))
+        told = ", ".join(f"{name} = {role}" for name, role in named)
+        return told or "no speakers are named: the first is the user, turns alternate"
+
     def rows(self) -> list[tuple[str, int]]:
         """(what, how many), in the order of first counting: for the doctor's table."""
         return list(self.counts.items())
+
+
+def shown_text(text: str, most: int = 200) -> str:
+    """The beginning of a text for a report: without characters that command a terminal."""
+    whole = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+    return whole if len(whole) <= most else whole[: most - 1] + "…"
 
 
 def _key(text: str) -> str:

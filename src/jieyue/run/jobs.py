@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -148,17 +148,20 @@ def evaluate(
     *,
     batch_size: int = 32,
     skip_bad: bool = False,
+    reading: Mapping[str, str | None] | None = None,
     listener: ProgressListener = SILENT,
 ) -> Report:
     """Judges a trained model on files (default: the held-out part of the corpus that ships); its record names the task.
 
     ``folder``: what ``train`` wrote; ``batch_size``: rows of a forward pass; ``skip_bad`` leaves broken records out and counts
-    them instead of stopping at the first; ``listener`` is told how it goes.
+    them instead of stopping at the first; ``reading``: settings for reading these files, such as ``encoding``, ``delimiter``
+    and ``roles``, where the model's own are not theirs; ``listener`` is told how it goes.
     """
     RunConfig(data=files)  # refuses files that are not there
     record = read_record(folder)
     job = task(str(record.get("recipe")))
-    settings = job.settings_class.from_dict(record["settings"])
+    given = {name: value for name, value in (reading or {}).items() if value is not None}
+    settings = job.settings_class.from_dict({**record["settings"], **given})
     memory = read_memory(folder)
     sources = job.judging_sources(files, settings, skip_bad=skip_bad)
     model, tokenizer = load(folder, settings.head(job.head))

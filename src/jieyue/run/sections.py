@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from jieyue.budget import Plan
-from jieyue.data.findings import MEANING, Findings
+from jieyue.data.findings import MEANING, Findings, shown_text
 from jieyue.planning.setting import Setting
 from jieyue.report import Picture, Report
 from jieyue.tasks import Deciding, Facts, Sources
@@ -59,6 +59,12 @@ def counts_section(
         rows += [[where, count, MEANING.get(name, name.replace("_", " "))] for name, count in counts.items() if count]
     rows += [["both", count, f"{name} that stand in training and held-out files"] for name, count in shared.items()]
     section.table(["where", "count", "what"], rows, title="Everything that was counted")
+    for name, own in findings.items():
+        if own.example:
+            section.fact(name, f"{own.counts['dialogues']} dialogues read")
+            section.fact("who is who", own.who_is_who())
+            said = [[role, shown_text(text)] for role, text in own.example]
+            section.table(["who", "says"], said, title=f"The first dialogue of the {name}")
     for own in findings.values():
         other = {name: kind for name, kind in own.encodings.items() if kind != "utf-8"}
         if other:

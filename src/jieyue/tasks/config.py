@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from jieyue.data.textstream import Progress
 from jieyue.errors import InputError, message
 from jieyue.options import option
 
@@ -22,6 +23,7 @@ class RunConfig:
     data. ``limit``: so many training examples, sampled by the seed. ``new_head``: a checkpoint may lack the task's head.
     ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention. ``unshare``: so many blocks for
     an ALBERT's layers, 0 = one for each layer, None = as it is; ``unshare_after``: only after so many updates.
+    ``progress``: told while large files are read.
     """
 
     model: str = option("tiny", "A preset, a folder or a hub name.")
@@ -39,6 +41,7 @@ class RunConfig:
         metavar="[GROUPS]",
     )
     unshare_after: int = option(0, "Unshare only after so many updates.", metavar="STEPS")
+    progress: Progress | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.unshare_after < 0 or (self.unshare is not None and self.unshare < 0):

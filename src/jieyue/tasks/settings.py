@@ -7,13 +7,22 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from jieyue.errors import InputError, message
+from jieyue.options import option
 
-__all__ = ["Settings"]
+__all__ = ["DELIMITER", "Settings"]
+
+DELIMITER = "What parts a table's columns: tab, comma, semicolon, bar or a character. Default: told from all rows."
+_OF_FILES = ("encoding", "delimiter")  # of the files that are read now, not of those that are judged by later
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The base of every task's settings; its fields are made by ``jieyue.options.option`` where they are flags as well."""
+    """The base of every task's settings; its fields are made by ``jieyue.options.option`` where they are flags as well.
+
+    ``encoding``: of the files, None = found and named. It and ``delimiter`` are not kept with a model.
+    """
+
+    encoding: str | None = option(None, "The files' encoding, such as gb18030 or shift_jis. Default: found, and named.")
 
     def head(self, default: str) -> str:
         """The model's head under these settings, of ``hf.loading.HEADS``; ``default`` is the task's own."""
@@ -28,8 +37,8 @@ class Settings:
         return replace(self, **given)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+        """JSON values of what is kept with a model."""
+        return {name: value for name, value in asdict(self).items() if name not in _OF_FILES}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from jieyue.data.speakers import parse_roles
 from jieyue.errors import InputError
 from jieyue.options import option
-from jieyue.tasks.settings import Settings
+from jieyue.tasks.settings import DELIMITER, Settings
 
 __all__ = ["LOSSES", "ChatSettings"]
 
@@ -19,17 +20,24 @@ class ChatSettings(Settings):
     """``max_tokens``: of a dialogue, the longest row. ``loss_on``: "all" turns, "replies" or the "last" turn.
 
     ``row_tokens``: dialogues are packed into rows of so many tokens, none seeing another; None = a row each.
-    ``reply_tokens``: the longest reply when judging.
+    ``reply_tokens``: the longest reply when judging. ``roles``: of speakers' names (``data.speakers.parse_roles``).
     """
 
     max_tokens: int = option(512, "Longest dialogue; longer ones lose whole oldest turns.")
     loss_on: str = option("all", "What is learned: all turns, replies or the last turn.")
     row_tokens: int | None = None
     reply_tokens: int = 48
+    roles: str | None = option(
+        None,
+        "Who is who, where names are not known: user=客户,assistant=客服 (also system, tool).",
+        metavar="ROLE=NAME,…",
+    )
+    delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
         if self.loss_on not in LOSSES:
             raise InputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSSES)}")
+        parse_roles(self.roles)
         for name, least in (("max_tokens", 4), ("row_tokens", 4), ("reply_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

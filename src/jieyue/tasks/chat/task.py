@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from jieyue.data.batch import collate
 from jieyue.data.corpora.everyday import compose_talks, heldout_openings, heldout_talks
-from jieyue.data.dialogues import Dialogue, DialogueFiles, contamination
+from jieyue.data.dialogues import Dialogue, DialogueFiles, Format, contamination
 from jieyue.data.findings import Findings
 from jieyue.data.history import Message
 from jieyue.data.packing import DialogueRows
+from jieyue.data.speakers import parse_roles
 from jieyue.data.streams import part_of
 from jieyue.errors import InputError, message
 from jieyue.hf.causal_presets import CAUSAL_PRESETS
@@ -94,7 +95,9 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
         self, files: Sequence[str | Path], settings: ChatSettings, *, skip_bad: bool = False
     ) -> tuple[DialogueFiles, Findings]:
         """Dialogues to judge by: of files that are objects of lists by split the first list with a name of ``JUDGING``."""
-        found = DialogueFiles(list(files), part=_part(files, JUDGING), skip_bad=skip_bad, limit=MOST_JUDGED)
+        found = DialogueFiles(
+            list(files), part=_part(files, JUDGING), skip_bad=skip_bad, limit=MOST_JUDGED, known=_format(settings)
+        )
         return found, found.findings
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[Dialogue], Findings]:
@@ -133,14 +136,22 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
             share = 0.0 if config.held_out else HELD_OUT
             part = _part(config.data, ("train",))
             files = DialogueFiles(
-                list(config.data), part=part, skip_bad=config.skip_bad, held_out=share, limit=config.limit
+                list(config.data),
+                part=part,
+                skip_bad=config.skip_bad,
+                held_out=share,
+                limit=config.limit,
+                known=_format(settings),
+                progress=config.progress,
             )
             train, findings, held = files, files.findings, files.held
             if config.held_out:
                 held, own = self.read(config.held_out, settings, skip_bad=config.skip_bad)
             if not held or not len(train):
+                count, same = findings.counts["dialogues"], findings.counts["dialogues_repeated"]
+                told = f", {same} of them the same as another" if same else ""
                 raise InputError(
-                    f"{name}: {len(train)} dialogues are too few to hold some out; name a held-out file (--held-out)"
+                    f"{name}: {count} dialogues{told}: too few different ones to hold some out; name a held-out file (--held-out)"
                 )
         held = list(islice(held, MOST_JUDGED))
         return Sources(name, train, held, held, findings, own, self.shared(train, held))
@@ -148,11 +159,21 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
     def check(
         self, config: RunConfig, settings: ChatSettings
     ) -> tuple[Sequence[Dialogue], dict[str, Findings], Mapping[str, int]]:
-        sources = self.sources(config, settings, 0)
-        findings = {"training files": sources.findings}
-        if sources.held_out_findings is not None:
-            findings["held-out files"] = sources.held_out_findings
-        return sources.train, findings, sources.shared or {}
+        if config.held_out or not config.data:
+            sources = self.sources(config, settings, 0)
+            findings = {"training files": sources.findings}
+            if sources.held_out_findings is not None:
+                findings["held-out files"] = sources.held_out_findings
+            return sources.train, findings, sources.shared or {}
+        files = DialogueFiles(
+            list(config.data),
+            part=_part(config.data, ("train",)),
+            skip_bad=config.skip_bad,
+            limit=config.limit,
+            known=_format(settings),
+            progress=config.progress,
+        )
+        return files, {"training files": files.findings}, {}
 
     # -- model and training
 
@@ -296,6 +317,11 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
 def _context(dialogue: Dialogue) -> Dialogue:
     """What a reply is asked for: everything before the last turn where that is a reply itself."""
     return dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
+
+
+def _format(settings: ChatSettings) -> Format:
+    """What the settings say of the files."""
+    return Format(roles=parse_roles(settings.roles), delimiter=settings.delimiter, encoding=settings.encoding)
 
 
 def _part(paths: Sequence[str | Path], wanted: Sequence[str]) -> str | None:

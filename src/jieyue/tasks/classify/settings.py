@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from jieyue.errors import InputError
 from jieyue.options import option
-from jieyue.tasks.settings import Settings
+from jieyue.tasks.settings import DELIMITER, Settings
 
 __all__ = ["ClassifySettings"]
 
@@ -22,9 +22,10 @@ class ClassifySettings(Settings):
 
     max_tokens: int = option(128, "Tokens of a row, special ones included.")
     labels: tuple[str, ...] = ()
-    text_column: str | None = option(None, "The text's column: a name, or a number from 1 without header.")
+    text_column: str | None = option(None, "The text's column: a name, or a number from 1.")
     label_column: str | None = option(None, "The label's column: a name or a number.")
     pair_column: str | None = option(None, "A second text's column: a name or a number.")
+    delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
         if self.max_tokens < 4:
@@ -35,7 +36,7 @@ class ClassifySettings(Settings):
         return replace(self, max_tokens=min(self.max_tokens, positions))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"labels": list(self.labels)}
+        return super().to_dict() | {"labels": list(self.labels)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

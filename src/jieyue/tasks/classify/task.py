@@ -96,7 +96,8 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Choice]):
         self, files: Sequence[str | Path], settings: ClassifySettings, *, skip_bad: bool = False
     ) -> tuple[list[Labelled], Findings]:
         columns = Columns(text=settings.text_column, label=settings.label_column, pair=settings.pair_column)
-        return read_labelled(files, columns=columns, skip_bad=skip_bad)
+        own = {"delimiter": settings.delimiter, "encoding": settings.encoding}
+        return read_labelled(files, columns=columns, skip_bad=skip_bad, **own)
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[Labelled], Findings]:
         return _counted(topics(None if limit is None else 5 * limit, 20_000))

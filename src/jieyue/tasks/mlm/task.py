@@ -90,7 +90,7 @@ class MaskTask(Task[str, MaskSettings, Guess]):
     def read(
         self, files: Sequence[str | Path], settings: MaskSettings, *, skip_bad: bool = False
     ) -> tuple[list[str], Findings]:
-        return read_lines(files, skip_bad=skip_bad)
+        return read_lines(files, skip_bad=skip_bad, encoding=settings.encoding)
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[str], Findings]:
         return _counted([one.text for one in topics(None if limit is None else 5 * limit, 60_000)])

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from jieyue.errors import InputError, message
 from jieyue.options import option
-from jieyue.tasks.settings import Settings
+from jieyue.tasks.settings import DELIMITER, Settings
 
 __all__ = ["HEADS", "SEARCHES", "ReadSettings"]
 
@@ -42,6 +42,7 @@ class ReadSettings(Settings):
     search: str | None = option(
         None, "How a masked reader finds answers: best (all n-grams compared, the default) or greedy."
     )
+    delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
         if self.reader not in HEADS:

@@ -94,7 +94,8 @@ class ReadTask(Task[Question, ReadSettings, Answer]):
     def read(
         self, files: Sequence[str | Path], settings: ReadSettings, *, skip_bad: bool = False
     ) -> tuple[list[Question], Findings]:
-        return read_questions(files, skip_bad=skip_bad)
+        own = {"delimiter": settings.delimiter, "encoding": settings.encoding}
+        return read_questions(files, skip_bad=skip_bad, **own)
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[Question], Findings]:
         return shipped_questions(limit or SHIPPED_QUESTIONS, seed)

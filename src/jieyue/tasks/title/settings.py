@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from jieyue.errors import InputError, message
 from jieyue.options import option
-from jieyue.tasks.settings import Settings
+from jieyue.tasks.settings import DELIMITER, Settings
 
 __all__ = ["KINDS", "Kind", "TitleSettings"]
 
@@ -37,6 +37,7 @@ class TitleSettings(Settings):
     length_penalty: float = 0.0
     source_column: str | None = option(None, "The source's column: a name, or a number from 1.")
     title_column: str | None = option(None, "The title's column: a name, or a number from 1.")
+    delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.over_long not in OVER_LONG:

@@ -85,7 +85,8 @@ class TitleTask(Task[Pair, TitleSettings, Title]):
         self, files: Sequence[str | Path], settings: TitleSettings, *, skip_bad: bool = False
     ) -> tuple[list[Pair], Findings]:
         columns = {"source_column": settings.source_column, "title_column": settings.title_column}
-        return read_titles(files, **columns, skip_bad=skip_bad)
+        own = {"delimiter": settings.delimiter, "encoding": settings.encoding}
+        return read_titles(files, **columns, **own, skip_bad=skip_bad)
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[Pair], Findings]:
         count = limit or SHIPPED_PAIRS
