@@ -67,6 +67,7 @@ bench: setup
 	$(BIN)/jieyue bench activation --out benchmarks/results
 	$(BIN)/jieyue bench memory --model small --effective-batch 8 --micro-batch 2 --out benchmarks/results
 	$(BIN)/python benchmarks/accumulation.py
+	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/reading.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import sys
 from importlib import metadata
@@ -16,6 +17,8 @@ __all__ = [
     "cpu_name",
     "describe",
     "fix_malloc_threshold",
+    "give_back_freed_memory",
+    "malloc_name",
     "peak_resident_bytes",
     "release_free_memory",
     "resident_bytes",
@@ -68,17 +71,44 @@ def fix_malloc_threshold(num_bytes: int = 64 * 1024) -> bool:
     glibc raises its threshold on its own up to 32 MiB and keeps freed blocks below it, so that a process holds up to
     twice what its tensors need. With a fixed threshold the resident set follows the tensors. Call it at start.
     """
-    mallopt = _glibc("mallopt")
+    mallopt = _c_function("mallopt")
     return mallopt is not None and mallopt(-3, num_bytes) == 1  # M_MMAP_THRESHOLD
+
+
+def give_back_freed_memory() -> bool:
+    """From now on malloc gives freed blocks back to the system at once, for time; False where it cannot be told to.
+
+    tcmalloc keeps blocks of pages otherwise, glibc whatever is below its threshold (``fix_malloc_threshold``).
+    """
+    set_property = _c_function("MallocExtension_SetNumericProperty")
+    if set_property is not None:
+        return bool(set_property(b"tcmalloc.aggressive_memory_decommit", ctypes.c_size_t(1)))
+    return fix_malloc_threshold()
 
 
 def release_free_memory() -> bool:
     """Gives what malloc holds but nobody uses back to the system; False where the C library offers no such call."""
-    trim = _glibc("malloc_trim")
+    release = _c_function("MallocExtension_ReleaseFreeMemory")
+    if release is not None:
+        release()
+        return True
+    trim = _c_function("malloc_trim")
     return trim is not None and trim(0) >= 0
 
 
-def _glibc(name: str) -> Any:
+def malloc_name() -> str:
+    """Which malloc serves this process, as far as its loaded libraries tell: tcmalloc, jemalloc, mimalloc, glibc or the system's."""
+    try:
+        loaded = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"the system's ({platform.system()})"
+    for name in ("tcmalloc", "jemalloc", "mimalloc"):
+        if re.search(rf"/lib{name}[\w.-]*\.so", loaded):
+            return name
+    return "glibc" if platform.libc_ver()[0] == "glibc" else "the system's"
+
+
+def _c_function(name: str) -> Any:
     try:
         return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
     except OSError:

@@ -17,6 +17,8 @@ import typer
 from jieyue import __version__
 from jieyue.errors import InputError
 
+from .allocator import start_again
+
 __all__ = ["build", "main"]
 
 
@@ -58,6 +60,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
     try:
+        start_again(sys.argv[1:])
         with _terminated_gently():
             build()()
     except InputError as error:

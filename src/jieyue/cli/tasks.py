@@ -22,7 +22,7 @@ from jieyue.tasks.settings import Settings
 from .console import Console, show
 from .flags import chosen, flag_of, flags_of, verb_of
 from .optional import VerbGroup
-from .options import AsJson, BudgetText, Device, Resume
+from .options import Allocator, AsJson, BudgetText, Device, Resume
 
 if TYPE_CHECKING:
     from jieyue.training.remedies.remedy import Remedy
@@ -184,6 +184,7 @@ def _train_flags(verb: TaskVerb) -> list[inspect.Parameter]:
         *([flag_of("remedy", Remedies, None)] if verb.has_remedies else []),
         flag_of("budget", BudgetText, "4GiB"),
         flag_of("device", Device, "cpu"),
+        flag_of("allocator", Allocator, "auto"),
         flag_of("resume", Resume, False),
         flag_of("as_json", AsJson, False),
     ]

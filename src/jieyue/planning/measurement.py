@@ -21,7 +21,7 @@ from torch.optim import SGD
 
 from jieyue.budget import Plan
 from jieyue.errors import BudgetError
-from jieyue.machine import fix_malloc_threshold, peak_resident_bytes
+from jieyue.machine import give_back_freed_memory, peak_resident_bytes
 from jieyue.timer import peak_bytes
 from jieyue.training.accumulation import accumulate
 from jieyue.training.in_backward import update_in_backward, update_in_backward_approx
@@ -83,7 +83,7 @@ def _alone(measure: Callable[..., Any], subject: Subject, setting: Setting, effe
 
 
 def _measure_bytes(subject: Subject, setting: Setting, effective_batch: int, threads: int) -> Measured:
-    fix_malloc_threshold()
+    give_back_freed_memory()
     torch.set_num_threads(threads)
     step = subject.step(setting)
     fixed = fixed_cost(subject.device)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 import re
 from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from jieyue import __version__
 from jieyue.attention import Call, full, why
-from jieyue.machine import available_bytes, cpu_name, usable_cores
+from jieyue.machine import available_bytes, cpu_name, malloc_name, usable_cores
 from jieyue.report import Report, Section
 
 __all__ = ["TESTED", "environment"]
@@ -64,7 +63,7 @@ def _machine(section: Section) -> None:
     section.fact("cores", usable_cores(), how="that this process may use")
     section.fact("threads", torch.get_num_threads(), how="of torch; OMP_NUM_THREADS changes it")
     section.fact("memory available", available_bytes(), "bytes", how="" if available_bytes() else "not told here")
-    section.fact("allocator", _allocator())
+    section.fact("allocator", malloc_name())
     if not torch.cuda.is_available():
         section.fact(
             "GPU", "none", how="this torch is built without CUDA" if torch.version.cuda is None else "none found"
@@ -73,18 +72,6 @@ def _machine(section: Section) -> None:
         found = torch.cuda.get_device_properties(number)
         section.fact(f"GPU {number}", found.name, how=f"compute capability {found.major}.{found.minor}")
         section.fact(f"GPU {number}: memory", found.total_memory, "bytes")
-
-
-def _allocator() -> str:
-    """Which malloc serves this process, as far as its loaded libraries tell."""
-    try:
-        loaded = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return f"the system's ({platform.system()})"
-    for name in ("tcmalloc", "jemalloc", "mimalloc"):
-        if re.search(rf"/lib{name}[\w.-]*\.so", loaded):
-            return name
-    return "glibc" if platform.libc_ver()[0] == "glibc" else "the system's"
 
 
 def _engines(section: Section) -> None:

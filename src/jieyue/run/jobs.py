@@ -13,7 +13,7 @@ from jieyue.hf.attention import attention_engines
 from jieyue.hf.interrupts import Interrupted
 from jieyue.hf.loading import load, read_record
 from jieyue.listener import SILENT, ProgressListener
-from jieyue.machine import describe, fix_malloc_threshold
+from jieyue.machine import describe, give_back_freed_memory, malloc_name
 from jieyue.report import Report, model_card, write_whole
 from jieyue.tasks import Facts, RunConfig, name_of
 from jieyue.tasks.table import AnyTask, task
@@ -205,12 +205,20 @@ def _planned(
     planned = plan_for(prepared, budget, training)
     clock.lap("planning")
     _say_plan(listener, planned)
-    if planned.tight:
-        listener.say(
-            "Little room is left: freed memory goes back to the system at once, which takes up to twice the time"
-        )
-        fix_malloc_threshold()
+    if planned.tight and give_back_freed_memory():
+        listener.say(_little_room())
     return prepared, planned
+
+
+def _little_room() -> str:
+    """What keeping a tight budget costs under this malloc, and what would cost less."""
+    if malloc_name() == "tcmalloc":
+        return "Little room is left: freed memory goes back to the system at once"
+    return (
+        "Little room is left: freed memory goes back to the system at once, which takes up to twice the time under this malloc. "
+        "Under tcmalloc it would not: install libtcmalloc-minimal4 (gperftools), which the command line finds by itself; "
+        "in Python, start the process with LD_PRELOAD=libtcmalloc_minimal.so.4"
+    )
 
 
 class _Clock:

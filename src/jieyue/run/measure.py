@@ -14,6 +14,7 @@ from torch import nn
 
 from jieyue.budget import Plan
 from jieyue.hf.use import use
+from jieyue.machine import malloc_name
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.training.accumulation import accumulate
@@ -66,7 +67,9 @@ def measured_memory(prepared: Prepared, planned: RunPlan, trained: Trained) -> M
     """One more update with the run's own model and optimizer on the longest rows: live bytes, against the prediction."""
     plan = replace(planned.plan, micro_batch=min(planned.plan.micro_batch, trained.facts["micro_batch"]))
     on_gpu = planned.budget.device.startswith("cuda")
-    kept = "" if planned.tight else "; malloc may keep freed blocks, as the budget leaves room for them"
+    malloc = malloc_name()
+    may_keep = not planned.tight and malloc != "tcmalloc"
+    kept = f", under {malloc}" + ("; it may keep freed blocks, as the budget leaves room for them" if may_keep else "")
     return Memory(
         peak_bytes=_peak(prepared.objective, prepared, trained, plan),
         peak_how="max_memory_allocated"

@@ -1,0 +1,64 @@
+"""Training verbs run under tcmalloc where it is found, once, and what they start does not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jieyue.cli import allocator
+from jieyue.errors import InputError
+
+SEEN = """
+import json, os, subprocess, sys
+from jieyue.cli.allocator import start_again
+start_again(sys.argv[1:])
+from jieyue.machine import malloc_name
+child = [sys.executable, "-c", "from jieyue.machine import malloc_name; print(malloc_name())"]
+own = {name: value for name, value in os.environ.items() if name in ("LD_PRELOAD", "JIEYUE_STARTED_AGAIN")}
+print(json.dumps([malloc_name(), subprocess.run(child, capture_output=True, text=True).stdout.strip(), own, sys.argv[1:]]))
+"""
+needs_tcmalloc = pytest.mark.skipif(allocator.find() is None, reason="no libtcmalloc_minimal here")
+
+
+def seen(*arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@needs_tcmalloc
+def test_a_training_verb_starts_again_once_and_its_children_do_not():
+    arguments = ["train", "mlm", "--steps", "2"]
+    assert seen(*arguments) == ["tcmalloc", "glibc", {}, arguments]
+
+
+@needs_tcmalloc
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["read", "folder"], {}),  # no training
+        (["train", "mlm", "--allocator", "system"], {}),
+        (["train", "mlm", "--allocator=system"], {}),
+        (["train", "mlm"], {"MALLOC_ARENA_MAX": "1"}),  # chosen already
+        (["train", "mlm", "--help"], {}),
+    ],
+)
+def test_what_was_chosen_wins(arguments, environment):
+    assert seen(*arguments, **environment) == ["glibc", "glibc", {}, arguments]
+
+
+def test_without_tcmalloc(monkeypatch):
+    monkeypatch.setattr(allocator, "find", lambda: None)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
+    allocator.start_again(["train", "mlm"])
+    with pytest.raises(InputError, match="libtcmalloc-minimal4"):
+        allocator.start_again(["train", "mlm", "--allocator", "tcmalloc"])
+    with pytest.raises(InputError, match="one of auto, tcmalloc, system"):
+        allocator.start_again(["train", "mlm", "--allocator", "jemalloc"])
