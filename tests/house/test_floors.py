@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "jieyue"
 
-GROUND = {"errors", "tally", "budget", "machine", "timer", "text", "report", "listener", "options"}
+GROUND = {"errors", "tally", "budget", "machine", "timer", "text", "report", "listener", "options", "json_values"}
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     "attention": GROUND,

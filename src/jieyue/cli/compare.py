@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from jieyue.run.config import TrainingConfig
 from jieyue.tasks.config import RunConfig
 
 from .console import Console, show
-from .flags import chosen, flag_of, flags_of, verb_of
+from .flags import Given, chosen, flag_of, flags_of, verb_of
 from .options import AsJson, BudgetText, Device
 from .tasks import TITLE, remedies_of, run_config
 
@@ -54,7 +54,7 @@ def add_to(app: typer.Typer) -> None:
 
 def _flags() -> list[inspect.Parameter]:
     """Those of ``train title``, but for what the variants change."""
-    defaults = {"effective_batch": 16, "start": "orthogonal-copy"}
+    defaults: dict[str, int | str] = {"effective_batch": 16, "start": "orthogonal-copy"}
     return [
         *flags_of(RunConfig, leave=TITLE.without, words=TITLE.words),
         flag_of("out", Annotated[Path, typer.Option(help="Folder for the cells and the report.")], Path(OUT)),
@@ -68,7 +68,7 @@ def _flags() -> list[inspect.Parameter]:
     ]
 
 
-def _compare_title(given: dict[str, Any]) -> None:
+def _compare_title(given: Given) -> None:
     budget, variants = Budget.parse(given["budget"], given["device"]), _variants(given["variant"] or TITLE_VARIANTS)
     config, console = run_config(TITLE, given, 0), Console(given["as_json"])
     training = TrainingConfig(**chosen(TrainingConfig, given))

@@ -13,7 +13,10 @@ from jieyue.budget import parse_seconds
 from jieyue.errors import InputError, message
 from jieyue.options import Option, options_of
 
-__all__ = ["chosen", "flag_of", "flags_of", "verb_of"]
+Given = dict[str, Any]
+"""What Typer read, by parameter."""
+
+__all__ = ["Given", "chosen", "flag_of", "flags_of", "verb_of"]
 
 _TYPES: dict[str, Any] = {
     "int": int,
@@ -52,7 +55,7 @@ def flags_of(
     leave: Sequence[str] = (),
     words: Mapping[str, str] | None = None,
     flags: Mapping[str, str] | None = None,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, int | str] | None = None,
     is_open: bool = False,
 ) -> list[inspect.Parameter]:
     """The flags of a dataclass but for ``leave``; ``words``, ``flags`` and ``defaults`` in place of what its fields say.
@@ -80,9 +83,9 @@ def _typer_option(one: Option, help: str, flags: Mapping[str, str]) -> Any:
     return typer.Option(names, help=help, metavar=one.metavar or None)
 
 
-def chosen(settings: type[Any], given: Mapping[str, Any], *, is_open: bool = False) -> dict[str, Any]:
+def chosen(settings: type[Any], given: Given, *, is_open: bool = False) -> Given:
     """Of the values that Typer read those of this dataclass; ``is_open``: without those that were not given."""
-    found: dict[str, Any] = {}
+    found: Given = {}
     for one in options_of(settings):
         if one.name not in given:
             continue
@@ -95,9 +98,7 @@ def chosen(settings: type[Any], given: Mapping[str, Any], *, is_open: bool = Fal
     return found
 
 
-def verb_of(
-    run: Callable[[dict[str, Any]], None], parameters: Sequence[inspect.Parameter], text: str
-) -> Callable[..., None]:
+def verb_of(run: Callable[[Given], None], parameters: Sequence[inspect.Parameter], text: str) -> Callable[..., None]:
     """``run(values by name)`` as a verb with these parameters and this help."""
 
     def called(**given: Any) -> None:

@@ -20,7 +20,7 @@ from jieyue.tasks.config import RunConfig
 from jieyue.tasks.settings import Settings
 
 from .console import Console, show
-from .flags import chosen, flag_of, flags_of, verb_of
+from .flags import Given, chosen, flag_of, flags_of, verb_of
 from .optional import VerbGroup
 from .options import Allocator, AsJson, BudgetText, Device, Resume
 
@@ -213,7 +213,7 @@ def _doctor_flags(verb: TaskVerb) -> list[inspect.Parameter]:
     ]
 
 
-def run_config(verb: TaskVerb, given: Mapping[str, Any], seed: int) -> RunConfig:
+def run_config(verb: TaskVerb, given: Given, seed: int) -> RunConfig:
     """Files are looked for before anything slow is imported; then the task's settings with what was given of them."""
     config = RunConfig(**chosen(RunConfig, given))
     changes = chosen(verb.settings_class, given, is_open=True)
@@ -233,11 +233,11 @@ def remedies_of(texts: list[str] | None) -> tuple[Remedy, ...]:
     return tuple(parse_remedy(text) for text in texts)
 
 
-def _training(given: Mapping[str, Any]) -> TrainingConfig:
+def _training(given: Given) -> TrainingConfig:
     return TrainingConfig(**chosen(TrainingConfig, given), remedies=remedies_of(given.get("remedy")))
 
 
-def _run_train(verb: TaskVerb, given: dict[str, Any]) -> None:
+def _run_train(verb: TaskVerb, given: Given) -> None:
     budget, out = Budget.parse(given["budget"], given["device"]), given["out"]
     config = run_config(verb, given, given["seed"])
     training, console = _training(given), Console(given["as_json"])
@@ -272,7 +272,7 @@ def _run_train(verb: TaskVerb, given: dict[str, Any]) -> None:
         console.say(f"\nNext:\n  jieyue evaluate {place}\n  {verb.then.format(place)}")
 
 
-def _run_plan(verb: TaskVerb, given: dict[str, Any]) -> None:
+def _run_plan(verb: TaskVerb, given: Given) -> None:
     budget = Budget.parse(given["budget"], given["device"])
     config, training = run_config(verb, given, given["seed"]), _training(given)
     from jieyue.run.jobs import plan
@@ -280,7 +280,7 @@ def _run_plan(verb: TaskVerb, given: dict[str, Any]) -> None:
     show(Console(given["as_json"]), plan(verb.name, config, budget=budget, training=training))
 
 
-def _run_doctor(verb: TaskVerb, given: dict[str, Any]) -> None:
+def _run_doctor(verb: TaskVerb, given: Given) -> None:
     console = Console(given["as_json"])
     config = replace(run_config(verb, {**given, "data": given["files"]}, 0), progress=console.reading)
     from jieyue.run.jobs import doctor

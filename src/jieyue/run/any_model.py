@@ -18,6 +18,7 @@ from jieyue.planning.setting import Setting
 from jieyue.planning.subject import OBJECTIVES, Subject
 from jieyue.planning.table import Row, Table, feasible, kinds
 from jieyue.report import Picture, Report
+from jieyue.report.amounts import Given
 from jieyue.report.values import Section
 from jieyue.training.techniques import TECHNIQUES
 
@@ -53,13 +54,18 @@ class Planned:
             section.fact("budget", self.table.budget_bytes, "bytes", "for the whole process", key=True)
         section.fact("tokens of a row", self.subject.positions, how="memory is predicted for rows this long")
         section.fact("effective batch", self.table.effective_batch, how="rows of an update, in every setting")
-        columns: list[Any] = [*_SETTING, ("process", "bytes"), ("seconds an update", "seconds"), "update"]
+        columns: list[str | tuple[str, str]] = [
+            *_SETTING,
+            ("process", "bytes"),
+            ("seconds an update", "seconds"),
+            "update",
+        ]
         cells = [
             [*setting_cells(row.setting, self.table.effective_batch), row.cost.process_bytes, row.cost.seconds,
              row.setting.update] for row in self.table.rows
         ]  # fmt: skip
         section.table(columns, cells, title="What fits, cheapest exact first", note=_NOTE)
-        parts: list[Any] = ["row", *((name, "bytes") for name in _PARTS)]
+        parts: list[str | tuple[str, str]] = ["row", *((name, "bytes") for name in _PARTS)]
         section.table(
             parts,
             [[number, *(getattr(row.cost, f"{name}_bytes") for name in _PARTS)] for number, row in _numbered(self)],
@@ -81,13 +87,13 @@ class Planned:
         if any(row.setting.micro_batch < self.table.effective_batch for row in self.table.rows):
             used.add("micro-batches")
         cells = [[one.name, one.update, one.saves, one.costs, one.where] for one in TECHNIQUES if one.name in used]
-        columns: list[Any] = ["technique", "update", "saves", "costs", "in Python"]
+        columns: list[str | tuple[str, str]] = ["technique", "update", "saves", "costs", "in Python"]
         section.table(columns, cells, title="What they are made of")
 
     def _tell_measured(self, report: Report) -> None:
         section = report.section("Predicted against measured")
-        columns: list[Any] = ["row", "of what", "predicted", "measured", "error", "goal"]
-        cells: list[list[Any]] = []
+        columns: list[str | tuple[str, str]] = ["row", "of what", "predicted", "measured", "error", "goal"]
+        cells: list[list[Given]] = []
         for (number, row), found in zip(_numbered(self), self.measured, strict=False):
             peak, process = row.cost.peak_bytes, found.fixed_bytes + row.cost.peak_bytes
             cells += [
@@ -123,7 +129,7 @@ _NOTE = (
 )
 
 
-def setting_cells(setting: Setting, effective_batch: int) -> list[Any]:
+def setting_cells(setting: Setting, effective_batch: int) -> list[Given]:
     """A setting as cells of a table: micro-batch, pieces, checkpointing, loss, attention, optimizer, dtype."""
     return [
         setting.micro_batch,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jieyue.hf.optimizers import optimizer_named
 from jieyue.hf.trainer import training_arguments
+from jieyue.json_values import Facts
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Arguments
@@ -24,7 +25,7 @@ def arguments_of(
     """A preset trains at its own pace; a checkpoint as is usual for one."""
     optimizer = optimizer_named(training.optimizer)
     warmup = training.warmup_steps if training.warmup_steps is not None else min(100, max(1, steps // 10))
-    options: dict[str, Any] = {
+    options: Facts = {
         **optimizer.options,
         "learning_rate": training.learning_rate or optimizer.rate * (PRESET_RATE if is_preset else CHECKPOINT_RATE),
         "warmup_steps": warmup,

@@ -10,18 +10,18 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 from jieyue.report import write_whole
 
 __all__ = ["content_of", "digest_of", "locked", "read_cell", "write_cell"]
 
 
-def digest_of(key: Mapping[str, Any]) -> str:
+def digest_of(key: Facts) -> str:
     """JSON values in 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
@@ -42,13 +42,13 @@ def cell_path(folder: Path, digest: str) -> Path:
     return folder / "cells" / f"{digest}.json"
 
 
-def read_cell(folder: Path, digest: str) -> dict[str, Any] | None:
+def read_cell(folder: Path, digest: str) -> Facts | None:
     """A cell's JSON object; None where it was not measured yet."""
     path = cell_path(folder, digest)
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def write_cell(folder: Path, digest: str, text: str) -> dict[str, Any]:
+def write_cell(folder: Path, digest: str, text: str) -> Facts:
     """Writes a cell whole, removes its work, and gives back what stands in the file."""
     path = cell_path(folder, digest)
     path.parent.mkdir(parents=True, exist_ok=True)

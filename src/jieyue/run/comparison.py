@@ -11,15 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jieyue import __version__
 from jieyue.budget import Budget
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
-from jieyue.metrics.intervals import student
+from jieyue.metrics.intervals import Estimate, student
 from jieyue.report import Picture, Report
+from jieyue.report.amounts import Given
 from jieyue.tasks import RunConfig
 from jieyue.tasks.table import AnyTask, task
 from jieyue.training.remedies.remedy import Remedy
@@ -41,7 +43,7 @@ class Variant:
     """What one row of a comparison changes: the remedies, and fields of ``RunConfig`` (such as another model)."""
 
     remedies: tuple[Remedy, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Facts = field(default_factory=dict)
 
 
 class OneTraining(NamedTuple):
@@ -76,7 +78,7 @@ def compare(
             f"compare: found {len(variants)} variants and seeds {list(seeds)}, expected at least two of each, all different"
         )
     job, folder, allowed = task(name), Path(out), Budget.parse(budget)
-    cells: dict[str, list[dict[str, Any]]] = {label: [] for label in variants}
+    cells: dict[str, list[Facts]] = {label: [] for label in variants}
     for number, seed in enumerate(seeds):
         for label, variant in variants.items():
             own = replace(training, seed=seed, remedies=variant.remedies)
@@ -99,7 +101,7 @@ def _cell(
     folder: Path,
     budget: Budget,
     listener: ProgressListener,
-) -> dict[str, Any]:
+) -> Facts:
     """One variant with one seed: read from its file where that is of the same settings, else trained and written."""
     key = _key(job, config, training)
     digest = digest_of(key)
@@ -145,7 +147,7 @@ def train_on(
     return OneTraining(prepared, planned, trained, begun)
 
 
-def _key(job: AnyTask, config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
+def _key(job: AnyTask, config: RunConfig, training: TrainingConfig) -> Facts:
     """All that decides a cell, as JSON values; files by their content."""
     values = {name: value for name, value in asdict(config).items() if name not in ("data", "held_out", "progress")}
     for name, paths in (("data", config.data), ("held_out", config.held_out)):
@@ -160,14 +162,14 @@ def _sections(
     report: Report,
     job: AnyTask,
     variants: Mapping[str, Variant],
-    cells: Mapping[str, Sequence[Mapping[str, Any]]],
+    cells: Mapping[str, Sequence[Facts]],
     seeds: Sequence[int],
 ) -> None:
     """The table of scores, the differences to the baseline, their picture, the losses, and the task's own curves."""
     section = report.section("Comparison")
     baseline, names = next(iter(cells)), list(next(iter(cells.values()))[0]["numbers"])
-    rows: list[list[Any]] = []
-    gains: dict[str, Any] = {}
+    rows: list[list[Given]] = []
+    gains: dict[str, Estimate] = {}
     for name, own in cells.items():
         scores = [student([cell["numbers"][one] for cell in own]) for one in names]
         seconds = sum(cell["seconds"] for cell in own if not cell["resumed"]) / max(
@@ -177,7 +179,11 @@ def _sections(
         if name != baseline:
             pairs = zip(own, cells[baseline], strict=True)
             gains[name] = student([one["numbers"][names[0]] - other["numbers"][names[0]] for one, other in pairs])
-    columns: list[Any] = ["variant", *((one.replace("_", " "), "share") for one in names), ("training", "seconds")]
+    columns: list[str | tuple[str, str]] = [
+        "variant",
+        *((one.replace("_", " "), "share") for one in names),
+        ("training", "seconds"),
+    ]
     section.table(
         columns, rows, note=f"Mean and 95 % t interval over {len(seeds)} seeds; all judged on the same examples."
     )
@@ -194,5 +200,5 @@ def _sections(
     job.report_beside(report, {name: [cell["curves"] for cell in own] for name, own in cells.items()})
 
 
-def _text(changes: Mapping[str, Any]) -> str:
+def _text(changes: Facts) -> str:
     return ", ".join(f"{name}={value}" for name, value in changes.items()) or "none"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError, message
+from jieyue.json_values import Facts
 from jieyue.options import option
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ class TrainingConfig:
         optimizer_named(self.optimizer)
         dtype_named(self.dtype)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         """JSON values; remedies by their text."""
         return asdict(self) | {"remedies": [str(remedy) for remedy in self.remedies]}
 
     @classmethod
-    def known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def known(cls, values: Facts) -> Facts:
         """``values``: what ``to_dict`` gave, perhaps in an earlier version: fields that were not there then have their defaults."""
         return cls().to_dict() | dict(values)
 

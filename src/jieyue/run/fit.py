@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class _Watched:
             self.curve.append((state.step, self.measure(self.model, self.prepared)))
 
 
-def store(trained: Trained, prepared: Prepared, settings: Settings, folder: Path, record: Mapping[str, Any]) -> None:
+def store(trained: Trained, prepared: Prepared, settings: Settings, folder: Path, record: Facts) -> None:
     """The trained model as a plain transformers folder, with what jieyue needs to use it."""
     contents = {
         "recipe": prepared.task.name,  # the file's own word since its first version

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy
 
 from jieyue import __version__
 from jieyue.data.packing import DialogueRows
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 from jieyue.report import write_whole
 
 from .config import TrainingConfig
@@ -32,13 +31,16 @@ def write_resolved(folder: Path, training: TrainingConfig, prepared: Prepared, u
 def decided_updates(folder: Path) -> int:
     """The number of updates of the interrupted run."""
     before = _read(folder)
-    return int(before.get("updates", before.get("steps")))
+    return int(before["updates"] if "updates" in before else before["steps"])
 
 
 def check_resumed(folder: Path, training: TrainingConfig, prepared: Prepared) -> None:
     """Refuses to go on with other settings, another model or other data than the interrupted run had."""
     before = _read(folder)
-    then = {**before, "training": TrainingConfig.known(before.get("training", before.get("course", {})))}
+    then = {
+        **before,
+        "training": TrainingConfig.known(before["training"] if "training" in before else before["course"]),
+    }
     now = _values(training, prepared)
     for name, value in {**now, **now["training"]}.items():
         had = {**then, **then["training"]}.get(name)
@@ -48,7 +50,7 @@ def check_resumed(folder: Path, training: TrainingConfig, prepared: Prepared) ->
             raise InputError(f"resume: {name} is {value!r}, but the interrupted run had {had!r}; expected the same")
 
 
-def _read(folder: Path) -> Mapping[str, Any]:
+def _read(folder: Path) -> Facts:
     path = folder / RESOLVED
     if not path.is_file():
         raise InputError(f"resume: no {RESOLVED} in {folder}; expected the folder of an interrupted run")
@@ -58,7 +60,7 @@ def _read(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: not what a run writes ({error}); train anew in another folder") from None
 
 
-def _values(training: TrainingConfig, prepared: Prepared) -> dict[str, Any]:
+def _values(training: TrainingConfig, prepared: Prepared) -> Facts:
     values = {
         "model": prepared.model.name,
         "data": prepared.sources.name,

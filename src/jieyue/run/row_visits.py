@@ -7,8 +7,10 @@ depends on (seed, row, visit) alone: not on the micro-batch, the number of proce
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import overload
+
+from jieyue.tasks import Row
 
 __all__ = ["Visited", "visits"]
 
@@ -30,10 +32,10 @@ def visits(batches: Sequence[Sequence[int]], num_rows: int) -> list[list[int]]:
     return found
 
 
-class Visited(Sequence[Mapping[str, Any]]):
+class Visited(Sequence[Row]):
     """Rows by those numbers: row r with ``visit`` = v. Nothing is copied but the small dictionary of a row."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
@@ -45,12 +47,12 @@ class Visited(Sequence[Mapping[str, Any]]):
         return getattr(self.rows, "digest", None)
 
     @overload
-    def __getitem__(self, number: int) -> Mapping[str, Any]: ...
+    def __getitem__(self, number: int) -> Row: ...
 
     @overload
-    def __getitem__(self, number: slice) -> Sequence[Mapping[str, Any]]: ...
+    def __getitem__(self, number: slice) -> Sequence[Row]: ...
 
-    def __getitem__(self, number: int | slice) -> Any:
+    def __getitem__(self, number: int | slice) -> Row | Sequence[Row]:
         if isinstance(number, slice):
             return [self[at] for at in range(*number.indices(len(self)))]
         visit, row = divmod(number, len(self.rows))

@@ -10,6 +10,7 @@ from jieyue.budget import Plan
 from jieyue.data.findings import MEANING, Findings, shown_text
 from jieyue.planning.setting import Setting
 from jieyue.report import Picture, Report
+from jieyue.report.amounts import Given
 from jieyue.tasks import Deciding, Facts, Sources
 from jieyue.tasks.models import ModelSource
 from jieyue.training.techniques import EXACT
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def settings_section(report: Report, settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+def settings_section(report: Report, settings: Facts, machine: Facts) -> None:
     """What was asked and decided, and where it ran; what was left open and is of no use here is not told."""
     section = report.section("Settings")
     for name, value in settings.items():
@@ -54,7 +55,7 @@ def counts_section(
 ) -> None:
     """Everything counted that is not zero, with what it means; the overlap of the files; every skipped record."""
     section = report.section("Data")
-    rows: list[list[Any]] = []
+    rows: list[list[Given]] = []
     for where, counts in [*((name, own.counts) for name, own in findings.items()), ("rows", encoded)]:
         rows += [[where, count, MEANING.get(name, name.replace("_", " "))] for name, count in counts.items() if count]
     rows += [["both", count, f"{name} that stand in training and held-out files"] for name, count in shared.items()]

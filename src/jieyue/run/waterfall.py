@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jieyue.report import Picture, Report
+from jieyue.report.amounts import Given
 
 __all__ = ["MEASURED", "PREDICTED", "Step", "Waterfall"]
 
@@ -80,9 +80,9 @@ class Waterfall:
         fastest, slowest = (self.effective_batch * self.positions / one for one in step.seconds_range)
         return f"{slowest:,.0f} … {fastest:,.0f}"
 
-    def _shown(self) -> tuple[list[Any], list[list[Any]]]:
+    def _shown(self) -> tuple[list[str | tuple[str, str]], list[list[Given]]]:
         """Columns and cells; a column that nothing was measured for is left out."""
-        columns: list[Any] = [
+        columns: list[str | tuple[str, str]] = [
             "added", ("peak", "bytes"), ("change", "bytes"), "tokens/s", "from … to", ("change", "share"), "how",
             ("predicted", "bytes"), ("process", "bytes"), "update",
         ]  # fmt: skip
@@ -90,7 +90,7 @@ class Waterfall:
         kept = [place for place in range(len(columns)) if any(row[place] is not None for row in rows)]
         return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
-    def _cells(self, step: Step, before: Step | None) -> Sequence[Any]:
+    def _cells(self, step: Step, before: Step | None) -> Sequence[Given]:
         rate = self._rate(step)
         earlier = self._rate(step if before is None else before)
         return [

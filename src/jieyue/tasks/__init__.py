@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from jieyue.data.findings import Findings
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.report import Report
 
@@ -55,8 +56,6 @@ LEAST = 20  # examples that a limit leaves
 
 POSITIONS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
-Facts = dict[str, Any]
-"""JSON values by name."""
 Row = Mapping[str, Any]
 """An encoded example: ``input_ids`` [L], ``labels``, and what else the task's ``collate`` makes tensors of."""
 

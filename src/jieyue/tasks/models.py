@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.use import use
+from jieyue.json_values import Facts
 
 from .padding import pad_of
 
@@ -59,7 +60,7 @@ def open_model(
     head: str,
     texts: Callable[[], Iterable[str]],
     *,
-    entries: Mapping[str, Any] | None = None,
+    entries: Facts | None = None,
     start: str | None = None,
     seed: int = 0,
     new_head: bool = False,
@@ -151,7 +152,7 @@ def _unshared(groups: int, model: nn.Module, **options: Any) -> nn.Module:
     return unshare(model, groups or None, **options)
 
 
-def _same_labels(name: str, config: Config, entries: Mapping[str, Any]) -> None:
+def _same_labels(name: str, config: Config, entries: Facts) -> None:
     """Refuses a classifier of other labels: its head would mean something else by the same number."""
     wanted = entries.get("id2label")
     found = {int(at): str(label) for at, label in (config.id2label or {}).items()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from jieyue.errors import InputError, message
+from jieyue.json_values import Facts
 from jieyue.options import option
 
 __all__ = ["DELIMITER", "Settings"]
@@ -36,12 +36,12 @@ class Settings:
         """These settings with some of them given, and what follows from those."""
         return replace(self, **given)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         """JSON values of what is kept with a model."""
         return {name: value for name, value in asdict(self).items() if name not in _OF_FILES}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Facts) -> Self:
         """``InputError`` names what is not a setting of this task."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, Settings
 
@@ -35,9 +35,9 @@ class ClassifySettings(Settings):
         """These settings with shorter rows where the model has fewer ``positions``."""
         return replace(self, max_tokens=min(self.max_tokens, positions))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         return super().to_dict() | {"labels": list(self.labels)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Facts) -> Self:
         return super().from_dict({**values, "labels": tuple(values.get("labels", ()))})

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jieyue.data.qa_files import Passage, Question
 from jieyue.errors import InputError
 from jieyue.hf.loading import load, read_record
+from jieyue.json_values import Facts
 
 from .settings import ReadSettings
 from .task import TASK
 
 __all__ = ["open_reader", "read"]
 
-Ask = Callable[[str, Sequence[str]], dict[str, Any]]
+Ask = Callable[[str, Sequence[str]], Facts]
 
 
 def open_reader(folder: str | Path) -> Ask:
@@ -23,7 +23,7 @@ def open_reader(folder: str | Path) -> Ask:
     settings = ReadSettings.from_dict(read_record(folder, "read")["settings"])
     model, tokenizer = load(folder, settings.head("masked-lm"))
 
-    def ask(question: str, passages: Sequence[str]) -> dict[str, Any]:
+    def ask(question: str, passages: Sequence[str]) -> Facts:
         if not question.strip():
             raise InputError("question: found nothing, expected a question")
         if not any(text.strip() for text in passages):
@@ -44,7 +44,7 @@ def open_reader(folder: str | Path) -> Ask:
     return ask
 
 
-def read(folder: str | Path, question: str, passages: Sequence[str]) -> dict[str, Any]:
+def read(folder: str | Path, question: str, passages: Sequence[str]) -> Facts:
     """One question about some passages, answered by a trained reader.
 
     ``answer`` is a slice of ``passages[passage]``, letter for letter, ``start:end`` in characters; empty when the reader

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from jieyue.data.batch import IGNORED
 from jieyue.data.titles import Pair
 from jieyue.metrics import generation
-from jieyue.metrics.intervals import student
+from jieyue.metrics.intervals import Estimate, student
 from jieyue.report import Picture, Report
+from jieyue.report.amounts import Given
 from jieyue.tasks import Facts
 from jieyue.tasks.batches import device_of
 from jieyue.training.remedies.remedy import Rows
@@ -126,14 +127,14 @@ def report_exposure(report: Report, found: Mapping[str, Sequence[Facts]]) -> Non
     section = report.section("Exposure gap")
     first = next(iter(found.values()))[0]
     places = [place for place, count in enumerate(first["count"]) if count >= min(LEAST, first["pairs"])]
-    rows: list[list[Any]] = []
+    rows: list[list[Given]] = []
     for name, seeds in found.items():
         gold, own = (
             [sum(one[key][p] for p in places) / max(1, len(places)) for one in seeds] for key in ("gold", "own")
         )
         gap = [a - b for a, b in zip(gold, own, strict=True)]
         rows.append([name, _over(gold), _over(own), _over(gap), _over([one["repetition"] for one in seeds])])
-    columns: list[Any] = [
+    columns: list[str | tuple[str, str]] = [
         "model",
         ("after true words", "share"),
         ("after its own", "share"),
@@ -163,6 +164,6 @@ def report_exposure(report: Report, found: Mapping[str, Sequence[Facts]]) -> Non
         section.picture(Picture.lines(f"{words} by beam width", widths, x="hypotheses", y=(words, "share")))
 
 
-def _over(values: Sequence[float]) -> Any:
+def _over(values: Sequence[float]) -> float | Estimate:
     """The mean with its t interval over seeds; the number itself for a single seed."""
     return student(values) if len(values) > 1 else values[0]

@@ -215,7 +215,7 @@ class TitleTask(Task[Pair, TitleSettings, Title]):
         report_exposure(report, variants)
 
 
-def write(folder: str | Path, texts: Sequence[str], **changes: Any) -> list[dict[str, Any]]:
+def write(folder: str | Path, texts: Sequence[str], **changes: Any) -> list[Facts]:
     """Titles for some texts by a trained model; ``changes``: settings for this time, such as ``beams=5``."""
     if not all(text.strip() for text in texts):
         raise InputError("title: found an empty text, expected one to write a title for")
@@ -275,7 +275,7 @@ def _beginning(text: str, count: int = 120) -> str:
     return text if len(text) <= count else text[:count] + "…"
 
 
-def _pairs(corpus: Mapping[str, Any]) -> list[Pair]:
+def _pairs(corpus: Facts) -> list[Pair]:
     return [Pair(one["paragraphs"][0]["context"], one["title"]) for one in corpus["data"]]
 
 
