@@ -19,8 +19,8 @@ from transformers import (
 from jieyue.errors import InputError
 from jieyue.hf.checkpoints import checkpoints_of, intact_checkpoint, keep_newest
 from jieyue.hf.head_loss import head_loss
-from jieyue.hf.later import Unsharing
 from jieyue.hf.trainer import EffectiveBatchTrainer, Work, training_arguments
+from jieyue.hf.unsharing import Unsharing
 
 
 def make(folder, *, steps=6, held_out=None, callbacks=(), optimizers=(None, None), changes=None, **options):

@@ -7,13 +7,10 @@ lock per cell lets several processes share the work: start the same command twic
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any
 
 from jieyue.errors import InputError, MissingExtra, message
 from jieyue.machine import describe
-from jieyue.report import write_whole
+from jieyue.run.cells import cell_path, content_of, digest_of, locked, write_cell
 
 from .claims import SCALES, Cell, Claim, Place, Result, Scale, Untestable, Verdict
 from .judging import verdict_of
@@ -99,10 +96,10 @@ class _Bench:
             name = digest(claim, cell, self.data)
         except Untestable as reason:
             return str(reason)
-        path = self.out / "cells" / f"{name}.json"
+        path = cell_path(self.out, name)
         if path.is_file():
             return parse(path.read_text(encoding="utf-8"), str(path))
-        with _lock(self.out / "locks" / name, wait) as mine:
+        with locked(self.out, name, wait) as mine:
             if not mine:
                 return None
             if path.is_file():
@@ -124,8 +121,7 @@ class _Bench:
         seconds = time.perf_counter() - started
         now = datetime.now(UTC).isoformat(timespec="seconds")
         result = Result(cell, numbers, round(seconds, 3), self.command, describe(), now)
-        write_whole(path, encode(claim, result) + "\n")
-        shutil.rmtree(work, ignore_errors=True)
+        write_cell(self.out, name, encode(claim, result))
         return parse(path.read_text(encoding="utf-8"), str(path))
 
 
@@ -135,7 +131,7 @@ def digest(claim: Claim, cell: Cell, data: Path | None) -> str:
     named: Any = cell.settings.get("data")
     if named:
         key["content"] = [_content(data, one) for one in ([named] if isinstance(named, str) else named)]
-    return hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    return digest_of(key)
 
 
 def encode(claim: Claim, result: Result) -> str:
@@ -176,24 +172,7 @@ def _content(data: Path | None, name: str) -> str:
     if not path.exists():
         raise Untestable(f"needs {name}, which the data folder lacks")
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for each in files:
-        with each.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
-@contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[bool]:
-    """True where the lock is ours; the system frees it when a process ends, however it ends. The empty file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    return content_of(files)
 
 
 def _shown(cell: Cell) -> str:

@@ -18,7 +18,7 @@ from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.report import write_whole
 
-__all__ = ["content_of", "digest_of", "locked", "read_cell", "write_cell"]
+__all__ = ["cell_path", "content_of", "digest_of", "locked", "read_cell", "write_cell"]
 
 
 def digest_of(key: Facts) -> str:

@@ -15,10 +15,10 @@ from torch import nn
 from jieyue import __version__
 from jieyue.budget import Plan
 from jieyue.errors import InputError
-from jieyue.hf.later import Unsharing
 from jieyue.hf.loading import quiet, save
 from jieyue.hf.optimizers import make_optimizer
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
+from jieyue.hf.unsharing import Unsharing
 from jieyue.listener import SILENT, ProgressListener, Update
 from jieyue.machine import peak_resident_bytes
 from jieyue.tasks import Facts, Settings
