@@ -246,6 +246,67 @@ def test_the_alarm_rings(monkeypatch, twin, names, dtype):
         check("dense", shape, local(5), dtype)
 
 
+class Forgetful(WrongWindow):
+    """A broken twin: forgets or shifts one thing that the call wears, in both passes."""
+
+    def __init__(self, engine, forget):
+        super().__init__(engine)
+        self.forget = forget
+
+    def attend(self, call):
+        return self.engine.attend(self.forget(call))
+
+    def differentiate(self, call, given):
+        return self.engine.differentiate(self.forget(call), given)
+
+
+FORGETFUL = {
+    "one first key less": lambda call: replace(call, pattern=local(3) | first(1)),
+    "first keys from the row's beginning": lambda call: replace(call, runs=call.runs.clamp(max=12)),
+    "global rows not seeing": lambda call: replace(call, pattern=local(3) | first(2)),
+    "segments": lambda call: replace(call, runs=None),
+    "sinks": lambda call: replace(call, sinks=None),
+    "softcap": lambda call: replace(call, softcap=0.0),
+    "softcap after the bias": lambda call: replace(call, softcap=call.softcap * 1.01),
+    "offset_bias turned round": lambda call: replace(call, offset_bias=call.offset_bias.flip(-1)),
+    "offset_bias of the first head": lambda call: replace(call, offset_bias=call.offset_bias[:1].expand(2, -1)),
+}
+
+
+@pytest.mark.parametrize("what", FORGETFUL)
+def test_the_alarm_rings_for_what_is_forgotten(monkeypatch, what):
+    shape, segments = (1, 2, 1, 24, 24, 8, 8), torch.tensor([[0] * 12 + [1] * 12])
+    worn = {
+        "sinks": torch.randn(2).double(),
+        "softcap": 1.0,
+        "offset_bias": torch.randn(2, 47).double(),
+        "segments": segments,
+    }
+    pattern = local(3) | (global_tokens(2) if "global" in what else first(2))
+    check("dense", shape, pattern, torch.float64, **worn)
+    monkeypatch.setattr("jieyue.attention.engines.ENGINES", (Forgetful(named("dense"), FORGETFUL[what]),))
+    with pytest.raises(AssertionError, match=r"out|lse"):
+        check("dense", shape, pattern, torch.float64, **worn)
+
+
+class SilentBias(WrongWindow):
+    """A broken twin: no gradient for offset_bias."""
+
+    def attend(self, call):
+        return self.engine.attend(call)
+
+    def differentiate(self, call, given):
+        found = self.engine.differentiate(call, given)
+        return found._replace(offset_bias=torch.zeros_like(found.offset_bias))
+
+
+def test_the_alarm_rings_for_a_bias_without_a_gradient(monkeypatch):
+    shape, bias = (1, 2, 1, 24, 24, 8, 8), torch.randn(1, 47).double()
+    monkeypatch.setattr("jieyue.attention.engines.ENGINES", (SilentBias(named("dense")),))
+    with pytest.raises(AssertionError, match="one more"):
+        check("dense", shape, local(3), torch.float64, offset_bias=bias)
+
+
 def test_an_engine_asked_for_never_falls_back():
     q = torch.zeros(1, 1, 600, 4)
     with pytest.raises(InputError, match="600·600 is more than 512²"):
