@@ -18,6 +18,7 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "DENSE_ROWS", 256)
     monkeypatch.setattr(bench, "CELLS", (Cell("local(16)", 512, 0.0, 0.0), Cell("causal(sparse(8))", 512, 99.0, None)))
     monkeypatch.setattr(bench, "RIVAL_CELLS", (("local(16)", 256),))
+    monkeypatch.setattr(bench, "WORN_ROWS", 512)
     monkeypatch.setattr(bench, "LONG", ("local(16)", 2048, 6 * 2**30))
     monkeypatch.setattr(bench, "RIVALS", tuple(rival for rival in RIVALS if "Flex" not in rival.name))  # it compiles
 
@@ -33,6 +34,14 @@ def test_every_row_is_a_number_or_a_reason(small):
         assert rows[name].forward_seconds is None and "runs on CUDA only" in rows[name].note
     for name in ("SDPA, full", "SDPA, dense mask", "Longformer (transformers)"):
         assert rows[name].both_seconds > 0 and rows[name].peak_bytes > rows["jieyue"].peak_bytes / 2
+
+
+def test_what_is_worn_has_a_rate_and_a_goal(small):
+    found = bench_attention(parts=("worn",), repeats=1)
+    assert {"sinks", "softcap", "offset_bias"} < {row.what for row in found.worn} and len(found.worn) == 7
+    assert all(row.forward > 0 and row.both > 0 and row.both_goal > 0 for row in found.worn)
+    text = found.report().markdown()
+    assert "What real models wear" in text and "8 of 16 packed" in text
 
 
 def test_the_report_says_what_was_not_measured(small):

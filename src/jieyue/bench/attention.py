@@ -35,10 +35,11 @@ from .linear_attention import bench_linear
 from .linear_rivals import LINEAR_CURVES
 from .rival_rows import COLD_SECONDS, SLOW_SECONDS, RivalRow
 from .rivals import RIVALS, Attention, Rival, sdpa
+from .worn import bench_worn
 
 __all__ = ["CELLS", "CUDA_CELLS", "AttentionBench", "Cell", "bench_attention"]
 
-HEADS, DEPTH, DENSE_ROWS = 12, 64, 2048
+HEADS, DEPTH, DENSE_ROWS, WORN_ROWS = 12, 64, 2048, 16384
 PARTS = tuple(TITLES)
 LENGTHS = tuple(2**power for power in range(6, 17))
 CURVES = ("full()", "local(128)", "atrous(16)", "sparse(64)")
@@ -59,7 +60,8 @@ def bench_attention(
     say: Callable[[str], None] = lambda text: None,
 ) -> AttentionBench:
     """Measures the named parts: shares (the goals), small (N = 512), rivals, curves (time and memory of every pattern and map
-    against N), long, linear (goals, rivals, crossover and decoding of linear attention).
+    against N), long, worn (what first keys, segments, sinks, soft-capping, offset biases and bfloat16 cost), linear (goals, rivals,
+    crossover and decoding of linear attention).
     Curves have at most 3 repeats, calls longer than a second one; a point that would take much longer is left out.
 
     ``rivals`` join those of ``rivals.RIVALS``; ``say`` hears what is being measured. Threads: torch's own count.
@@ -82,6 +84,7 @@ def bench_attention(
         small=tuple(run.small()) if "small" in parts else (),
         rivals=tuple(run.rivals()) if "rivals" in parts else (),
         curves=tuple(run.curves(lengths)) if "curves" in parts else (),
+        worn=tuple(bench_worn(n=WORN_ROWS, repeats=repeats, device=device, say=say)) if "worn" in parts else (),
         linear=bench_linear(repeats=repeats, device=device, say=say) if "linear" in parts else None,
     )
 

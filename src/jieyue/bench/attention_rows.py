@@ -15,6 +15,7 @@ from jieyue.report import Column, Picture, Report, Section
 
 from .linear_rows import LinearBench
 from .rival_rows import RivalRow, crossing
+from .worn import WornRow, add_worn
 
 __all__ = [
     "CELLS",
@@ -39,6 +40,7 @@ TITLES = {
     "rivals": "Beside others",
     "curves": "Growth",
     "long": "A long sequence",
+    "worn": "What real models wear",
     "linear": "Linear attention",
 }
 
@@ -115,6 +117,7 @@ class AttentionBench:
     rivals: tuple[RivalRow, ...] = ()
     curves: tuple[RivalRow, ...] = ()
     long: LongRow | None = None
+    worn: tuple[WornRow, ...] = ()
     linear: LinearBench | None = None
 
     def report(self) -> Report:
@@ -128,6 +131,7 @@ class AttentionBench:
             ),
             "curves": self._add_curves,
             "long": self._add_long,
+            "worn": lambda section: add_worn(section, self.worn),
             "linear": lambda section: self.linear.add_to(section) if self.linear else None,
         }
         for part, title in TITLES.items():

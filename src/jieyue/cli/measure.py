@@ -33,8 +33,10 @@ def add_to(app: typer.Typer) -> None:
 def bench_attention(
     parts: Annotated[
         str,
-        typer.Option(help="Some of shares, small, rivals, curves, long, linear; --out keeps an earlier run's others."),
-    ] = "shares,small,rivals,curves,long,linear",
+        typer.Option(
+            help="Some of shares, small, rivals, curves, long, worn, linear; --out keeps an earlier run's others."
+        ),
+    ] = "shares,small,rivals,curves,long,worn,linear",
     repeats: Repeats = 5,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Out = None,
