@@ -123,10 +123,14 @@ class Call:
         """Adds the sinks to the softmax over all keys: rows of a segment (without segments: all rows) get one each."""
         if self.sinks is None:
             return whole
-        lse = self.sinks.to(whole.lse)[:, None].expand_as(whole.lse)
+        sinks = self.sinks.to(whole.lse)[:, None].expand_as(whole.lse)
         if self.runs is not None:
-            lse = lse.masked_fill((self.runs[1] == 0)[:, None], -torch.inf)
-        return whole.merge(Partial(torch.zeros_like(whole.out), lse))
+            sinks = sinks.masked_fill((self.runs[1] == 0)[:, None], -torch.inf)
+        blind = torch.isneginf(whole.lse)
+        own = whole.lse.masked_fill(blind, 0.0)
+        lse = torch.where(blind, sinks, torch.logaddexp(own, sinks))
+        share = (own - torch.logaddexp(own, sinks)).exp().masked_fill(blind, 0.0)
+        return Partial(whole.out * share[..., None].to(whole.out.dtype), lse)
 
 
 class Upstream(NamedTuple):
