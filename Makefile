@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all demo chat bench docs dist clean
+.PHONY: setup test test-all gpu-check demo chat bench docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -33,6 +33,10 @@ test-all: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --all
+
+# Every CUDA path tested and the cells of docs/attention.md timed, in at most ten minutes; says so where there is no GPU.
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
 
 # The main job, on the corpus that ships: plan, train, evaluate, report, answer. A model that is there is used again.
 # ATTENTION="local(64)+atrous(16)" trains with that pattern and reports it against full attention at growing lengths.
