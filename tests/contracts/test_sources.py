@@ -44,10 +44,10 @@ def test_two_splits_of_one_run_are_independent():
 
 
 def test_a_sample_is_drawn_from_everywhere():
-    chosen = sampled(list(range(1000)), 50, 0)
+    chosen = sampled(list(range(1000)), 50, "a")
     assert len(set(chosen)) == 50 and chosen == sorted(chosen) and chosen[-1] > 900
-    assert chosen == sampled(list(range(1000)), 50, 0) != sampled(list(range(1000)), 50, 1)
-    assert sampled([1, 2], None, 0) == sampled([1, 2], 5, 0) == [1, 2]
+    assert chosen == sampled(list(range(1000)), 50, "a") != sampled(list(range(1000)), 50, "b")
+    assert sampled([1, 2], None, "a") == sampled([1, 2], 5, "a") == [1, 2]
 
 
 def line_of(name, number):
@@ -101,6 +101,8 @@ def test_a_limit_samples_the_whole_file(name, tmp_path):
     assert len(sources.train) + len(sources.set_aside) == 60
     late = sum("late" in str(one) for one in sources.train)
     assert 15 < late < 45
+    other = job.sources(config, job.default_settings(config, 0), 1)
+    assert list(other.held_out) == list(sources.held_out), "runs of several seeds are judged by the same examples"
 
 
 @pytest.mark.parametrize("name", ["read", "classify", "title"])

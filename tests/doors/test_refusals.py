@@ -9,10 +9,19 @@ from safetensors.torch import load_file
 from test_cli import jieyue
 from transformers import AutoTokenizer
 
+from jieyue.budget import Budget
+from jieyue.errors import BudgetError
+from jieyue.machine import resident_bytes
 from jieyue.report import Report
 from jieyue.run import jobs
+from jieyue.run.config import TrainingConfig
 from jieyue.run.folder import MEMORY
+from jieyue.run.plan import plan_for
+from jieyue.run.prepare import prepare
 from jieyue.run.waterfall import Step, Waterfall
+from jieyue.tasks import RunConfig
+from jieyue.tasks.read.settings import ReadSettings
+from jieyue.tasks.table import task
 
 SMALL = ["--effective-batch", "8", "--max-tokens", "24", "--budget", "3GiB", "--model", "bert-tiny"]
 
@@ -97,8 +106,19 @@ def test_out_that_is_a_file_or_cannot_be_written_is_told_first(tmp_path):
 
 
 def test_a_masked_reader_under_too_small_a_budget_hears_of_the_budget():
-    flags = ["--questions", "60", "--window-tokens", "40", "--answer-slots", "20", "--budget", "20MiB"]
-    assert refused(jieyue("plan", "read", *flags), "budget=20.0 MiB", "too much", "What would fit")
+    """The fault: on the way to what would fit, short rows had fewer positions than answer slots."""
+    config = RunConfig(limit=60, settings=ReadSettings(window_tokens=40, overlap_tokens=9, answer_slots=20))
+    training = TrainingConfig(effective_batch=4)
+    prepared = prepare(task("read"), config, training)
+    with pytest.raises(BudgetError, match=r"too much.*What would fit"):
+        plan_for(prepared, Budget(memory_bytes=resident_bytes()), training)
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_a_budget_below_the_process_itself_is_refused_before_data_are_read(verb, tmp_path, monkeypatch):
+    monkeypatch.setattr("jieyue.run.jobs.prepare", None)
+    out = ["--out", tmp_path / "m"] if verb == "train" else []
+    assert refused(jieyue(verb, "read", "--budget", "20MiB", *out), "budget=20.0 MiB", "too much", "What would fit")
 
 
 def test_evaluate_knows_what_training_showed(trained, labelled):

@@ -23,7 +23,7 @@ from .devices import check_device
 from .fit import Trained, fit, store
 from .folder import MEMORY, check_folder, read_memory
 from .measure import against_length, measured_memory, prices, savings
-from .plan import RunPlan, plan_for
+from .plan import RunPlan, check_budget, plan_for
 from .prepare import Prepared, prepare
 from .sections import (
     counts_section,
@@ -82,6 +82,8 @@ def plan(
     """
     job = task(name)
     allowed = Budget.parse(budget)
+    check_device(allowed.device)
+    check_budget(allowed)
     prepared = prepare(job, config, training, device=allowed.device)
     planned = plan_for(prepared, allowed, training)
     report = Report(f"Plan · {job.title.lower()} · {config.model}")
@@ -110,6 +112,7 @@ def train(
     """
     job, folder, allowed, clock = task(name), Path(out), Budget.parse(budget), _Clock()
     check_device(allowed.device, must_exist=True)
+    check_budget(allowed)
     check_folder(folder)
     with _stopping("before the first update; the same command starts anew"):
         prepared, planned = _planned(job, config, training, allowed, folder, listener, clock)

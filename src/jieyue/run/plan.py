@@ -7,9 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
-from jieyue.budget import Budget, Plan
+from jieyue.budget import Budget, Plan, format_bytes
+from jieyue.errors import BudgetError
 from jieyue.hf.optimizers import make_optimizer
-from jieyue.planning.choice import choose
+from jieyue.planning.choice import choose, fixed_cost
 from jieyue.planning.prediction import TrainingStep
 from jieyue.planning.setting import Setting
 
@@ -17,7 +18,7 @@ from .arguments import arguments_of
 from .config import TrainingConfig
 from .prepare import MASK, Prepared
 
-__all__ = ["RunPlan", "plan_for"]
+__all__ = ["RunPlan", "check_budget", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class RunPlan:
     def fixed_bytes(self) -> int:
         """Of the process before a weight was allocated."""
         return 0 if self.plan.predicted is None else self.plan.predicted.fixed_bytes
+
+
+def check_budget(budget: Budget) -> None:
+    """Refuses, before any data are read, a budget that the process itself is beyond: interpreter and libraries alone."""
+    held, allowed = fixed_cost(budget.device), budget.memory_bytes
+    if allowed is not None and held > allowed:
+        raise BudgetError(
+            f"budget={format_bytes(allowed)}: the interpreter and its libraries alone hold {format_bytes(held)}, "
+            f"{format_bytes(held - allowed)} too much. What would fit: more than {format_bytes(held)}"
+        )
 
 
 def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> RunPlan:

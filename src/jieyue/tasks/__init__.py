@@ -185,7 +185,8 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
     def sources(self, config: RunConfig, settings: SettingsT, seed: int) -> Sources[Example]:
         """Reads everything and parts it: a tenth held out where no file is named, then 2 % of the rest (at most 400) set aside.
 
-        ``config.limit`` samples both parts. ``InputError`` where too few are left to train on or to judge by.
+        ``config.limit`` samples both parts, the same ones whatever the seed. ``InputError`` where too few are left to train
+        on or to judge by.
         """
         if config.limit is not None and config.limit < LEAST:
             raise InputError(
@@ -196,8 +197,8 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         held, held_findings = self.held_out_examples(config, settings) or (None, None)
         if held is None:
             train, held = set_apart(train, self.groups(train), HELD_OUT, "held out")
-        known = sampled([one for one in train if self.is_known(one)], config.limit, seed)
-        held = sampled([one for one in held if self.is_known(one)], config.limit, seed)
+        known = sampled([one for one in train if self.is_known(one)], config.limit, "train")
+        held = sampled([one for one in held if self.is_known(one)], config.limit, "held out")
         fit, aside = set_apart(known, self.groups(known), SET_ASIDE, "set aside", MOST_ASIDE)
         if not fit or not aside or not held:
             raise InputError(

@@ -20,7 +20,7 @@ class RunConfig:
     """``model``: a preset, a folder or a hub name; ``data`` and ``held_out``: files, () = the corpus that ships.
 
     ``settings``: the task's own, None = its defaults. ``vocabulary``: a ``vocab.txt`` for a preset, None = learned from the
-    data. ``limit``: so many training examples, sampled by the seed. ``new_head``: a checkpoint may lack the task's head.
+    data. ``limit``: so many training examples, sampled from all. ``new_head``: a checkpoint may lack the task's head.
     ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention. ``unshare``: so many blocks for
     an ALBERT's layers, 0 = one for each layer, None = as it is; ``unshare_after``: only after so many updates.
     ``progress``: told while large files are read.

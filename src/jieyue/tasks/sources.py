@@ -67,13 +67,13 @@ def set_apart(
     return rest, [one for one, group in zip(examples, groups, strict=True) if group in apart]
 
 
-def sampled(examples: Sequence[Example], limit: int | None, seed: int) -> Sequence[Example]:
-    """``limit`` of the examples, drawn by the seed, in their order; all where there are no more.
+def sampled(examples: Sequence[Example], limit: int | None, salt: str) -> Sequence[Example]:
+    """``limit`` of the examples, drawn at random, in their order; all where there are no more. Runs of other seeds draw the same.
 
-    >>> list(sampled("abcdefgh", 3, 0)), sampled("ab", 3, 0)
-    (['a', 'e', 'f'], 'ab')
+    >>> list(sampled("abcdefgh", 3, "train")), sampled("ab", 3, "train")
+    (['d', 'e', 'h'], 'ab')
     """
     if limit is None or len(examples) <= limit:
         return examples
-    chosen = sorted(Random(f"sample {seed}").sample(range(len(examples)), limit))
+    chosen = sorted(Random(f"sample {salt}").sample(range(len(examples)), limit))
     return [examples[at] for at in chosen]
