@@ -32,9 +32,9 @@ def work(way, given):
     import torch
     import transformers
 
-    from jieyue.planning.choice import fixed_cost
     from jieyue.planning.measurement import _update_of
     from jieyue.planning.prediction import predict
+    from jieyue.planning.search import fixed_cost
     from jieyue.planning.setting import Setting
     from jieyue.planning.subject import Subject
 

@@ -10,7 +10,7 @@ from transformers import BertConfig, GPT2Config
 from jieyue.budget import Budget, Cost
 from jieyue.errors import BudgetError, InputError, MissingExtra
 from jieyue.hf.depth import num_layers, with_layers
-from jieyue.planning import calibration, measurement, prediction, table
+from jieyue.planning import calibration, measurement, prediction, search
 from jieyue.planning.calibration import Calibration, through_depths
 from jieyue.planning.measurement import measure_alone, measure_step
 from jieyue.planning.prediction import predict
@@ -115,7 +115,7 @@ def test_the_third_trace_checks_the_line(monkeypatch):
         asked.append(micro_batch)
         return Cost(peak_bytes=int(100 * micro_batch**0.5))
 
-    monkeypatch.setattr(table, "predict", concave)
+    monkeypatch.setattr(search, "predict", concave)
     only = [Setting(micro_batch=1)]
     row = feasible(
         subject(), Budget(memory_bytes=200), effective_batch=16, settings=only, fixed_bytes=0, timed=False
@@ -123,7 +123,7 @@ def test_the_third_trace_checks_the_line(monkeypatch):
     assert row.cost.peak_bytes <= 200 and row.setting.micro_batch == 4
     asked.clear()
     monkeypatch.setattr(
-        table, "predict", lambda *_, micro_batch, **__: asked.append(micro_batch) or Cost(peak_bytes=10 * micro_batch)
+        search, "predict", lambda *_, micro_batch, **__: asked.append(micro_batch) or Cost(peak_bytes=10 * micro_batch)
     )
     row = feasible(
         subject(), Budget(memory_bytes=80), effective_batch=16, settings=only, fixed_bytes=0, timed=False
@@ -140,7 +140,7 @@ def test_checkpointing_is_left_out_where_all_fits():
 
 def test_the_floor_is_named():
     only = [Setting(micro_batch=1)]
-    with pytest.raises(BudgetError, match=r"Floor for any batch and length.*What would lower it.*smaller model"):
+    with pytest.raises(BudgetError, match=r"Floor for any batch and length.*What would fit.*smaller model"):
         feasible(subject(), Budget(memory_bytes=MIB), effective_batch=4, settings=only, fixed_bytes=MIB)
     least = predict(subject().step(Setting(micro_batch=1)), effective_batch=4, micro_batch=1)
     held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes

@@ -13,10 +13,11 @@ from torch import nn
 
 from jieyue.budget import Budget, Cost, Plan
 from jieyue.errors import BudgetError, InputError
-from jieyue.planning.choice import choose, fixed_cost, largest_fitting
+from jieyue.planning.choice import choose
 from jieyue.planning.gradient_sums import sole_owner
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
+from jieyue.planning.search import fixed_cost, largest_fitting
 from jieyue.training.accumulation import accumulate
 from jieyue.training.objective import token_loss
 
@@ -289,7 +290,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from test_planning import Reader, example, objective, step_of
 from jieyue.budget import Plan
-from jieyue.planning.choice import fixed_cost
+from jieyue.planning.search import fixed_cost
 from jieyue.planning.prediction import predict
 from jieyue.training.accumulation import accumulate
 step = step_of("fused", 128, 0.0, build_model=lambda: Reader(0.0, 4, 256))

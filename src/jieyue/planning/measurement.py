@@ -29,8 +29,8 @@ from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 from jieyue.training.tiger import Tiger
 
-from .choice import fixed_cost
 from .prediction import TrainingStep, _state_tensors, _storage_bytes
+from .search import fixed_cost
 from .setting import Setting
 from .subject import Subject
 

@@ -1,7 +1,7 @@
 """The table of settings that fit a budget: cheapest exact first, each with its predicted peak by part and its seconds.
 
 For each kind of setting (loss whole or chunked, checkpointing, dtype, optimizer, attention) the largest fitting micro-batch
-is found by tracing (``choice``), then its seconds are predicted (``calibration``). Exact ones come first, the fastest at the
+is found by tracing (``search``), then its seconds are predicted (``calibration``). Exact ones come first, the fastest at the
 top; those of another optimizer and approximate ones follow, likewise. Checkpointing and updates in backward are left out where
 the whole batch fits without them.
 """
@@ -17,8 +17,8 @@ from jieyue.hf.optimizers import optimizer_named
 from jieyue.training.techniques import UPDATES
 
 from .calibration import Calibration
-from .choice import fixed_cost, largest_fitting
-from .prediction import predict
+from .prediction import TrainingStep
+from .search import fixed_cost, largest_fitting, refusal, step_costs
 from .setting import DTYPES, FOLDED, OPTIMIZERS, Setting
 from .subject import VOCABULARY_HEADS, Subject
 
@@ -94,25 +94,28 @@ def feasible(
     allowed = float("inf") if budget.memory_bytes is None else budget.memory_bytes - fixed
     rows: list[Row] = []
     rejected: list[tuple[Setting, str]] = []
-    floors: list[tuple[Setting, Cost]] = []
+    floors: list[tuple[str, TrainingStep, Cost]] = []
     for kind in kinds(subject) if settings is None else settings:
         if any(_whole(row, kind, effective_batch) for row in rows):
             rejected.append((kind, "not needed: the whole batch fits without it"))
             continue
         try:
-            found = _largest(subject, kind, effective_batch, allowed)
+            step = subject.step(kind)
+            found = largest_fitting(
+                step_costs(step, effective_batch, kind.checkpointing, fixed), effective_batch, allowed
+            )
         except InputError as error:  # logits changed after the output layer; no layers to checkpoint
             rejected.append((kind, str(error)))
             continue
         if isinstance(found, Cost):
-            floors.append((kind, replace(found, fixed_bytes=fixed)))
+            floors.append((f"{kind.optimizer_text}, {kind.dtype}", step, found))
             over = format_bytes(found.peak_bytes - allowed)
             rejected.append((kind, f"one row needs {format_bytes(found.peak_bytes + fixed)}, {over} too much"))
             continue
         micro_batch, cost = found
-        rows.append(Row(setting=replace(kind, micro_batch=micro_batch), cost=replace(cost, fixed_bytes=fixed)))
+        rows.append(Row(setting=replace(kind, micro_batch=micro_batch), cost=cost))
     if not rows and floors:
-        raise BudgetError(_floor(subject, budget.memory_bytes or 0, floors))
+        raise BudgetError(refusal(budget.memory_bytes or 0, floors))
     if not rows:
         raise InputError("; ".join(why for _, why in rejected) or message("plan", "no setting", "at least one"))
     if timed:
@@ -136,48 +139,3 @@ def _whole(row: Row, kind: Setting, effective_batch: int) -> bool:
     if kind.checkpointing and own == plain:
         return True
     return kind.in_backward and own == replace(plain, in_backward=False, optimizer=own.optimizer)
-
-
-def _largest(subject: Subject, kind: Setting, effective_batch: int, allowed: float) -> tuple[int, Cost] | Cost:
-    """(rows, cost) of a piece that fits, or the cost of one row: two traces, and a third to check what they propose.
-
-    The peak is convex in the rows, so the line through one row and all of them lies above it: what the line says fits, does.
-    """
-    step = subject.step(kind)
-
-    def cost(rows: int) -> Cost:
-        return predict(step, effective_batch=effective_batch, micro_batch=rows, checkpointing=kind.checkpointing)
-
-    whole = cost(effective_batch)
-    if whole.peak_bytes <= allowed:
-        return effective_batch, whole
-    one = whole if effective_batch == 1 else cost(1)
-    if one.peak_bytes > allowed:
-        return one
-    rise = (whole.peak_bytes - one.peak_bytes) / (effective_batch - 1)
-    rows = max(1, min(effective_batch - 1, 1 + int((allowed - one.peak_bytes) / rise)))
-    rows = -(-effective_batch // -(-effective_batch // rows))  # the same number of pieces, alike in size
-    checked = one if rows == 1 else cost(rows)
-    return (rows, checked) if checked.peak_bytes <= allowed else largest_fitting(cost, effective_batch, allowed)
-
-
-def _floor(subject: Subject, budget_bytes: int, floors: Sequence[tuple[Setting, Cost]]) -> str:
-    """What the leanest setting still needs, part by part, and what would lower it."""
-    kind, least = min(floors, key=lambda pair: pair[1].process_bytes)
-    held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
-    text = (
-        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({kind.optimizer_text}, {kind.dtype}, one row"
-        f" of {subject.positions} tokens at a time) needs {format_bytes(least.process_bytes)},"
-        f" {format_bytes(least.process_bytes - budget_bytes)} too much: fixed {format_bytes(least.fixed_bytes)}, weights"
-        f" {format_bytes(least.weight_bytes)}, gradients {format_bytes(least.gradient_bytes)}, optimizer"
-        f" {format_bytes(least.optimizer_bytes)}, activations and temporaries {format_bytes(least.peak_bytes - held)}."
-    )
-    would = [f"a budget of {format_bytes(least.process_bytes)}"]
-    if least.fixed_bytes + held < budget_bytes:
-        would.append("shorter rows, or an attention pattern")
-    else:
-        text += f" Floor for any batch and length: {format_bytes(least.fixed_bytes + held)}."
-        would.append("a smaller model (fewer layers or a smaller vocabulary: half the weights halve all three)")
-    if least.optimizer_bytes > least.weight_bytes // 2:
-        would.append("an optimizer with less state (adafactor)")
-    return f"{text} What would lower it: {'; '.join(would)}"

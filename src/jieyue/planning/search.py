@@ -1,0 +1,131 @@
+"""The one search of planning, for the largest pieces that fit, and the one refusal where none do."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from jieyue.budget import Cost, format_bytes
+from jieyue.machine import release_free_memory, resident_bytes
+
+from .prediction import TrainingStep, predict
+
+BY_LINE = 3  # probes that a line proposes; further ones halve what is left
+
+__all__ = ["fixed_cost", "largest_fitting", "refusal", "step_costs"]
+
+
+def step_costs(
+    step: TrainingStep, effective_batch: int, checkpointing: bool, fixed_bytes: int
+) -> Callable[[int], Cost]:
+    """What an update costs by the rows of a piece, each asked for a trace of its own."""
+
+    def cost(rows: int) -> Cost:
+        found = predict(step, effective_batch=effective_batch, micro_batch=rows, checkpointing=checkpointing)
+        return replace(found, fixed_bytes=fixed_bytes)
+
+    return cost
+
+
+def largest_fitting(cost: Callable[[int], Cost], effective: int, allowed: float) -> tuple[int, Cost] | Cost:
+    """(rows, cost) of the largest piece within ``allowed`` bytes, balanced over the pieces; else the cost of one row.
+
+    The peak is convex in the rows and nearly straight, but for the undivided batch, which keeps no gradient between pieces: a
+    line through two traces proposes, the next one checks, until no smaller number of pieces is left to try. About four traces.
+    """
+    whole = cost(effective)
+    if whole.peak_bytes <= allowed:
+        return effective, whole
+    known = {1: whole if effective == 1 else cost(1)}
+    if known[1].peak_bytes > allowed:
+        return known[1]
+    low, high, tried = 1, effective, 0
+    known[high] = whole
+    while (fewer := _rows(effective, _pieces(effective, low) - 1)) < high:  # the least that makes one piece less
+        start, rise = known[low].peak_bytes, known[high].peak_bytes - known[low].peak_bytes
+        line = low + int((allowed - start) * (high - low) / rise)
+        wanted = line if tried < BY_LINE else (fewer + high) // 2
+        probe = _balanced(effective, min(high - 1, max(fewer, wanted)))
+        known[probe] = cost(probe)
+        low, high = (probe, high) if known[probe].peak_bytes <= allowed else (low, probe)
+        tried += 1
+    rows = _balanced(effective, low)
+    return rows, known[rows] if rows in known else cost(rows)
+
+
+def _pieces(effective: int, rows: int) -> int:
+    return -(-effective // rows)
+
+
+def _rows(effective: int, pieces: int) -> int:
+    return -(-effective // pieces)
+
+
+def _balanced(effective: int, rows: int) -> int:
+    """The fewest rows a piece that need no more pieces."""
+    return _rows(effective, _pieces(effective, rows))
+
+
+def fixed_cost(device: str = "cpu") -> int:
+    """Bytes that this process (or the GPU's context) holds now, kernels and libraries warmed by a tiny training step."""
+    with torch.random.fork_rng():
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).to(device)
+        optimizer = torch.optim.AdamW(layer.parameters())
+        for _ in range(2):
+            layer(torch.zeros(2, 8, 16, device=device)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    del layer, optimizer
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+    release_free_memory()
+    return resident_bytes()
+
+
+def refusal(
+    budget_bytes: int, floors: Sequence[tuple[str, TrainingStep, Cost]], *, could_checkpoint: bool = False
+) -> str:
+    """What the leanest of ``floors`` still needs, part by part, and what would fit.
+
+    ``floors``: (what it is, its step, the cost of one row at a time).
+    """
+    what, step, least = min(floors, key=lambda floor: floor[2].process_bytes)
+    held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
+    text = (
+        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({what}, one row of {step.length} positions"
+        f" at a time) needs {format_bytes(least.process_bytes)}, {format_bytes(least.process_bytes - budget_bytes)} too much:"
+        f" fixed {format_bytes(least.fixed_bytes)}, weights {format_bytes(least.weight_bytes)}, gradients"
+        f" {format_bytes(least.gradient_bytes)}, optimizer {format_bytes(least.optimizer_bytes)}, activations and temporaries"
+        f" {format_bytes(least.peak_bytes - held)}."
+    )
+    would = [f"a budget of {format_bytes(least.process_bytes)}"]
+    floor = least.fixed_bytes + held
+    if floor > budget_bytes:
+        text += f" Floor for any batch and length: {format_bytes(floor)}."
+        would.append("a smaller model (fewer layers or a smaller vocabulary: half the weights halve all three)")
+    else:
+        would.append(_shorter(step, budget_bytes, least, held, could_checkpoint))
+    if least.optimizer_bytes > least.weight_bytes // 2:
+        would.append("an optimizer with less state (adafactor)")
+    if could_checkpoint:
+        would.append("activation checkpointing, perhaps")
+    return f"{text} What would fit: {'; '.join(would)}"
+
+
+def _shorter(step: TrainingStep, budget_bytes: int, least: Cost, held: int, plain: bool) -> str:
+    """The longest of the halved lengths that fits."""
+    length = step.length // 2
+    while length >= 8:
+        shorter = predict(step.at(length), effective_batch=1, micro_batch=1, checkpointing=not plain)
+        needed = least.fixed_bytes + max(shorter.peak_bytes, held)
+        if needed <= budget_bytes:
+            return f"shorter rows, of length {length} ({format_bytes(needed)})"
+        length //= 2
+    return "shorter rows, or an attention pattern"
