@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import jieyue
 from jieyue.hf.loading import load_model
 from jieyue.hf.nezha import NezhaConfig, NezhaForCausalLM, NezhaForMaskedLM, NezhaModel
-from jieyue.hf.prefix import as_prefix_lm, decoder
+from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.segments import NezhaCache, segments_of
+from jieyue.hf.steps import steps
 
 GOLDEN = Path(__file__).parent / "golden" / "nezha.safetensors"
 SEP, PAD = 3, 0
@@ -197,7 +198,7 @@ def test_it_writes_as_a_prefix_lm():
     assert (
         (model(other, attention_mask=given["attention_mask"], token_type_ids=segments).logits - whole)[:, 4].abs() > 0
     ).all()
-    step = decoder(model)
+    step = steps(model)
     logits, state = step(given["input_ids"][:, :8], given["attention_mask"][:, :8])
     found = [logits]
     for token in given["input_ids"][:, 8:].T:

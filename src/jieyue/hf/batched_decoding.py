@@ -223,17 +223,17 @@ class Stepper:
         return rows, self._feed(rows, ids.to(self.device), counts)
 
     def step(self, rows: DecodingRows, tokens: Sequence[int] | Tensor) -> Tensor:
-        """One token more in every row -> logits [B, V]."""
-        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)[:, None]
+        """One token more in every row [B], or several [B, T] -> logits after the last [B, V]."""
+        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)
+        ids = ids[:, None] if ids.ndim == 1 else ids
         if rows.mask is not None:
-            rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], 1)
-        return self._feed(rows, ids, [1] * len(rows))
+            rows.mask = torch.cat([rows.mask, rows.mask.new_ones(ids.shape)], 1)
+        return self._feed(rows, ids, [ids.shape[1]] * len(rows))
 
     def extend(self, rows: DecodingRows, tokens: Sequence[int]) -> Tensor:
         """Several tokens more in a single row -> logits [1, V]: a turn that is added to a talk."""
         assert len(rows) == 1 and rows.mask is None and len(tokens)
-        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)[None]
-        return self._feed(rows, ids, [len(tokens)])
+        return self.step(rows, torch.as_tensor(tokens)[None])
 
     @torch.inference_mode()
     def _feed(self, rows: DecodingRows, ids: Tensor, counts: list[int]) -> Tensor:

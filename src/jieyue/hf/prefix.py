@@ -14,8 +14,6 @@ Source: Dong et al. 2019, "Unified language model pre-training" (arXiv 1905.0319
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from jieyue.errors import InputError, message
 
 from .nezha import NezhaForMaskedLM
 
-__all__ = ["FIELD", "NAME", "Decoding", "PrefixLM", "additive_mask", "as_prefix_lm", "decoder", "is_prefix_lm"]
+__all__ = ["FIELD", "NAME", "PrefixLM", "additive_mask", "as_prefix_lm", "is_prefix_lm"]
 
 FIELD = "jieyue_prefix"  # the key of config.json that `load` reads back
 NAME = "jieyue:prefix"  # our attention's name in transformers' table
@@ -246,45 +244,6 @@ def additive_mask(source: Tensor | None, kept: Tensor | None, num_new: int, num_
     if kept is not None:
         shown = shown & kept[:, None, :]
     return like.new_zeros(shown.shape).masked_fill_(~shown, torch.finfo(like.dtype).min)[:, None]
-
-
-@dataclass
-class Decoding:
-    """What decoding remembers between steps: the cache of keys and values, and which tokens were padding."""
-
-    cache: Any
-    kept: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return sum(x.nbytes for layer in self.cache.layers for x in (layer.keys, layer.values) if x is not None)
-
-    def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was; more or fewer rows than before are allowed."""
-        self.cache.batch_select_indices(index)
-        self.kept = self.kept[index]
-
-
-def decoder(model: Any) -> Callable[[Tensor, Any], tuple[Tensor, Decoding]]:
-    """``step(tokens, state) -> (logits [B, V], state)`` for ``decoding.search``: the logits of the token that comes next.
-
-    First call: tokens [B, N] the source, state None (or its attention mask [B, N], 1 = keep; pad on the left). Later: tokens [B]
-    or [B, T], written tokens. The state is changed and handed back. Equal to the uncached logits up to rounding.
-    """
-
-    def step(tokens: Tensor, state: Decoding | Tensor | None) -> tuple[Tensor, Decoding]:
-        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
-        if not isinstance(state, Decoding):
-            kept = torch.ones_like(tokens) if state is None else state.to(tokens)
-            state = Decoding(DynamicCache(config=model.config), kept)
-        else:
-            state.kept = torch.cat([state.kept, torch.ones_like(tokens)], 1)
-        with torch.no_grad():
-            out = model(tokens, attention_mask=state.kept, past_key_values=state.cache, use_cache=True)
-        return out.logits[:, -1], state
-
-    return step
 
 
 def _segments(input_ids: Tensor, token_type_ids: Tensor | None, seen: int) -> Tensor:
