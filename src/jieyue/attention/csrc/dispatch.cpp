@@ -1,11 +1,21 @@
 // The symbols that the library exports: which builds of the kernel this processor can run, and calls to one of them.
 #include "band.h"
+#ifdef ARM_BUILDS
+#include <sys/auxv.h>
+#endif
 
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
 #define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 extern "C" const Kernel kernel_plain;
 #ifdef X86_BUILDS
 extern "C" const Kernel kernel_avx2, kernel_avx512, kernel_avx512bf16;
+#endif
+#ifdef ARM_BUILDS
+extern "C" const Kernel kernel_neonbf16;
 #endif
 
 // The build of rank `rank`, 0 = the fastest that this processor runs; null when there are no more.  AMD's processors take
@@ -22,6 +32,9 @@ static const Kernel* ranked(int64_t rank) {
   if (avx512 && rank-- == 0) return &kernel_avx512;
   if (pairs && !first && rank-- == 0) return &kernel_avx512bf16;
   if (avx2 && rank-- == 0) return &kernel_avx2;
+#endif
+#ifdef ARM_BUILDS
+  if (getauxval(AT_HWCAP2) & (1 << 14) && rank-- == 0) return &kernel_neonbf16;  // HWCAP2_BF16
 #endif
   return rank == 0 ? &kernel_plain : nullptr;
 }

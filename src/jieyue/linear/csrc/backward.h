@@ -86,10 +86,8 @@ void backward_queries(const LinearCall& c, const Sizes& s, int64_t b, int64_t h,
         for (int p = 0; p <= i0; p += VL)
           store(grad_tile + i * CHUNK + p, load(grad_tile + i * CHUNK + p) + grad_mass[i0 + i]);
       hide_later(grad_tile, i0);
-      for (int i = 0; i0 + VL < CHUNK && i < VL; i++) {  // the products behind read up to KM columns beyond the diagonal
-        store(tile + i * CHUNK + i0 + VL, vf{});
-        store(grad_tile + i * CHUNK + i0 + VL, vf{});
-      }
+      for (int p = i0 + VL; p < smaller(CHUNK, i0 + VL + SPARE); p += VL)  // what the products behind read beyond the diagonal
+        for (int i = 0; i < VL; i++) store(tile + i * CHUNK + p, vf{}), store(grad_tile + i * CHUNK + p, vf{});
       weigh(VL, grad_tile, CHUNK, i0 + VL, w.keys, s.ldF, w.dq);
     }
     weigh(VL, w.grads + i0 * s.ldV, s.ldV, s.V, before, s.ldF, w.dq);
@@ -107,9 +105,9 @@ void backward_queries(const LinearCall& c, const Sizes& s, int64_t b, int64_t h,
 // dk and dv of the chunk's keys from the queries behind it: phi'(k) (dS v + dz) and phi(k) dS; `panels` are those of dS.
 void backward_keys(const Sizes& s, int count, const BackwardSpace& w, const Sums& grad, const float* panels) {
   const int rows = up(count);
-  for (int i0 = 0; i0 < rows; i0 += QM) {
+  for (int i0 = 0; i0 < rows; i0 += RM) {
     score(w.values + i0 * s.ldV, s.ldV, panels, s.ldF / VL, s.V, w.dk + i0 * s.ldF, s.ldF);
-    for (int i = i0; i < i0 + QM; i++)
+    for (int i = i0; i < i0 + RM; i++)
       for (int d = 0; d < s.ldF; d += VL) store(w.dk + i * s.ldF + d, load(w.dk + i * s.ldF + d) + load(grad.z + d));
   }
   clear(w.dv, (int64_t)rows * s.ldV);

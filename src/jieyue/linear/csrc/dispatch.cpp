@@ -1,7 +1,11 @@
 // The symbols that the library exports: which builds of the kernel this processor can run, and calls to one of them.
 #include "linear.h"
 
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
 #define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 extern "C" const LinearKernel kernel_plain;
 #ifdef X86_BUILDS

@@ -21,7 +21,7 @@ inline void hide_later(float* tile, int row) {
 
 // The scores of VL rows from row `i0` on with the panels up to their own.
 inline void score_rows(const float* rows, int64_t ld, const float* panels, int i0, int depth, float* tile) {
-  for (int i = 0; i < VL; i += QM) score(rows + i * ld, ld, panels, i0 / VL + 1, depth, tile + i * CHUNK, CHUNK);
+  for (int i = 0; i < VL; i += RM) score(rows + i * ld, ld, panels, i0 / VL + 1, depth, tile + i * CHUNK, CHUNK);
   hide_later(tile, i0);
 }
 

@@ -5,6 +5,8 @@
 
 namespace {
 
+#define RM (QM < VL ? QM : VL)  // rows of a score tile here: a group has VL of them
+
 const int CHUNK = 64;
 const int BUNCH = 6;  // heads whose rows are read side by side
 
@@ -193,14 +195,14 @@ inline void weigh(int rows, const float* p, int64_t ldp, int keys, const float* 
   }
 }
 
-// s[QM][panels] = rows . panels
+// s[RM][panels] = rows . panels
 inline void score(const float* rows, int64_t ld, const float* panels, int count, int depth, float* s, int64_t lds) {
   for (int p = 0; p < count; p += QN) {
     const float* at = panels + (int64_t)p * depth * VL;
     const int n = smaller(count - p, QN);
-    if (n == 3) score_tile<Floats, QM, 3>(rows, ld, at, depth, s + p * VL, lds);
-    if (n == 2) score_tile<Floats, QM, 2>(rows, ld, at, depth, s + p * VL, lds);
-    if (n == 1) score_tile<Floats, QM, 1>(rows, ld, at, depth, s + p * VL, lds);
+    if (n == 3) score_tile<Floats, RM, 3>(rows, ld, at, depth, s + p * VL, lds);
+    if (n == 2) score_tile<Floats, RM, 2>(rows, ld, at, depth, s + p * VL, lds);
+    if (n == 1) score_tile<Floats, RM, 1>(rows, ld, at, depth, s + p * VL, lds);
   }
 }
 
