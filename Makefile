@@ -87,9 +87,17 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
+# A source archive and a wheel for this machine; before them, where the cross-compiler is there, a wheel for Linux on ARM.
 dist: setup
 	rm -rf dist
+	@if command -v aarch64-linux-gnu-g++ > /dev/null && [ "$$(uname -m)" != aarch64 ]; then \
+	  CXX=aarch64-linux-gnu-g++ $(BIN)/python -m build --no-isolation --wheel; \
+	else echo "No wheel for linux-aarch64: aarch64-linux-gnu-g++ not found"; fi
 	$(BIN)/python -m build --no-isolation
+
+# The attention kernel's ARM build, emulated, against float64; skipped with a reason where the tools are missing.
+qemu-check: setup
+	$(BIN)/python tests/arm/check.py
 
 clean:
 	rm -rf dist build .mypy_cache .ruff_cache .hypothesis
