@@ -5,8 +5,9 @@
 
 namespace {
 
-inline int64_t divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }     // towards minus infinity
-inline int64_t divided_up(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
+// Towards minus infinity, and towards infinity; most bands have step 1, and rows ask often.
+inline int64_t divided(int64_t a, int64_t b) { return b == 1 ? a : a >= 0 ? a / b : -((b - 1 - a) / b); }
+inline int64_t divided_up(int64_t a, int64_t b) { return b == 1 ? a : a > 0 ? (a + b - 1) / b : -(-a / b); }
 
 inline int count_from(int64_t first, int64_t end, int64_t step) {
   return first >= end ? 0 : (int)((end - first + step - 1) / step);
