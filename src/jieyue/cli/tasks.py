@@ -72,7 +72,7 @@ class TaskVerb:
         return found
 
 
-_DATA = "Training files (SQuAD, CMRC 2018, DRCD or multi-passage JSON; .gz, .xz). Default: the corpus that ships."
+_DATA = "Training files (SQuAD, CMRC 2018, DRCD, multi-passage JSON, CSV). Default: the corpus that ships."
 
 TITLE = TaskVerb(
     name="title",
@@ -140,7 +140,7 @@ VERBS = (
         without=("curriculum", "start", "new_head", "unshare", "unshare_after"),
         words={
             "model": "A preset (tiny, small), a folder or a hub name.",
-            "data": "Dialogues (LCCC, CDial-GPT, OpenAI messages; .gz, .xz). Default: the corpus that ships.",
+            "data": "Dialogues (LCCC, OpenAI messages, ShareGPT, Alpaca, CSV …). Default: the corpus that ships.",
             "held_out": "Dialogues to judge by. Default: a fiftieth of --data.",
         },
         defaults={"effective_batch": 8},

@@ -129,6 +129,8 @@ class TextStream:
 
     def wrong(self, found: str, expected: str) -> InputError:
         """What is wrong at this place, with what stands there."""
+        if found == "Unterminated string starting at":
+            found = "a string that does not end"
         near = self.buffer[self.at : self.at + 30].split("\n")[0]
         shown = f" before {near!r}" if near else ""
         return InputError(message(f"{self.name}, line {self.line}, column {self.column}", f"{found}{shown}", expected))

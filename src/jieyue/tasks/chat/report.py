@@ -33,7 +33,7 @@ def report_quality(report: Report, scores: Facts, beside: Facts, rate: float) ->
         section.fact(what, scores[name], unit, how, key=name in ("perplexity_token", "dist_2"))
     if "hits" in beside:
         hits = beside["hits"]
-        how = f"of {len(hits)} paraphrased openings, the greedy reply has the phrase that was listed before training"
+        how = f"of {len(hits)} paraphrased openings, new to it; the replies with these phrases stand in training"
         section.fact("key phrase said", sum(hits) / len(hits), "share", how, key=True)
     section.fact("replies", rate, "per second", "greedy, many at once")
     if scores["too_long"]:
