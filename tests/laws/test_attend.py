@@ -259,8 +259,12 @@ def test_operators_are_well_made():
 def test_compiled_graph_is_whole():
     q, k, v = randoms((1, 2, 9, 4), (1, 2, 9, 4), (1, 2, 9, 4))
 
+    segments, sinks, bias = torch.tensor([[0] * 5 + [1] * 4]), torch.randn(2).double(), torch.randn(1, 17).double()
+
     def call(q, k, v):
-        return attend(q * 2, k, v, sparse(3), dropout=0.1).sin() + attend(q, k, v, "causal(local(2))")
+        more = {"segments": segments, "sinks": sinks, "softcap": 3.0, "offset_bias": bias}
+        worn = attend(q, k, v, "causal(first(1)+local(2))", **more)
+        return attend(q * 2, k, v, sparse(3), dropout=0.1).sin() + worn
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
     results = []

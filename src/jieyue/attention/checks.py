@@ -85,9 +85,9 @@ def check_additions(
         raise InputError(f"attend: softcap={softcap!r}, expected a finite number above 0, or None")
     heads, diagonals = q.shape[1], q.shape[2] + k.shape[2] - 1
     if sinks is not None:
-        _check_logits("sinks", sinks, q, [[heads]])
+        _check_logits("sinks", sinks, q, ((heads,),))
     if offset_bias is not None:
-        _check_logits("offset_bias", offset_bias, q, [[heads, diagonals], [1, diagonals]])
+        _check_logits("offset_bias", offset_bias, q, ((heads, diagonals), (1, diagonals)))
 
 
 def check_segments(call: str, q: Tensor, k: Tensor, q_offset: int, segments: Tensor) -> None:
@@ -106,13 +106,17 @@ def check_segments(call: str, q: Tensor, k: Tensor, q_offset: int, segments: Ten
         raise InputError(f"{call}: segments with q_offset={q_offset}, expected 0: queries and keys are the same rows")
 
 
-def _check_logits(name: str, x: Tensor, q: Tensor, shapes: list[list[int]]) -> None:
-    expected = " or ".join(map(str, shapes))
+def _check_logits(name: str, x: Tensor, q: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Its type, shape (one of ``shapes``) and device."""
     if not isinstance(x, Tensor):
-        raise InputError(f"attend: {name} is {type(x).__name__}, expected a tensor {expected}")
-    if list(x.shape) not in shapes:
-        raise InputError(f"attend: {name} has shape {list(x.shape)}, expected {expected}")
+        raise InputError(f"attend: {name} is {type(x).__name__}, expected a tensor {_either(shapes)}")
+    if not any(x.shape == shape for shape in shapes):
+        raise InputError(f"attend: {name} has shape {list(x.shape)}, expected {_either(shapes)}")
     if not x.is_floating_point():
         raise InputError(f"attend: {name} has dtype {x.dtype}, expected a floating type")
     if x.device != q.device:
         raise InputError(f"attend: {name} is on {x.device} and q on {q.device}, expected one device")
+
+
+def _either(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " or ".join(str(list(shape)) for shape in shapes)

@@ -11,7 +11,6 @@ import functools
 import sys
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 __all__ = ["rows_like"]
@@ -24,7 +23,7 @@ def rows_like(x: Tensor, width: int) -> Tensor:
     """An uninitialised [B, H, N, width] with x's leading sizes, type and device, [B, N, H, width] in memory."""
     batch, heads, rows = x.shape[:3]
     fresh = x.new_empty(batch, rows, heads, width)
-    if fresh.device.type == "cpu" and fresh.nbytes >= 4 * _LARGE_PAGE and not torch.compiler.is_compiling():
+    if type(fresh) is Tensor and fresh.device.type == "cpu" and fresh.nbytes >= 4 * _LARGE_PAGE:  # no traced one
         _advise(fresh)
     return fresh.transpose(1, 2)
 
