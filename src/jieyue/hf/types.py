@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig as Config
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import TrainerControl as Control
 from transformers import TrainingArguments as Arguments
 
-__all__ = ["Arguments", "Config", "Tokenizer"]
+__all__ = ["Arguments", "Config", "Control", "Tokenizer"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["arguments_of"]
 
+_SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine"}
 PRESET_RATE, CHECKPOINT_RATE = 1e-3, 3e-5  # of AdamW; another optimizer's are multiples of them
 
 
@@ -29,8 +30,8 @@ def arguments_of(
         **optimizer.options,
         "learning_rate": training.learning_rate or optimizer.rate * (PRESET_RATE if is_preset else CHECKPOINT_RATE),
         "warmup_steps": warmup,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
         "save_steps": training.save_steps,
         "seed": training.seed,
     }
@@ -38,4 +39,6 @@ def arguments_of(
         decay = steps // 2
         options |= {"adam_beta2": 0.98, "lr_scheduler_type": "warmup_stable_decay"}
         options["lr_scheduler_kwargs"] = {"num_decay_steps": decay, "decay_type": "linear", "min_lr_ratio": 0.02}
+    if training.schedule is not None:
+        options |= {"lr_scheduler_type": _SCHEDULES[training.schedule], "lr_scheduler_kwargs": {}}
     return training_arguments(folder, steps=steps, device=device, **options)

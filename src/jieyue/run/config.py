@@ -14,7 +14,11 @@ from jieyue.options import option
 if TYPE_CHECKING:
     from jieyue.training.objective import Objective
 
-__all__ = ["TrainingConfig"]
+__all__ = ["KEPT", "SCHEDULES", "TrainingConfig"]
+
+KEPT = ("last", "best")
+SCHEDULES = ("linear", "constant", "cosine")
+_LOOKS = ("evaluate_every", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,9 @@ class TrainingConfig:
     3e-5 for a checkpoint, and a hundred times that for momentum. ``curriculum``: as ``data.curriculum.Curriculum`` reads it,
     such as "1:0.22,2:0.42"; None = the preset's own, "none" = whole passages from the beginning; reading alone has one.
     ``start``: how a preset's weights begin, None = its own way. ``optimizer``: of ``OPTIMIZERS``; ``dtype``: of ``DTYPES``,
-    bfloat16 is autocast and an approximation. ``remedies``: functions ``Objective -> Objective``, the first one innermost.
+    bfloat16 is autocast and an approximation. ``keep``: "best" = by ``Task.deciding`` on the examples set aside, looked at every
+    ``evaluate_every`` updates; ``patience``: looks without a better score after which training stops.
+    ``remedies``: functions ``Objective -> Objective``, the first one innermost.
     """
 
     effective_batch: int = option(32, "Rows of one update, whatever fits at once.")
@@ -37,7 +43,23 @@ class TrainingConfig:
     learning_rate: float | None = option(
         None, "Default: 1e-3 for a preset, 3e-5 for a checkpoint; a hundred times that for momentum."
     )
-    warmup_steps: int | None = None
+    warmup_steps: int | None = option(None, "Updates in which the rate rises. Default: a tenth, at most 100.")
+    schedule: str | None = option(
+        None,
+        "Of the rate: linear, constant or cosine. Default: linear; a preset's own stays until half time, then falls.",
+        metavar="NAME",
+    )
+    weight_decay: float = option(0.01, "Of matrices; biases and norms have none.")
+    max_grad_norm: float = option(1.0, "Longer gradients are cut to this norm; 0 = never.")
+    evaluate_every: int | None = option(
+        None, "Updates between two looks at the examples set aside. Default: an eighth of the run."
+    )
+    keep: str = option(
+        "last",
+        "Which weights stay: the last, or the best by the task's score on examples set aside.",
+        metavar="best|last",
+    )
+    patience: int | None = option(None, "Stop after so many looks without a better score. Default: never.")
     seed: int = option(0, "Seed of everything random.")
     start: str | None = option(
         None, "How a preset's weights begin: orthogonal-copy or normal. Default: the preset's own way."
@@ -59,11 +81,15 @@ class TrainingConfig:
         given = [name for name in ("steps", "epochs", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)}: found {len(given)} lengths of training, expected one of them")
-        for name in ("effective_batch", "steps", "epochs", "seconds", "learning_rate", "save_steps"):
+        for name in ("effective_batch", "steps", "epochs", "seconds", "learning_rate", "save_steps", *_LOOKS):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name}={value}: expected a finite number above 0")
-        for name in ("warmup_steps", "seed"):
+        if self.keep not in KEPT:
+            raise InputError(f"keep={self.keep!r}: expected one of {', '.join(KEPT)}")
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise InputError(f"schedule={self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        for name in ("warmup_steps", "seed", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**32:
                 raise InputError(f"{name}={value}: expected 0 or more, below 2**32")
@@ -83,6 +109,11 @@ class TrainingConfig:
     def to_dict(self) -> Facts:
         """JSON values; remedies by their text."""
         return asdict(self) | {"remedies": [str(remedy) for remedy in self.remedies]}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the examples set aside decide which weights stay, or when training stops."""
+        return self.keep == "best" or self.patience is not None
 
     @classmethod
     def known(cls, values: Facts) -> Facts:

@@ -15,9 +15,11 @@ from torch import nn
 from jieyue import __version__
 from jieyue.budget import Plan
 from jieyue.errors import InputError
+from jieyue.hf.checkpoints import intact_checkpoint
 from jieyue.hf.loading import quiet, save
 from jieyue.hf.optimizers import make_optimizer
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
+from jieyue.hf.types import Control
 from jieyue.hf.unsharing import Unsharing
 from jieyue.listener import SILENT, ProgressListener, Update
 from jieyue.machine import peak_resident_bytes
@@ -25,6 +27,7 @@ from jieyue.tasks import Facts, Settings
 
 from .arguments import arguments_of
 from .batches import num_positions, seconds_per_position, staged_batches, updates_within
+from .best import BestWeights
 from .config import TrainingConfig
 from .plan import RunPlan
 from .prepare import Prepared
@@ -83,7 +86,10 @@ def fit(
     if not resume:
         write_resolved(folder, training, prepared, len(batches))
     arguments = arguments_of(training, steps=len(batches), is_preset=is_preset, folder=checkpoints, device=device)
-    watched = _Watched(prepared, listener, curve)
+    if training.patience is not None and arguments.world_size > 1:
+        raise InputError("patience: found several processes, which would stop at different updates; expected none")
+    best = _best(prepared, training, checkpoints, resume)
+    watched = _Watched(prepared, listener, curve, best, training.evaluate_every or max(1, len(batches) // CURVE_POINTS))
     started = time.perf_counter()
     with listener.progress("training") as watched.update:
         work = Work(
@@ -94,19 +100,25 @@ def fit(
             micro_batch=micro,
         )
         trainer = EffectiveBatchTrainer(model, arguments, work, progress=watched, callbacks=[later])
-        watched.model = model
+        watched.model, watched.control = model, trainer.control
         trainer.train(resume_from_checkpoint=resume)
-    facts = {
-        "steps": len(batches),
-        "rows": sum(len(batch) for batch in batches),
-        "tokens": sum(int(prepared.lengths[number]) for batch in batches for number in batch),
+    done = batches[: trainer.state.global_step]
+    facts: Facts = {
+        "steps": len(done),
+        "rows": sum(len(batch) for batch in done),
+        "tokens": sum(int(prepared.lengths[number]) for batch in done for number in batch),
         "seconds": time.perf_counter() - started,
         "process_peak_bytes": peak_resident_bytes(),
         "micro_batch": micro.rows,
         "halvings": micro.halvings,
         "learning_rate": arguments.learning_rate,
         "warmup_steps": arguments.warmup_steps,
+        "schedule": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
+        "evaluate_every": watched.every,
     }
+    if training.chooses and best.best is not None and trainer.is_world_process_zero():
+        facts |= {"best_step": best.best[0], "best_score": best.best[1], "stopped_early": len(done) < len(batches)}
+        facts["kept"] = "best" if trainer.model is not None and best.restore(trainer.model) else "last"
     assert trainer.model is not None and trainer.optimizer is not None
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper has torch's own inside
     return Trained(trainer.model, inner, watched.losses, watched.curve, facts, trainer.is_world_process_zero())
@@ -115,11 +127,15 @@ def fit(
 class _Watched:
     """Hears of every update: keeps the losses, tells the listener, and measures the curve now and then."""
 
-    def __init__(self, prepared: Prepared, listener: ProgressListener, measure: Curve | None) -> None:
+    def __init__(
+        self, prepared: Prepared, listener: ProgressListener, measure: Curve | None, best: BestWeights, every: int
+    ) -> None:
         self.prepared, self.listener, self.measure = prepared, listener, measure
+        self.best, self.every = best, every
         self.losses: list[tuple[int, float]] = []
         self.curve: list[tuple[int, float]] = []
         self.model: nn.Module | None = None
+        self.control: Control | None = None
         self.update: Update = lambda done, total, facts: None
 
     def __call__(self, state: Progress) -> None:
@@ -130,9 +146,25 @@ class _Watched:
             "remaining_seconds": state.remaining_seconds,
         }
         self.update(state.step, state.steps, facts)
-        due = state.step % max(1, state.steps // CURVE_POINTS) == 0
+        due = state.step % self.every == 0 or (state.step == state.steps and bool(self.best.scores))
         if due and self.model is not None and self.measure is not None:
-            self.curve.append((state.step, self.measure(self.model, self.prepared)))
+            score = self.measure(self.model, self.prepared)
+            self.curve.append((state.step, score))
+            chooses = self.best.keeps or self.best.patience is not None
+            if chooses and state.step >= self.prepared.unshare_after:  # before, its layers have other weights
+                self.best.take(state.step, score, self.model)
+            if self.best.is_over and self.control is not None:
+                self.control.should_training_stop = True
+
+
+def _best(prepared: Prepared, training: TrainingConfig, checkpoints: Path, resume: bool) -> BestWeights:
+    """What is known of the best weights before the first update of this start."""
+    higher = prepared.task.deciding.higher_is_better
+    found = BestWeights(checkpoints, higher, training.keep == "best", training.patience)
+    last = intact_checkpoint(checkpoints) if resume and training.chooses else None
+    if last is not None:
+        found.resumed(int(last.name.rpartition("-")[2]))
+    return found
 
 
 def store(trained: Trained, prepared: Prepared, settings: Settings, folder: Path, record: Facts) -> None:

@@ -249,6 +249,8 @@ def _decided(prepared: Prepared, trained: Trained, training: TrainingConfig, pla
         "learning_rate": trained.facts["learning_rate"],
         "warmup_steps": trained.facts["warmup_steps"],
         "checkpointing": planned.plan.checkpointing,
+        "schedule": trained.facts["schedule"],
+        "evaluate_every": trained.facts["evaluate_every"],
         "curriculum": prepared.curriculum,
         "start": prepared.model.start,
     }

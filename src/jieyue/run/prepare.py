@@ -17,6 +17,7 @@ from jieyue.errors import InputError, message
 from jieyue.planning.setting import dtype_named
 from jieyue.tasks import Facts, Row, RunConfig, Settings, Sources
 from jieyue.tasks.models import ModelSource
+from jieyue.tasks.sources import halved
 from jieyue.tasks.table import AnyTask
 from jieyue.training.accumulation import under_autocast
 from jieyue.training.microbatch import MicroBatch
@@ -98,6 +99,8 @@ def prepare(
     narrow = _autocast(training, device)
     wanted = task.settings(config, training.seed)
     sources = task.sources(config, wanted, training.seed)
+    if training.chooses:
+        sources = halved(sources)
     wanted = task.resolved(wanted, sources.train)
     source = task.open_model(
         config, wanted, lambda: task.texts(sources.train), start=training.start, seed=training.seed

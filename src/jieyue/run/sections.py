@@ -88,6 +88,13 @@ def training_section(
     section = report.section("Training")
     for name in ("steps", "rows", "tokens"):
         section.fact(name, facts[name])
+    if "best_step" in facts:
+        how = f"{deciding.quantity} on examples set aside, looked at every {facts['evaluate_every']} updates"
+        section.fact("best update", facts["best_step"], how=how)
+        section.fact(
+            f"its {deciding.quantity}", facts["best_score"], deciding.unit, how=f"{facts['kept']} weights kept"
+        )
+        section.fact("stopped early", facts["stopped_early"])
     section.fact("time", facts["seconds"], "seconds", how="training alone", key=True)
     section.fact(
         "speed", facts["tokens"] / max(facts["seconds"], 1e-9), "per second", how="tokens, padding not counted"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Generic, TypeVar
 
 from jieyue.data.findings import Findings
 
-__all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "sampled", "set_apart"]
+__all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "halved", "sampled", "set_apart"]
 
 Example = TypeVar("Example")
 
@@ -35,6 +35,13 @@ class Sources(Generic[Example]):
     findings: Findings
     held_out_findings: Findings | None = None
     shared: Mapping[str, int] | None = None
+
+
+def halved(sources: Sources[Example]) -> Sources[Example]:
+    """Where the part set aside is the held-out part, every second example of it for each: what chooses must not judge."""
+    if sources.set_aside is not sources.held_out:
+        return sources
+    return replace(sources, set_aside=sources.held_out[::2], held_out=sources.held_out[1::2])
 
 
 def set_apart(
