@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Allocator", "AsJson", "BatchSize", "BudgetText", "Device", "EffectiveBatch", "Resume", "SkipBad"]
+__all__ = [
+    "Allocator",
+    "AsJson",
+    "BatchSize",
+    "BudgetText",
+    "Device",
+    "EffectiveBatch",
+    "Overwrite",
+    "Resume",
+    "SkipBad",
+]
 
 BudgetText = Annotated[str, typer.Option("--budget", help="Memory for the whole process, such as 1GiB or 800MB.")]
 EffectiveBatch = Annotated[int, typer.Option(help="Rows of one update, whatever fits at once.")]
@@ -18,3 +28,4 @@ Allocator = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train anew in a folder that holds a finished model.")]

@@ -22,7 +22,7 @@ from jieyue.tasks.settings import Settings
 from .console import Console, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
 from .optional import VerbGroup
-from .options import Allocator, AsJson, BudgetText, Device, Resume
+from .options import Allocator, AsJson, BudgetText, Device, Overwrite, Resume
 
 if TYPE_CHECKING:
     from jieyue.training.remedies.remedy import Remedy
@@ -186,6 +186,7 @@ def _train_flags(verb: TaskVerb) -> list[inspect.Parameter]:
         flag_of("device", Device, "cpu"),
         flag_of("allocator", Allocator, "auto"),
         flag_of("resume", Resume, False),
+        flag_of("overwrite", Overwrite, False),
         flag_of("as_json", AsJson, False),
     ]
 
@@ -243,6 +244,7 @@ def _run_train(verb: TaskVerb, given: Given) -> None:
     training, console = _training(given), Console(given["as_json"])
     config = replace(config, progress=console.reading)
     from jieyue.hf.interrupts import Interrupted
+    from jieyue.run.folder import Out
     from jieyue.run.jobs import Stopped, train
     from jieyue.tasks.table import task
 
@@ -250,7 +252,7 @@ def _run_train(verb: TaskVerb, given: Given) -> None:
         report = train(
             verb.name,
             config,
-            out,
+            Out(out, given["overwrite"]),
             budget=budget,
             training=training,
             resume=given["resume"],

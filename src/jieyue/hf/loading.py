@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 RECORD = "jieyue.json"
+SAVED = "saved"  # the head that a checkpoint was saved with
 HEADS = {
     None: "AutoModel",
     "masked-lm": "AutoModelForMaskedLM",
@@ -65,15 +66,17 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load(name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False) -> tuple[Any, Any]:
+def load(name: str | Path, head: str | None = SAVED, *, new_head: bool = False) -> tuple[Any, Any]:
     """Model and tokenizer from a folder or a hub name, in evaluation mode, on the CPU, in the checkpoint's dtype.
 
     A folder that was saved with our attention or activations (``use``) comes back with them.
 
-    ``head``: one of ``HEADS``. ``new_head=True`` permits a head that the checkpoint lacks to start from random weights;
+    ``name``: the folder or hub name. ``head``: one of ``HEADS``; "saved" = the head that the checkpoint was saved with, None = the bare
+    model. ``new_head=True`` permits a head that the checkpoint lacks to start from random weights;
     otherwise weights that are missing or of another shape raise ``InputError`` with their list, as do folders that are not
     transformers models. Only safetensors and ``weights_only`` archives are read, and no code from the folder is run.
     """
+    head = head_of(name) if head == SAVED else head
     model, tokenizer = load_model(name, head, new_head=new_head), load_tokenizer(name)
     check_tokenizer(name, tokenizer, model)
     return model, tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError, message
@@ -12,6 +12,7 @@ from jieyue.json_values import Facts
 from jieyue.options import option
 
 if TYPE_CHECKING:
+    from jieyue.budget import Plan
     from jieyue.training.objective import Objective
 
 __all__ = ["KEPT", "SCHEDULES", "TrainingConfig"]
@@ -31,7 +32,7 @@ class TrainingConfig:
     ``start``: how a preset's weights begin, None = its own way. ``optimizer``: of ``OPTIMIZERS``; ``dtype``: of ``DTYPES``,
     bfloat16 is autocast and an approximation. ``keep``: "best" = by ``Task.deciding`` on the examples set aside, looked at every
     ``evaluate_every`` updates; ``patience``: looks without a better score after which training stops.
-    ``remedies``: functions ``Objective -> Objective``, the first one innermost.
+    ``remedies``: functions ``Objective -> Objective``, the first one innermost. ``plan``: obeyed, instead of planning anew.
     """
 
     effective_batch: int = option(32, "Rows of one update, whatever fits at once.")
@@ -76,6 +77,7 @@ class TrainingConfig:
     dtype: str = option("float32", "Of matrix products: float32, or bfloat16 (autocast; approximate).", metavar="NAME")
     save_steps: int = option(200, "Updates between checkpoints.")
     remedies: tuple[Callable[[Objective], Objective], ...] = ()
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "epochs", "seconds") if getattr(self, name) is not None]
@@ -108,7 +110,8 @@ class TrainingConfig:
 
     def to_dict(self) -> Facts:
         """JSON values; remedies by their text."""
-        return asdict(self) | {"remedies": [str(remedy) for remedy in self.remedies]}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plan"}
+        return values | {"remedies": [str(remedy) for remedy in self.remedies]}
 
     @property
     def chooses(self) -> bool:

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+import torch.distributed
 
 from jieyue.errors import InputError, message
+from jieyue.hf.loading import RECORD
 from jieyue.tasks import Facts
 
-__all__ = ["MEMORY", "check_folder", "read_memory"]
+__all__ = ["MEMORY", "Out", "check_folder", "check_unfinished", "locked", "read_memory"]
 
 MEMORY = "training_memory.json"  # what judging must know of the training examples: Task.memory
+
+
+@dataclass(frozen=True)
+class Out:
+    """Where a run writes; ``overwrite`` permits a folder that holds a finished model."""
+
+    path: Path
+    overwrite: bool = False
+
+    @classmethod
+    def of(cls, out: str | Path | Out) -> Out:
+        """A path as it is: nothing is written over."""
+        return out if isinstance(out, Out) else cls(Path(out))
 
 
 def check_folder(folder: Path) -> None:
@@ -24,6 +45,43 @@ def check_folder(folder: Path) -> None:
         raise InputError(message("out", f"the file {folder}", "a folder, or a name that is free")) from None
     except OSError as error:
         raise InputError(message("out", f"{folder}, which cannot be written ({error.strerror})", "a folder")) from None
+
+
+def check_unfinished(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder in which a training was finished, unless it is to be written over."""
+    if (folder / RECORD).is_file() and (folder / "report.json").is_file() and not overwrite:
+        raise InputError(
+            message("out", f"{folder}, which holds a finished model", "another folder", "--overwrite trains anew there")
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the system gives it free when the process ends, however it ends."""
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        yield  # several processes of one run share the folder
+        return
+    place = folder / "checkpoints"
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("a+") as file:
+        try:
+            _lock(file)
+        except OSError:
+            found = f"{folder}, in which another process is training"
+            raise InputError(message("out", found, "a folder of its own", "wait for it, or name another one")) from None
+        yield
+
+
+def _lock(file: IO[str]) -> None:
+    """OSError where another process holds it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_memory(folder: str | Path) -> Facts | None:

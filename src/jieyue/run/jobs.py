@@ -21,7 +21,7 @@ from jieyue.tasks.table import AnyTask, task
 from .config import TrainingConfig
 from .devices import check_device
 from .fit import Trained, fit, store
-from .folder import MEMORY, check_folder, read_memory
+from .folder import MEMORY, Out, check_folder, check_unfinished, locked, read_memory
 from .measure import against_length, measured_memory, prices, savings
 from .plan import RunPlan, check_budget, plan_for
 from .prepare import Prepared, prepare
@@ -36,7 +36,7 @@ from .sections import (
     training_section,
 )
 
-__all__ = ["Stopped", "doctor", "evaluate", "plan", "train"]
+__all__ = ["DEFAULT_BUDGET", "Stopped", "doctor", "evaluate", "plan", "planned", "train"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -80,22 +80,29 @@ def plan(
     ``name``: a task's (``TASKS``); ``config``, ``training``: on what, and how, as in ``train``; ``budget``: "1GiB" or a
     ``Budget``. ``BudgetError`` says what the smallest piece would need where nothing fits.
     """
+    return planned(name, config, budget=budget, training=training)[1]
+
+
+def planned(
+    name: str, config: RunConfig, *, budget: str | int | Budget, training: TrainingConfig
+) -> tuple[RunPlan, Report]:
+    """The plan itself, and its report; see ``plan``."""
     job = task(name)
     allowed = Budget.parse(budget)
     check_device(allowed.device)
     check_budget(allowed)
     prepared = prepare(job, config, training, device=allowed.device)
-    planned = plan_for(prepared, allowed, training)
+    found = plan_for(prepared, allowed, training)
     report = Report(f"Plan · {job.title.lower()} · {config.model}")
-    memory_section(report, planned.plan, planned.way, None, planned.budget.memory_bytes)
+    memory_section(report, found.plan, found.way, None, found.budget.memory_bytes)
     sharing_section(report, prepared.model, config.unshare_after)
-    return report
+    return found, report
 
 
 def train(
     name: str = "read",
     config: RunConfig = RunConfig(),
-    out: str | Path = "runs/model",
+    out: str | Path | Out = "runs/model",
     *,
     budget: str | int | Budget = DEFAULT_BUDGET,
     training: TrainingConfig = TrainingConfig(),
@@ -107,14 +114,17 @@ def train(
 
     ``name``: a task's (``TASKS``); ``config``: model, data and settings; ``training``: how long, how fast, with which
     remedies; ``budget`` bounds the whole process and names the device (``Budget``); ``resume`` goes on from the checkpoint in ``out``;
+    an ``out`` that holds a finished model, or in which another process trains, is refused (``Out``);
     ``listener`` is told how it goes; ``command`` is what the
     report says was called. Returns the report that ``out/report.html`` and ``out/report.json`` show.
     """
-    job, folder, allowed, clock = task(name), Path(out), Budget.parse(budget), _Clock()
+    place, job, allowed, clock = Out.of(out), task(name), Budget.parse(budget), _Clock()
+    folder = place.path
     check_device(allowed.device, must_exist=True)
     check_budget(allowed)
     check_folder(folder)
-    with _stopping("before the first update; the same command starts anew"):
+    check_unfinished(folder, place.overwrite or resume)
+    with _stopping("before the first update; the same command starts anew"), locked(folder):
         prepared, planned = _planned(job, config, training, allowed, folder, listener, clock)
         trained = fit(prepared, planned, training, folder, resume=resume, device=allowed.device, listener=listener)
     clock.lap("training")

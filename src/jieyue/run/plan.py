@@ -65,9 +65,15 @@ def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Ru
         mask=MASK,
         columns=prepared.task.columns(prepared.settings),
     )
+    if training.plan is not None:
+        return RunPlan(training.plan, budget, step, _way(training.plan, training))
     plan = choose(step, budget, effective_batch=training.effective_batch, checkpointing=training.checkpointing)
-    way = Setting(micro_batch=plan.micro_batch, optimizer=training.optimizer, dtype=training.dtype)
+    way = _way(plan, training)
     return RunPlan(replace(plan, exact=way.exact), budget, step, way)
+
+
+def _way(plan: Plan, training: TrainingConfig) -> Setting:
+    return Setting(micro_batch=plan.micro_batch, optimizer=training.optimizer, dtype=training.dtype)
 
 
 def _example(prepared: Prepared, rows: int, length: int) -> dict[str, Tensor]:

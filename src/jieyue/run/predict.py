@@ -38,7 +38,7 @@ class Predictor:
     def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
         check_device(device, must_exist=True)
         record = read_record(folder)
-        self.task: AnyTask = task(str(record["task"]))
+        self.task: AnyTask = task(str(record["recipe"]))
         self.settings: Settings = self.task.settings_class.from_dict(record["settings"])
         model, self.tokenizer = load(folder, self.settings.head(self.task.head))
         self.model: nn.Module = model.to(device)

@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +40,29 @@ __all__ = [
 ]
 
 
+class How(TypedDict, total=False):
+    """What ``accumulate`` takes by name besides."""
+
+    allow: Collection[str]
+    non_finite: str
+    backward: Callable[[Tensor], object]
+    autocast: torch.dtype | None
+
+
 def accumulate(
     objective: Objective,
     model: nn.Module,
     batch: Mapping[str, Any],
     *,
-    micro_batch: int | Plan | MicroBatch,
-    allow: Collection[str] = (),
-    non_finite: str = "stop",
-    backward: Callable[[Tensor], object] = Tensor.backward,
-    autocast: torch.dtype | None = None,
+    micro_batch: int | Plan | MicroBatch | None = None,
+    plan: Plan | None = None,
+    **how: Unpack[How],
 ) -> Tally:
     """Adds the gradient of the batch's mean loss to ``.grad`` and returns the batch's Tally (plain floats, all ranks).
 
     ``batch``: tensors (or lists) with one entry per row; only pieces move to the model's device. ``micro_batch``: rows
-    a piece, a ``Plan`` (its checkpointing is obeyed) or a ``MicroBatch``, which remembers a halving for later batches
-    and can trim padding or bound tokens. Gradients that were there before stay and are added to (one copy more).
+    a piece, or a ``MicroBatch``, which remembers a halving for later batches; in its place ``plan``: a ``Plan``, whose checkpointing is
+    obeyed. A ``MicroBatch`` can trim padding or bound tokens. Gradients that were there before stay and are added to (one copy more).
 
     Out of memory: the same batch is run again from its beginning with the same random state, in pieces of half the
     rows, and a warning says so; at one row ``BudgetError``. Under DDP all ranks retry together; under FSDP2, whose ranks
@@ -74,7 +81,12 @@ def accumulate(
     sum in place of the mean); layers that see the whole batch (BatchNorm) or move with every pass (spectral_norm) in
     training when it is cut, unless their class name or module name is in ``allow``: the update is then an approximation.
     """
-    micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
+    wanted = plan if micro_batch is None else micro_batch
+    if wanted is None or (plan is not None and micro_batch is not None):
+        raise InputError(message("accumulate", f"micro_batch={micro_batch} and plan={plan}", "one of the two"))
+    micro = wanted if isinstance(wanted, MicroBatch) else MicroBatch(wanted)
+    allow, non_finite, autocast = how.get("allow", ()), how.get("non_finite", "stop"), how.get("autocast")
+    backward = how.get("backward", Tensor.backward)
     if non_finite not in ("stop", "skip", "allow"):
         raise InputError(message("non_finite", repr(non_finite), "'stop', 'skip' or 'allow'"))
     ranks = Ranks(model)

@@ -1,0 +1,228 @@
+"""The Python face of a run: a model by name or in hand, data in files or in hand, and what came of it in one value.
+
+What is in hand becomes files of a temporary folder (a model and tokenizer as transformers saves them, rows as JSON lines), and then
+goes the way of the command line: read, checked, parted, planned, trained, judged and reported by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from torch import nn
+
+from jieyue.budget import Budget, Plan
+from jieyue.errors import InputError, message
+from jieyue.hf.types import Model, Tokenizer
+from jieyue.listener import ProgressListener
+from jieyue.report import Report
+from jieyue.tasks import Facts, RunConfig, Settings
+from jieyue.tasks.table import task as task_named
+
+from . import jobs
+from .bars import Bars
+from .config import TrainingConfig
+from .folder import Out
+from .predict import Predictor
+
+__all__ = ["Data", "Options", "ReportedPlan", "TrainedModel", "plan", "train"]
+
+Data = str | Path | Sequence[str | Path] | Iterable[Facts]
+"""Files, or rows: dicts, or a ``datasets.Dataset``, whose class labels become their names."""
+
+
+class Options(TypedDict, total=False):
+    """What ``train`` and ``plan`` take by name besides: fields of ``RunConfig`` and ``TrainingConfig``; ``settings``: the task's own, a
+    value of its class or a dict of what differs from the defaults."""
+
+    settings: Settings | Mapping[str, Any]
+    vocabulary: Path
+    limit: int
+    skip_bad: bool
+    new_head: bool
+    attention: str
+    unshare: int
+    unshare_after: int
+    effective_batch: int
+    steps: int
+    epochs: float
+    seconds: float
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    weight_decay: float
+    max_grad_norm: float
+    evaluate_every: int
+    keep: str
+    patience: int
+    seed: int
+    start: str
+    curriculum: str
+    checkpointing: bool
+    optimizer: str
+    dtype: str
+    save_steps: int
+    remedies: Sequence[Any]
+    plan: Plan
+    resume: bool
+    overwrite: bool
+    device: str
+    listener: ProgressListener
+
+
+@dataclass(frozen=True)
+class ReportedPlan(Plan):
+    """A ``Plan`` with the ``report`` that says what it costs and what was rejected."""
+
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """``model`` and ``tokenizer`` as the ``folder`` holds them, in evaluation mode; ``report``: what the folder shows."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    report: Report
+    folder: Path
+
+
+def train(
+    model: str | Path | Model = "tiny",
+    tokenizer: Tokenizer | None = None,
+    *,
+    task: str = "read",
+    data: Data = (),
+    held_out: Data = (),
+    out: str | Path = "runs/model",
+    budget: str | int | Budget = jobs.DEFAULT_BUDGET,
+    **options: Unpack[Options],
+) -> TrainedModel:
+    """Plans, trains, judges and reports, as ``jieyue train`` does; shows its progress.
+
+    ``model``: a preset, a folder, a hub name, or a model in hand with its ``tokenizer`` (which stays as it is: a copy is trained
+    and comes back). ``task``: "read", "classify", "mlm", "title", "chat", or a file of one's own. ``data``, ``held_out``: files, or
+    rows in hand with the fields that the task's files have (classify: text, label; read: question, context, answers; title: text,
+    title; chat: messages; mlm: text); () = the corpus that ships, and a part of the data. ``out``: the folder that is left.
+    ``budget``: of the whole process. ``options``: fields of ``RunConfig`` and ``TrainingConfig`` (steps=, keep=, plan=, ...), the
+    task's ``settings=``; ``resume=``, ``overwrite=``, ``device=``, ``listener=``.
+
+    Raises ``InputError`` (a ValueError) for what does not fit together, before anything is trained.
+    """
+    with _in_files(model, tokenizer, data, held_out) as (name, files):
+        config, training, device = _configured(task, name, files, options)
+        report = jobs.train(
+            task,
+            config,
+            Out(Path(out), options.get("overwrite", False)),
+            budget=Budget.parse(budget, device),
+            training=training,
+            resume=options.get("resume", False),
+            listener=options.get("listener") or Bars(),
+        )
+    opened = Predictor(out)
+    return TrainedModel(opened.model, opened.tokenizer, report, Path(out))
+
+
+def plan(
+    model: str | Path | Model = "tiny",
+    tokenizer: Tokenizer | None = None,
+    *,
+    task: str = "read",
+    data: Data = (),
+    held_out: Data = (),
+    budget: str | int | Budget = jobs.DEFAULT_BUDGET,
+    **options: Unpack[Options],
+) -> ReportedPlan:
+    """What ``train`` would do with the same ``model``, ``tokenizer``, ``task``, ``data``, ``held_out``, ``budget`` and ``options``.
+
+    Predicted before a weight is allocated. ``accumulate(..., plan=)`` and ``train(..., plan=)`` take it; its ``report`` says what it
+    costs. Raises ``BudgetError``, an ``InputError``, that says what the smallest piece would need where nothing fits.
+    """
+    with _in_files(model, tokenizer, data, held_out) as (name, files):
+        config, training, device = _configured(task, name, files, options)
+        found, report = jobs.planned(task, config, budget=Budget.parse(budget, device), training=training)
+    return ReportedPlan(**{one.name: getattr(found.plan, one.name) for one in fields(Plan)}, report=report)
+
+
+@contextmanager
+def _in_files(
+    model: str | Path | Model, tokenizer: Tokenizer | None, data: Data, held_out: Data
+) -> Iterator[tuple[str, dict[str, list[str | Path]]]]:
+    """The model's name and the files of data and held_out; what is in hand lies in a folder for as long as the run needs it."""
+    with tempfile.TemporaryDirectory(prefix="jieyue-") as temporary:
+        place = Path(temporary)
+        name = str(model)
+        if isinstance(model, nn.Module):
+            if tokenizer is None:
+                raise InputError(
+                    message("train(model)", "a model in hand without tokenizer", "its tokenizer beside it")
+                )
+            name = str(
+                place / (str(getattr(model.config, "name_or_path", "")).strip("/").rpartition("/")[2] or "model")
+            )
+            model.save_pretrained(name)
+            tokenizer.save_pretrained(name)
+        elif tokenizer is not None:
+            raise InputError(
+                message("train(tokenizer)", "one beside a name", "a model in hand, or the name's own tokenizer")
+            )
+        yield name, {role: _files(role, given, place) for role, given in (("data", data), ("held_out", held_out))}
+
+
+def _files(role: str, given: Data, place: Path) -> list[str | Path]:
+    """The files as they are, or one of JSON lines with the rows."""
+    if isinstance(given, str | Path):
+        return [given]
+    rows = [dict(row) if isinstance(row, Mapping) else row for row in given]
+    paths = [row for row in rows if isinstance(row, str | Path)]
+    if len(paths) == len(rows):
+        return paths
+    if not all(isinstance(row, dict) for row in rows):
+        raise InputError(message(role, "files and rows together, or rows that are no dicts", "files, or dicts"))
+    names = _class_names(given)
+    file = place / f"{role}.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            assert isinstance(row, dict)
+            told = {
+                key: names[key](value) if key in names and value is not None else value for key, value in row.items()
+            }
+            stream.write(json.dumps(told, ensure_ascii=False) + "\n")
+    return [file]
+
+
+def _class_names(given: Data) -> dict[str, Any]:
+    """Of a ``datasets.Dataset``: column -> what makes a name of a class number."""
+    features = getattr(given, "features", None) or {}
+    return {name: naming for name, kind in features.items() if (naming := getattr(kind, "int2str", None)) is not None}
+
+
+def _configured(
+    task: str, name: str, files: Mapping[str, list[str | Path]], options: Options
+) -> tuple[RunConfig, TrainingConfig, str]:
+    """The configurations that the options spell out, and the device."""
+    given: dict[str, Any] = dict(options)
+    for other in ("resume", "overwrite", "listener"):
+        given.pop(other, None)
+    settings, device = given.pop("settings", None), given.pop("device", "cpu")
+    run: dict[str, Any] = {one.name: given.pop(one.name) for one in fields(RunConfig) if one.name in given}
+    run |= {"model": name, **files}
+    how = {one.name: given.pop(one.name) for one in fields(TrainingConfig) if one.name in given}
+    if given:
+        known = sorted({one.name for one in (*fields(RunConfig), *fields(TrainingConfig))} | {"settings", "device"})
+        raise InputError(message("options", ", ".join(given), f"some of {', '.join(known)}"))
+    if how.get("plan") is not None:
+        how.setdefault("effective_batch", how["plan"].effective_batch)
+        how.setdefault("checkpointing", how["plan"].checkpointing)
+    how["remedies"] = tuple(how.get("remedies", ()))
+    training = TrainingConfig(**how)
+    config = RunConfig(**run)
+    if isinstance(settings, Mapping):
+        settings = task_named(task).default_settings(config, training.seed).changed(**settings)
+    return RunConfig(settings=settings, **run), training, device
