@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config
+from transformers import BertConfig, GPT2Config, T5Config, ViTConfig
 
 from jieyue.budget import Budget, Cost
 from jieyue.errors import BudgetError, InputError, MissingExtra
 from jieyue.hf.depth import num_layers, with_layers
-from jieyue.planning import calibration, measurement, prediction, search
+from jieyue.planning import bfloat16, calibration, measurement, prediction, search
 from jieyue.planning.calibration import Calibration, through_depths
 from jieyue.planning.measurement import measure_alone, measure_step
 from jieyue.planning.prediction import predict
@@ -252,6 +252,38 @@ def test_plan_of_a_folder_with_a_configuration_alone(tmp_path, monkeypatch):
         plan_model(str(tmp_path), length=65)
     with pytest.raises(InputError, match="prefix"):
         plan_model(str(tmp_path), length=16, head="prefix")
+
+
+def test_images_and_encoder_decoders_are_planned_by_their_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Calibration, "seconds", lambda *_: 1.0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    folders = {
+        "image-classification": ViTConfig(
+            image_size=32, patch_size=8, architectures=["ViTForImageClassification"], **sizes
+        ),
+        "sequence-to-sequence": T5Config(
+            d_model=32,
+            d_kv=16,
+            d_ff=64,
+            num_layers=1,
+            num_heads=2,
+            vocab_size=99,
+            architectures=["T5ForConditionalGeneration"],
+        ),
+    }
+    for head, config in folders.items():
+        config.save_pretrained(tmp_path / head)
+        planned = plan_model(str(tmp_path / head), effective_batch=2, settings=lambda _: [Setting(micro_batch=1)])
+        assert planned.subject.head == head and planned.table.rows and planned.bfloat16 is None
+    assert planned.subject.positions == 128
+
+
+def test_bfloat16_is_priced_here(monkeypatch):
+    """Where it is emulated, the plan says slower; the ratio is of times that were measured."""
+    assert 0.02 < bfloat16.bfloat16_price().ratio < 50
+    monkeypatch.setattr(bfloat16, "take_turns", lambda calls, turns: {"float32": [2.0, 1.0], "bfloat16": [3.0, 2.5]})
+    assert bfloat16.bfloat16_price().ratio == 2.5 and "emulated" in bfloat16.bfloat16_price().text
+    assert "emulated" not in bfloat16.Bfloat16Price(0.5).text
 
 
 def test_lengths_of_a_file_are_used(tmp_path, monkeypatch):

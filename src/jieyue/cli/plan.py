@@ -31,7 +31,10 @@ def plan_model(
     length: Annotated[int | None, typer.Option(help="Tokens of a row. Default: the longest of --data, or 128.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="A text a line: their lengths are told and used.")] = None,
     head: Annotated[
-        str | None, typer.Option(help="masked-lm, causal-lm or classification. Default: the checkpoint's own.")
+        str | None,
+        typer.Option(
+            help="masked-lm, causal-lm, sequence-to-sequence, classification, image-classification or span. Default: the checkpoint's own."
+        ),
     ] = None,
     budget: BudgetText = "4GiB",
     effective_batch: EffectiveBatch = 32,

@@ -13,6 +13,7 @@ from jieyue.errors import InputError, message
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.planning.bfloat16 import Bfloat16Price, bfloat16_price
 from jieyue.planning.measurement import Measured, measure_alone
 from jieyue.planning.setting import Setting
 from jieyue.planning.subject import OBJECTIVES, Subject
@@ -45,6 +46,7 @@ class Planned:
     rows: Rows
     table: Table
     measured: tuple[Measured, ...] = ()
+    bfloat16: Bfloat16Price | None = None
 
     def report(self) -> Report:
         """Settings that fit, what each peak is made of, what was rejected; lengths of the file; predicted against measured."""
@@ -160,7 +162,7 @@ def plan_model(
     """The settings in which a model of any kind could be trained within ``budget``; no weight of it is read or allocated.
 
     ``name``: a preset, a folder (its ``config.json`` is enough) or a hub name; ``length``: tokens of a row, None = the
-    longest text of ``data`` (a text a line; needs the tokenizer) or 128; ``head``: masked-lm, causal-lm or classification,
+    longest text of ``data`` (a text a line; needs the tokenizer) or 128; ``head``: of ``OBJECTIVES``,
     None = the checkpoint's own. ``settings``: the kinds to try, such as ``partial(kinds, dtype="float32")``. ``measure``: so
     many rows from the top are run.
 
@@ -170,7 +172,8 @@ def plan_model(
     tried = list(settings(subject))
     table = feasible(subject, Budget.parse(budget), effective_batch=effective_batch, settings=tried)
     measured = tuple(measure_alone(subject, row.setting, effective_batch) for row in table.rows[:measure])
-    return Planned(name=name, subject=subject, rows=rows, table=table, measured=measured)
+    narrow = bfloat16_price() if any(setting.dtype == "bfloat16" for setting in tried) else None
+    return Planned(name=name, subject=subject, rows=rows, table=table, measured=measured, bfloat16=narrow)
 
 
 def open_subject(
@@ -192,6 +195,9 @@ def open_subject(
             message(f"plan of {name!r}", f"a head {chosen or 'of no kind'}", allowed, "name one with --head")
         )
     rows = Rows(())
+    if chosen == "image-classification":
+        side = length or getattr(config, "image_size", None) or 224
+        return Subject(config=config, head=chosen, positions=side if isinstance(side, int) else max(side)), rows
     room = getattr(config, "max_position_embeddings", None) or 2**30
     if texts:
         lengths = sorted(len(ids) for ids in tokenizer()(texts)["input_ids"])

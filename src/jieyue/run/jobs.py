@@ -14,6 +14,7 @@ from jieyue.hf.interrupts import Interrupted
 from jieyue.hf.loading import load, read_record
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe, give_back_freed_memory, malloc_name
+from jieyue.planning.bfloat16 import bfloat16_price
 from jieyue.report import Report, model_card, write_whole
 from jieyue.tasks import Facts, RunConfig, name_of
 from jieyue.tasks.table import AnyTask, task
@@ -95,6 +96,8 @@ def planned(
     found = plan_for(prepared, allowed, training)
     report = Report(f"Plan · {job.title.lower()} · {config.model}")
     memory_section(report, found.plan, found.way, None, found.budget.memory_bytes)
+    if allowed.device == "cpu":
+        report.section("Memory").fact("bfloat16 here", bfloat16_price().text)
     sharing_section(report, prepared.model, config.unshare_after)
     return found, report
 
