@@ -33,7 +33,7 @@ def plan_model(
     head: Annotated[
         str | None,
         typer.Option(
-            help="masked-lm, causal-lm, sequence-to-sequence, classification, image-classification or span. Default: the checkpoint's own."
+            help="masked-lm, causal-lm, sequence-to-sequence, classification, image-classification, span. Default: its own."
         ),
     ] = None,
     budget: BudgetText = "4GiB",
