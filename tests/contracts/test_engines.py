@@ -186,7 +186,7 @@ def wearing(draw):
     return case | {"pattern": pattern}
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(case=wearing())
 @pytest.mark.parametrize("engine", ON_CPU)
 def test_any_call_that_wears_something(engine, case):

@@ -4,11 +4,12 @@ import time
 
 import pytest
 
+from jieyue.attention import first, local
 from jieyue.bench import attention as bench
 from jieyue.bench.attention import Cell, bench_attention
 from jieyue.bench.attention_rows import joined
 from jieyue.bench.linear_rivals import LINEAR_CURVES
-from jieyue.bench.rivals import RIVALS
+from jieyue.bench.rivals import RIVALS, local_window
 from jieyue.report import Report
 from jieyue.timer import take_turns
 
@@ -44,6 +45,12 @@ def test_what_is_worn_has_a_rate_and_a_goal(small):
     assert "What real models wear" in text and "8 of 16 packed" in text
 
 
+def test_rivals_without_first_keys_say_so():
+    assert local_window(local(4)) == (4, False) and local_window(first(2) | local(4)) is None
+    made = next(rival for rival in RIVALS if "Flex" in rival.name).make(first(2) | local(4), 512, "cpu")
+    assert made == "its blocks are made for bands alone"
+
+
 def test_the_report_says_what_was_not_measured(small):
     text = bench_attention(parts=("shares",), repeats=1).report().markdown()
     cuda = text[text.index("On CUDA") :]
@@ -71,11 +78,11 @@ def test_a_point_of_a_curve_that_would_take_minutes_is_left_out(small, monkeypat
 
 
 def test_a_run_of_some_parts_keeps_the_others(small):
-    first = bench_attention(parts=("shares", "long"), repeats=1).report()
+    earlier = bench_attention(parts=("shares", "long"), repeats=1).report()
     again = bench_attention(parts=("long",), repeats=2).report()
-    both = joined(first, again)
+    both = joined(earlier, again)
     assert [section.title for section in both.sections] == ["Against dense attention", "A long sequence"]
-    assert both.sections[0] == first.sections[0] and both.sections[1] == again.sections[0]
+    assert both.sections[0] == earlier.sections[0] and both.sections[1] == again.sections[0]
     assert "1 repeats" in both.sections[0].items[0].value and "2 repeats" in both.sections[1].items[0].value
     with pytest.raises(ValueError, match="name another folder"):
         joined(Report("Attention on this machine", about="cuda"), again)

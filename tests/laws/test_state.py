@@ -51,7 +51,7 @@ def test_steps_equal_rows(text, pieces, slack, masked):
     assert state.length == n
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     text=st.sampled_from(PATTERNS),
     pieces=st.lists(st.sampled_from([1, 1, 1, 2, 5, 12]), min_size=1, max_size=8),
@@ -72,7 +72,7 @@ def test_steps_wear_what_rows_wear(text, pieces, masked, capped, sunk, biased):
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     text=st.sampled_from(WITH_FIRST),
     padding=st.lists(st.integers(0, 9), min_size=2, max_size=2),

@@ -41,12 +41,16 @@ def sdpa(causal: bool = False) -> Attention:
 
 def local_window(pattern: Pattern) -> tuple[int, bool] | None:
     """(window, causal) of a plain local pattern, else None."""
-    if len(pattern.bands) != 1:
+    if len(pattern.bands) != 1 or _has_more_than_bands(pattern):
         return None
     (band,) = pattern.bands
     if band.step != 1 or band.hi is None or band.lo not in (0, -band.hi):
         return None
     return band.hi, band.lo == 0
+
+
+def _has_more_than_bands(pattern: Pattern) -> bool:
+    return pattern.first > 0 or pattern.first_past > 0 or pattern.global_rows > 0
 
 
 def _full(pattern: Pattern, n: int, device: str) -> Attention | str:
@@ -64,6 +68,8 @@ def _flex(pattern: Pattern, n: int, device: str) -> Attention | str:
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     block, bands = 128, pattern.bands
+    if _has_more_than_bands(pattern):
+        return "its blocks are made for bands alone"
     if n % block:
         return f"N = {n} is no multiple of {block}"
     num_blocks = n // block
