@@ -27,15 +27,16 @@ from jieyue.report import write_whole
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "families.md"
-SECONDS = 30  # a type that takes longer is not built
+SECONDS = 30  # of processor time; a type that takes longer is not built
 ORDER = ("wrong", "crash", "equal", "refused", "not built")
 OPENING = """# Model families
 
-Written by `python docs/write_families.py` under transformers {version} and torch {torch}, {count} model types. The law:
-`use(model, attention="full()")` leaves every output unchanged, padded and not, cached and not, or refuses in one line. Each type
-is built tiny, with fresh weights, in float64; unchanged means within 1e-12, or 10
-times what the model's own SDPA and eager attention differ by, of
-max(1, largest output) (1e-6 where a model has eager attention only, which may round its weights to float32).
+Written by `python docs/write_families.py` under transformers {version} and torch {torch}: {count} of {known} model types tried.
+
+The law: `use(model, attention="full()")` leaves every output unchanged, padded and not, cached and not, or refuses in one line. Each
+type is built tiny, with fresh weights, in float64. Unchanged means within 1e-12, or 10 times what the model's own SDPA and eager
+attention differ by, of max(1, largest output); 1e-6 where a model has eager attention only, which may round its weights to float32,
+and 1e-7 for cached steps, of models that route experts in float32.
 
 - **forward**: `full()` equals the model, and `local(3)+atrous(5)` the model under its own mask and the pattern's, softmax written out.
 - **cached**: nine tokens, one, and the rest over our cache equal the whole in one call, under both.
@@ -57,21 +58,21 @@ def checked(model_type: str) -> FamilyRow:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooLongError
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         return check_family(model_type)
     except TooLongError:
         return FamilyRow(model_type, why=f"takes longer than {SECONDS} s")
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def page(rows: list[FamilyRow]) -> str:
     counts = Counter(row.outcome for row in rows)
     summary = "| outcome | types |\n| --- | --- |\n" + "\n".join(f"| {name} | {counts[name]} |" for name in ORDER)
     version = {"version": transformers.__version__, "torch": torch.__version__.split("+")[0]}
-    text = OPENING.format(count=len(rows), summary=summary, **version)
+    text = OPENING.format(count=len(rows), known=len(model_types()), summary=summary, **version)
     for name in ORDER:
         chosen = [row for row in rows if row.outcome == name]
         if chosen:

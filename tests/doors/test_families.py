@@ -1,6 +1,8 @@
 """The law of ``use`` over model types: two dozen of every kind, and (slow) all that the installed transformers knows."""
 
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +57,15 @@ def test_a_wrong_model_is_found(monkeypatch):
     monkeypatch.setattr("jieyue.hf.attention_call._asked", lambda module, layer, mask, stated: masks.ask_of(mask))
     row = check_model("bert", model, inputs)
     assert row.outcome == "wrong" and row.found["forward"].startswith("wrong: full() changes the output"), row
+
+
+def test_the_readme_says_what_the_page_says():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "families.md").read_text(encoding="utf-8")
+    counts = {name: int(number) for name, number in re.findall(r"^\| (\w[\w ]*) \| (\d+) \|$", page, re.M)}
+    assert counts["equal"] >= 170 and counts["wrong"] == counts["crash"] == 0
+    for name, words in (("README.md", "{} model types"), ("README.zh.md", "{} 种模型")):
+        assert words.format(counts["equal"]) in (root / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

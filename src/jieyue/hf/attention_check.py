@@ -26,6 +26,8 @@ from jieyue.report import Picture, Report
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
 from .entries import Entry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
+from .keywords import refuse_keywords, with_keywords
+from .masks import Ask, ask_of, asked_mask
 from .row_losses import mean_difference, row_losses
 
 __all__ = ["AttentionCheck", "CandidateRow", "verify_attention"]
@@ -167,14 +169,14 @@ class _Probe:
 
 def _entropies(model: Any, batches: Sequence[Mapping[str, Tensor]], attentions: Sequence[str]) -> _Probe:
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     names = {module: name for name, module in attention_modules(model) if not is_cross(name, module)}
     candidates = {text: [parse_entry(part) for part in split_layers(text)] for text in attentions}
     probe = _Probe(candidates, list(names.values()))
     places = {module: number for number, module in enumerate(names)}
     AttentionInterface.register(_PROBE, functools.partial(_probing_forward, probe, places))
-    AttentionMaskInterface.register(_PROBE, sdpa_mask)
+    AttentionMaskInterface.register(_PROBE, asked_mask)
     before = model.config._attn_implementation
     model.set_attn_implementation(_PROBE)
     try:
@@ -197,7 +199,7 @@ def _probing_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls: softmax attention with all weights written out, and the probe in between."""
     groups = query.shape[1] // key.shape[1]
@@ -205,13 +207,15 @@ def _probing_forward(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     n, m = query.shape[2], key.shape[2]
     place = places.get(module)
-    stated = kwargs.get("is_causal")
-    causal = place is not None and (getattr(module, "is_causal", True) if stated is None else stated)
-    sees = torch.ones(1, 1, n, m, dtype=torch.bool, device=query.device)
-    if attention_mask is not None:
-        sees = attention_mask.expand(query.shape[0], 1, n, m)
-    elif causal:
-        sees = sees.tril()
+    name = type(module).__name__
+    kwargs.pop("dropout", None)  # 0 here: the model is in eval mode
+    refuse_keywords(name, kwargs)
+    ask = Ask(causal=False) if attention_mask is None else ask_of(attention_mask)
+    ask = None if ask is None else with_keywords(name, ask, kwargs, n, m)
+    if ask is None or set(ask.more) - {"segments"}:
+        found = "a mask of its own" if ask is None else ", ".join(ask.more)
+        raise InputError(f"verify_attention: {name} asks for {found}, expected plain softmax attention over kept keys")
+    sees = ask.sees(n, m, query.device)
     if place is None:
         weights = softmax_weights(query, key, sees, scaling)
     else:

@@ -60,6 +60,18 @@ class Ask:
         names = ("segments", "softcap", "sinks", "offset_bias")
         return tuple(name for name in names if getattr(self, name) is not None)
 
+    def sees(self, n: int, m: int, device: torch.device) -> Tensor:
+        """Which of m keys each of the last n tokens sees, written out: bool [B or 1, 1, n, m]; what no pattern does."""
+        offsets = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
+        found = (offsets >= 0 if self.causal else torch.ones_like(offsets, dtype=torch.bool))[None, None]
+        if self.window is not None:
+            found = found & (offsets.abs() <= self.window)
+        if self.keys is not None:
+            found = found & self.keys[:, None, None, :]
+        if self.segments is not None:
+            found = found & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
+        return found
+
 
 def asked_mask(
     batch_size: int,

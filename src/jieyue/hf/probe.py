@@ -152,20 +152,12 @@ def _by_definition(q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | Non
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     n, m = q.shape[2], k.shape[2]
-    offsets = torch.arange(m - n, m, device=q.device)[:, None] - torch.arange(m, device=q.device)
-    sees = offsets >= 0 if ask.causal else torch.ones_like(offsets, dtype=torch.bool)
-    if ask.window is not None:
-        sees = sees & (offsets.abs() <= ask.window)
-    if ask.keys is not None:
-        sees = sees & ask.keys[:, None, None, :]
-    if ask.segments is not None:
-        sees = sees & (ask.segments[:, None, :, None] == ask.segments[:, None, None, :])
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if ask.softcap is not None:
         scores = ask.softcap * torch.tanh(scores / ask.softcap)
     if ask.offset_bias is not None:
         scores = scores + ask.offset_bias[:, torch.arange(n)[:, None] - torch.arange(m) + m - 1]
-    scores = scores.masked_fill(~sees, -torch.inf)
+    scores = scores.masked_fill(~ask.sees(n, m, q.device), -torch.inf)
     if ask.sinks is not None:
         scores = torch.cat([scores, ask.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores)], -1)
     return (scores.softmax(-1).nan_to_num(0.0)[..., :m] @ v).to(q.dtype)
@@ -216,9 +208,9 @@ def _ids(model: PreTrainedModel, count: int) -> Tensor | None:
     """[2, count] token ids that no configuration gives a meaning of its own."""
     try:
         table = model.get_input_embeddings()
-    except NotImplementedError:
+        rows = getattr(table, "num_embeddings", None) or getattr(model.config.get_text_config(), "vocab_size", None)
+    except (NotImplementedError, ValueError):  # it has none, or several texts (MusicGen)
         return None
-    rows = getattr(table, "num_embeddings", None) or getattr(model.config.get_text_config(), "vocab_size", None)
     if not rows:
         return None
     special = {

@@ -123,7 +123,10 @@ def tiny_model(config: PretrainedConfig) -> PreTrainedModel:
 def tiny_inputs(model: PreTrainedModel, length: int = 37, hidden: int = 9) -> Iterator[dict[str, Tensor]]:
     """Calls that might suit the model, two rows each: ids with ``hidden`` places of padding, images, both, sounds."""
     takes = inspect.signature(type(model).forward).parameters
-    words = getattr(model.config.get_text_config(), "vocab_size", _WORDS) or _WORDS
+    try:
+        words = getattr(model.config.get_text_config(), "vocab_size", _WORDS) or _WORDS
+    except ValueError:  # several texts (MusicGen)
+        words = _WORDS
     ids = torch.randint(3, min(words, 90), (2, length), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, length - hidden :] = 0

@@ -41,8 +41,9 @@ def use(
 
     Causality and windows are those of the masks that the model asks for. A small forward pass shows first that ``full()``
     leaves the outputs as they are. Refuses, with ``InputError`` (a ValueError), what cannot be honoured: models outside
-    transformers' attention interface, models whose own eager and SDPA attention differ, soft-capped logits, sinks, position
-    biases, keys chosen by an indexer, mask functions of the model's own, packed documents, prepared masks,
+    transformers' attention interface, models whose own eager and SDPA attention differ, position biases that are not by
+    offset alone, keys chosen by an indexer, mask functions of the model's own, prepared masks, soft-capping, sinks and position
+    biases under ``linear(...)``,
     ``output_attentions``, caches that are not ours or were made before the last ``use``, a list of patterns for layers that
     share one module (ALBERT). Warns where nothing changes because each layer has a window of its own, and where a pattern
     counts along the patches of a picture. Cost: six forward passes of two rows of seven tokens.
