@@ -77,6 +77,7 @@ bench: setup
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/remedies.py
 	$(BIN)/python benchmarks/serving.py --out benchmarks/results
+	$(BIN)/python benchmarks/trainers.py
 	$(BIN)/python benchmarks/decoding.py --out benchmarks/results
 	$(BIN)/python benchmarks/write_docs.py
 	$(BIN)/python docs/fill_numbers.py

@@ -43,7 +43,8 @@ def text_of(path: Path, level: int = 2, title: str | None = None) -> str:
 
 def catalogue(found: list[Path]) -> str:
     """Every benchmark: its command, and its report where there is one."""
-    titles = {path.stem: Report.load(path).title for path in found}
+    titles = {"trainers": "[Whose update is the undivided batch's?](trainers.md)"}
+    titles |= {path.stem: Report.load(path).title for path in found}
     rows = [f"| {titles.get(name, 'no report yet')} | `{command}` |" for name, command in sorted(COMMANDS.items())]
     return "\n".join(["| report | command |", "| --- | --- |", *rows, ""])
 

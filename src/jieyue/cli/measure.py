@@ -215,6 +215,25 @@ def verify_update(
     show(Console(as_json), found.report(), out=out, name="update")
 
 
+@_verify.command("trainer")
+def verify_trainer(
+    name: Annotated[
+        str, typer.Argument(help="jieyue, transformers, trl, accelerate, lightning, sentence-transformers, …")
+    ],
+    scripts: Annotated[Path | None, typer.Option(help="Folder for a script of each cell that is not exact.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Is the update of a trainer that is installed here the undivided batch's? Tiny models, heads, labels, pieces."""
+    from jieyue.bench.trainers import verify_trainer as verify
+    from jieyue.bench.trainers import write_scripts
+
+    found = verify(name)
+    if scripts is not None:
+        write_scripts(found, scripts)
+    show(Console(as_json), found.report(), out=out, name="trainer")
+
+
 @_fit.command("gelu")
 def fit_gelu(
     form: Annotated[str, typer.Option(help="tanh, sigmoid, … or a formula such as 'x*sigmoid(k*x)'.")] = "tanh",

@@ -94,7 +94,7 @@ class _Momentum:
     def __init__(self) -> None:
         self.undamped: set[Tensor] = set()
 
-    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         velocity = state.get("momentum_buffer")
         if velocity is None:  # the first velocity is the gradient itself, undamped
             state["momentum_buffer"] = torch.zeros_like(parameter).add_(parameter, alpha=group["weight_decay"])
@@ -104,20 +104,20 @@ class _Momentum:
             velocity.add_(parameter, alpha=group["weight_decay"] * (1 - group["dampening"]))
 
     def add(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any], share: float
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor], share: float
     ) -> None:
         sign = -1 if group["maximize"] else 1
         damped = 1 if parameter in self.undamped else 1 - group["dampening"]
         state["momentum_buffer"].add_(gradient, alpha=sign * damped * share)
 
-    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         parameter.add_(state["momentum_buffer"], alpha=-float(group["lr"]))
 
 
 class _Moments:
     """Adam's two moments, the second of the pieces' squares."""
 
-    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         if not state:
             device = parameter.device if group["fused"] or group["capturable"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
@@ -128,14 +128,14 @@ class _Moments:
         state["exp_avg_sq"].mul_(second)
 
     def add(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any], share: float
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor], share: float
     ) -> None:
         first, second = group["betas"]
         sign = -1 if group["maximize"] else 1
         state["exp_avg"].add_(gradient, alpha=sign * (1 - first) * share)
         state["exp_avg_sq"].addcmul_(gradient, gradient, value=(1 - second) * share * share)
 
-    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         rate, (first, second), step = float(group["lr"]), group["betas"], float(state["step"])
         parameter.mul_(1 - rate * group["weight_decay"])
         root = (state["exp_avg_sq"].sqrt() / math.sqrt(1 - second**step)).add_(group["eps"])
@@ -148,15 +148,15 @@ class _Sign:
     def __init__(self, optimizer: Tiger) -> None:
         self.optimizer = optimizer
 
-    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         self.optimizer.decay(parameter, group["beta"])
 
     def add(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any], share: float
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor], share: float
     ) -> None:
         self.optimizer.state[parameter][MOMENTUM].add_(gradient, alpha=(1 - group["beta"]) * share)
 
-    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         self.optimizer.move(parameter, group["lr"], group["weight_decay"])
 
 

@@ -1,0 +1,24 @@
+# lightning, tokens, ragged labels, 8 micro-batches: turned (cosine 0.743), 1.08 times the norm
+import copy, torch
+from transformers import *
+sizes = dict(vocab_size=23, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+             hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+ids = [[(7 * i + 5 * j * j) % 22 + 1 for j in range(12)] for i in range(8)]
+rows = [{"input_ids": ids[i], "labels": [ids[i][j] % 3 if j >= 12 - (1 + (i * 5) % 11) else -100 for j in range(12)]} for i in range(8)]
+put = lambda some: {name: torch.tensor([row[name] for row in some]) for name in some[0]}
+torch.manual_seed(0)
+model = BertForTokenClassification(BertConfig(**sizes, num_labels=3)).double()
+whole, before = copy.deepcopy(model), copy.deepcopy(model)
+whole(**put(rows)).loss.backward()  # all rows at once: the mean over all labels
+import lightning
+class Module(lightning.LightningModule):
+    def __init__(self): super().__init__(); self.net = model
+    def training_step(self, batch, index): return self.net(**batch).loss
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), 1.0)
+data = torch.utils.data.DataLoader(rows, 1, collate_fn=put)
+trainer = lightning.Trainer(max_epochs=1, accumulate_grad_batches=8, accelerator="cpu", precision="64-true", logger=False)
+trainer.fit(Module(), data)
+used = [p.grad is not None for p in whole.parameters()]
+known = torch.cat([p.grad.flatten() for p, u in zip(whole.parameters(), used) if u])
+moved = torch.cat([(a - b).flatten() for a, b, u in zip(before.parameters(), model.parameters(), used) if u])
+print("norm ratio", float(moved.norm() / known.norm()), "cosine", float(moved @ known / moved.norm() / known.norm()))
