@@ -104,7 +104,7 @@ class TrainingConfig:
         from jieyue.planning.setting import dtype_named
 
         if self.start is not None and self.start not in STARTS:
-            raise InputError(message("start", repr(self.start), f"one of {', '.join(STARTS)}"))
+            raise InputError(message(f"start={self.start!r}", repr(self.start), f"one of {', '.join(STARTS)}"))
         optimizer_named(self.optimizer)
         dtype_named(self.dtype)
 
