@@ -130,6 +130,14 @@ def test_doubt_about_an_encoding_is_said(tmp_path):
         read_lines(path, encoding="klingon")
 
 
+def test_warnings_are_one_line():
+    from jieyue.cli import warning_line
+    from jieyue.data import files
+
+    assert warning_line("doubt", UserWarning, files.__file__, 3) == "jieyue: doubt\n"
+    assert warning_line("doubt", UserWarning, json.__file__, 3).startswith(json.__file__)
+
+
 def test_one_damaged_place_breaks_one_record(tmp_path):
     path = tmp_path / "lines.txt"
     path.write_bytes("第一行，很好。\n第二".encode() + b"\xff" + "行\n第三行，很好。\n".encode())

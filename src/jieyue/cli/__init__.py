@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -59,6 +61,7 @@ def main() -> None:
     """Runs the command line; a user's mistake is one line on standard error and exit code 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
+    warnings.formatwarning = warning_line
     try:
         start_again(sys.argv[1:])
         with _terminated_gently():
@@ -77,6 +80,15 @@ def main() -> None:
             raise
         sys.stderr.write(f"jieyue: {error.filename or 'a file'}: {error.strerror}; nothing was left half-written\n")
         sys.exit(2)
+
+
+def warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as one line for people; those of others with their place, as Python writes them."""
+    if Path(__file__).parents[1] in Path(filename).parents:
+        return f"jieyue: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 @contextmanager
