@@ -1,12 +1,10 @@
 """Plain text, line by line, and rows of it: what masked-LM training reads.
 
 ``read_lines`` gives the lines that hold something: of plain text, of the texts in JSON records or of a Parquet file.
-``split_blocks`` holds some of them out, neighbours together, so that what is judged is not the next line of what was seen.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from .rows import is_parquet, parquet_records
 from .streams import Unreadable, records
 from .textstream import TextStream
 
-__all__ = ["note_repeated_lines", "read_lines", "shared_lines", "split_blocks"]
+__all__ = ["note_repeated_lines", "read_lines", "shared_lines"]
 
 NAMES = (
     "text",
@@ -112,21 +110,6 @@ def note_repeated_lines(lines: Sequence[str], findings: Findings) -> None:
     """Counts the lines of twenty characters or more that stood before."""
     long = [line for line in lines if len(line) >= _LONG]
     findings.counts["lines_repeated"] = len(long) - len(set(long))
-
-
-def split_blocks(lines: Sequence[str], share: float, block: int = 50) -> tuple[list[str], list[str]]:
-    """(rest, held out): ``block`` neighbouring lines fall on one side; order is kept.
-
-    The share of the blocks with the smallest checksums is held out, at least one. Blocks are smaller where lines are few.
-    """
-    block = max(1, min(block, int(len(lines) * share / 4)))
-    blocks = [lines[at : at + block] for at in range(0, len(lines), block)]
-    ranked = sorted(range(len(blocks)), key=lambda at: (zlib.crc32("\n".join(blocks[at]).encode()), at))
-    apart = set(ranked[: max(1, round(share * len(blocks)))])
-    rest, held = list[str](), list[str]()
-    for at, own in enumerate(blocks):
-        (held if at in apart else rest).extend(own)
-    return rest, held
 
 
 def shared_lines(training: Sequence[str], held_out: Sequence[str]) -> dict[str, int]:

@@ -72,7 +72,9 @@ class TrainingConfig:
         None, "Activation checkpointing (exact). Default: if needed.", off="--no-checkpointing"
     )
     optimizer: str = option(
-        "adamw", "adamw, adafactor, momentum (SGD) or adamw-8bit (needs bitsandbytes).", metavar="NAME"
+        "adamw",
+        "adamw, adafactor, momentum (SGD), tiger, muon or adamw-8bit (needs bitsandbytes).",
+        metavar="NAME",
     )
     dtype: str = option("float32", "Of matrix products: float32, or bfloat16 (autocast; approximate).", metavar="NAME")
     save_steps: int = option(200, "Updates between checkpoints.")
