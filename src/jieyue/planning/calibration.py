@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -124,7 +123,7 @@ def _fold_nothing(folding: Folding) -> None:
     folding.finish()
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], None]) -> float:
     """The fastest of a few calls after a first one, as an update is measured: seven, or three where one takes long.
 
     What else the machine does only ever adds to a call, and the line through two depths makes much of what was added.

@@ -10,12 +10,13 @@ by the sums that are really made in place, never low. The gradient of an indexin
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .operators import Arguments, Keywords, Operator, Result, Types
 
 __all__ = ["InPlaceSums", "sole_owner"]
 
@@ -33,7 +34,9 @@ class InPlaceSums(TorchDispatchMode):
         self.sole, self.note = sole, note
         self.seen: list[tuple[int, int]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: Types, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Result:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # most of what a trace asks, and no other mode's concern
         if (

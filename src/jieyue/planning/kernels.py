@@ -8,14 +8,14 @@ Sums and products of two dtypes first copy the narrower operand into the wider d
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 from jieyue.timer import peak_bytes
+
+from .operators import Arguments, Keywords, Operator, Result, Types
 
 __all__ = ["KernelScratch"]
 
@@ -29,13 +29,15 @@ _WITH_BLOCKS = {_ATEN._scaled_dot_product_flash_attention_for_cpu.default,
                 _ATEN.convolution.default, _ATEN.convolution_backward.default}  # fmt: skip
 _MIXING = {_ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor,
            _ATEN.add_.Tensor, _ATEN.sub_.Tensor, _ATEN.mul_.Tensor, _ATEN.div_.Tensor}  # fmt: skip
-_measured: dict[Any, int] = {}  # by operator, shapes, dtypes and threads; a process sees few
+_measured: dict[tuple[Result, ...], int] = {}  # by operator, shapes, dtypes and threads; a process sees few
 
 
 class KernelScratch(TorchDispatchMode):
     """Counts each kernel's scratch on the CPU as a tensor that lives beside its result for a moment."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: Types, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Result:
         kwargs = kwargs or {}
         if func is _ATEN._grouped_mm.default:
             return _grouped_product(*args, **kwargs)
@@ -56,13 +58,13 @@ def _widened(one: Tensor, other: Tensor) -> int:
     return sum(x.numel() * dtype.itemsize for x in (one, other) if x.dtype != dtype and x.dim() > 0)
 
 
-def _scratch(func: Any, args: Any, kwargs: Any) -> int:
+def _scratch(func: Operator, args: Arguments, kwargs: Keywords) -> int:
     leaves = tree_flatten((args, kwargs))[0]
     key = (func, torch.get_num_threads(), *(_shape_of(one) if isinstance(one, Tensor) else str(one) for one in leaves))
     if key not in _measured:
         with _disable_current_modes(), torch.no_grad():
             own_args, own_kwargs = tree_map(lambda one: _zeros(one) if isinstance(one, Tensor) else one, (args, kwargs))
-            results: list[Any] = []
+            results: list[Result] = []
 
             def run() -> None:
                 results[:] = [func(*own_args, **own_kwargs)]

@@ -8,7 +8,7 @@ such small tensors have a real twin: an operator whose tensors all have twins is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from .operators import Arguments, Keywords, Operator, Result, Types
 
 __all__ = ["KnownValues"]
 
@@ -38,7 +40,7 @@ class KnownValues(TorchDispatchMode):
             int, torch.UntypedStorage
         ] = {}  # of twins that an unknown value was written into; kept, as addresses return
 
-    def faked(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def faked(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with fakes for its tensors; those of integers and truth values are known."""
         return {name: self._enter(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
@@ -54,7 +56,9 @@ class KnownValues(TorchDispatchMode):
         real = self.twins.get(fake)
         return None if real is None or real.untyped_storage()._cdata in self.lost else real
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: Types, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Result:
         kwargs = kwargs or {}
         if func in _INDEXING:
             args = (args[0], self._places(args[1]), *args[2:])
@@ -77,7 +81,7 @@ class KnownValues(TorchDispatchMode):
             self._lose(func, args, kwargs)
         return result
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, func: Operator, args: Arguments, kwargs: Keywords) -> Result:
         real_args, real_kwargs = tree_map(
             lambda value: self.twins[value] if isinstance(value, Tensor) else value, (args, kwargs)
         )
@@ -86,14 +90,14 @@ class KnownValues(TorchDispatchMode):
         with _disable_current_modes():
             return func(*real_args, **real_kwargs)
 
-    def _answer(self, real: Any) -> Any:
+    def _answer(self, real: Result) -> Result:
         if isinstance(real, tuple):
             return tuple(self._enter(one) for one in real)
         return self._enter(real) if isinstance(real, Tensor) else real
 
-    def _places(self, indices: Any) -> list[Any]:
+    def _places(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Truth values that are known become the places where they hold, as indexing makes them itself."""
-        found: list[Any] = []
+        found: list[Tensor | None] = []
         for index in indices:
             if isinstance(index, Tensor) and index.dtype == torch.bool and self._twin(index) is not None:
                 with _disable_current_modes():
@@ -103,7 +107,7 @@ class KnownValues(TorchDispatchMode):
                 found.append(index)
         return found
 
-    def _lose(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _lose(self, func: Operator, args: Arguments, kwargs: Keywords) -> None:
         """What an unknown value is written into is no longer known, nor are its views."""
         if not func._schema.is_mutable:
             return
@@ -118,7 +122,7 @@ def _worth(tensor: Tensor) -> bool:
     return tensor.numel() <= (4096 if tensor.is_floating_point() else LARGEST)
 
 
-def _is_small_factory(func: Any, kwargs: Any) -> bool:
+def _is_small_factory(func: Operator, kwargs: Keywords) -> bool:
     return func in (
         torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step,
         torch.ops.aten.zeros.default, torch.ops.aten.ones.default, torch.ops.aten.full.default,

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from .subject import Subject
 
 __all__ = ["Measured", "live_bytes", "measure_alone", "measure_step", "seconds_alone"]
 
+Found = TypeVar("Found")
 Weigh = Callable[[Mapping[str, Tensor]], float]
 STEPS = 2  # updates before the profiler looks; the first makes the optimizer's state, the second is like all later ones
 TIMED_STEPS = 4  # the first one is slow
@@ -51,7 +52,7 @@ class Measured:
     process_bytes: int
     seconds: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, int | float | None]:
         return asdict(self)
 
 
@@ -74,7 +75,9 @@ def seconds_alone(subject: Subject, setting: Setting, effective_batch: int) -> f
     return found
 
 
-def _alone(measure: Callable[..., Any], subject: Subject, setting: Setting, effective_batch: int) -> Any:
+def _alone(
+    measure: Callable[[Subject, Setting, int, int], Found], subject: Subject, setting: Setting, effective_batch: int
+) -> Found:
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(measure, subject, setting, effective_batch, torch.get_num_threads()).result()
@@ -184,7 +187,7 @@ def _update(
     optimizer.zero_grad(set_to_none=True)
 
 
-def live_bytes(model: nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> int:
+def live_bytes(model: nn.Module, batch: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """What is alive between two updates: weights, buffers, optimizer state, the batch."""
     waiting = [value for value in batch.values() if isinstance(value, Tensor)]
     return _storage_bytes([*model.parameters(), *model.buffers(), *_state_tensors(optimizer), *waiting])

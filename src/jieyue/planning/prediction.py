@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from .fake_model import fake_model
 from .gradient_sums import InPlaceSums, sole_owner
 from .kernels import KernelScratch
 from .known_values import KnownValues
+from .operators import Arguments, Keywords, Operator, Result, Types
 
 __all__ = ["TrainingStep", "predict"]
 
@@ -175,7 +175,9 @@ class _Scalars(TorchDispatchMode):
         super().__init__()
         self.integers = integers
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Operator, types: Types, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Result:
         if func is torch.ops.aten._local_scalar_dense.default:
             if args[0].dtype.is_floating_point:
                 return 1.0
@@ -187,13 +189,13 @@ class _Scalars(TorchDispatchMode):
 class _Tracker(MemTracker):
     """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
 
-    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None: ...
+    def _pre_fw_hook(self, module: nn.Module, inputs: Arguments) -> None: ...
 
-    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None: ...
+    def _post_fw_hook(self, module: nn.Module, inputs: Arguments, outputs: Result) -> None: ...
 
-    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None: ...
+    def _pre_bw_hook(self, module: nn.Module, args: Arguments) -> None: ...
 
-    def _post_bw_hook(self, module: nn.Module, args: Any) -> None: ...
+    def _post_bw_hook(self, module: nn.Module, args: Arguments) -> None: ...
 
     def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
         """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""
@@ -210,7 +212,7 @@ class _Tracker(MemTracker):
     def peak(self, device: torch.device) -> tuple[int, int, int]:
         """Bytes at the peak of that kind of device: all, gradients, activations."""
         snapshot = self.get_tracker_snapshot("peak")
-        parts: dict[Any, int] = next((found for where, found in snapshot.items() if where.type == device.type), {})
+        parts: dict[Result, int] = next((found for where, found in snapshot.items() if where.type == device.type), {})
         return parts.get("Total", 0), parts.get(_MemRefType.GRAD, 0), parts.get(_MemRefType.ACT, 0)
 
 
