@@ -17,10 +17,10 @@ EQUAL = {
     "mistral": "a window on every layer", "exaone4": "windows on some layers", "olmoe": "experts", "phi3": "packed projections",
     "deepseek_v3": "latent keys", "gemma3_text": "windows", "gemma4_text": "shared keys", "diffllama": "keys read twice",
     "lfm2": "convolutions between", "qwen3_next": "recurrent layers between", "bart": "encoder and decoder",
-    "encoder-decoder": "put together", "vit": "pictures", "whisper": "sound", "llava": "pictures and text",
+    "encoder-decoder": "put together", "t5": "biases by offset", "vit": "pictures", "whisper": "sound", "llava": "pictures and text",
 }  # fmt: skip
 REFUSED = {
-    "t5": "position biases", "doge": "of its own", "bloom": "outside transformers' attention interface", "deepseek_v32": "an indexer",
+    "doge": "of its own", "bloom": "outside transformers' attention interface", "deepseek_v32": "an indexer",
     "layoutlm": "of its own", "fnet": "no self-attention",
 }  # fmt: skip
 
