@@ -106,13 +106,14 @@ inline void pair_up(const float* even, const float* odd, int count, float* summe
 }
 
 inline void put_row(const Call& c, const Rows& x, int row, const float* from, float times, bool add) {
+  const bool watched = c.nonfinite;
   vf odd = {};
   for (int d = 0; d < x.columns; d += VL) {
     const vf y = load(from + d) * times;
-    odd += y * 0.f;
+    if (watched) odd += y * 0.f;
     x.put(row, d, add ? x.get(row, d) + y : y);
   }
-  if (sum_of(odd) != 0.f && c.nonfinite) *c.nonfinite = 1;
+  if (watched && sum_of(odd) != 0.f) *c.nonfinite = 1;
 }
 
 // Keys [from, to) get no gradient from any band; those of columns come elsewhere.

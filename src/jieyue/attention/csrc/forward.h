@@ -127,13 +127,14 @@ inline void end_row(const Plan& plan, const Outputs& to, int i, float top, float
     top = now;
   }
   const float share = sum == 0.f ? 0.f : plan.call.kept_scale * fade / sum;
+  const bool watched = plan.call.nonfinite;
   vf odd = {};
   for (int d = 0; d < plan.V; d += VL) {
     const vf y = load(acc + d) * share;
-    odd += y * 0.f;
+    if (watched) odd += y * 0.f;
     to.out.put(i, d, y);
   }
-  if (sum_of(odd) != 0.f && plan.call.nonfinite) *plan.call.nonfinite = 1;
+  if (watched && sum_of(odd) != 0.f) *plan.call.nonfinite = 1;
   to.lse[i * to.lse_stride] = sum == 0.f ? -INF : (top + log2_of(sum)) * LN2;
 }
 
