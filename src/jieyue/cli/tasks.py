@@ -148,7 +148,10 @@ VERBS = (
 )
 
 _train = typer.Typer(cls=VerbGroup, help="Train a model by task, under a budget.", no_args_is_help=True)
-_doctor = typer.Typer(help="Check data before training.", no_args_is_help=True)
+_doctor = typer.Typer(
+    help="Check data before training; without a task: what is installed and found on this machine.",
+    invoke_without_command=True,
+)
 
 
 def add_to(app: typer.Typer, plan: typer.Typer) -> None:
@@ -159,6 +162,15 @@ def add_to(app: typer.Typer, plan: typer.Typer) -> None:
         _doctor.command(verb.name)(verb_of(partial(_run_doctor, verb), _doctor_flags(verb), _DOCTOR_HELP))
     app.add_typer(_train, name="train")
     app.add_typer(_doctor, name="doctor")
+
+
+@_doctor.callback()
+def _machine(context: typer.Context, as_json: AsJson = False) -> None:
+    """Check data before training; without a task: what is installed and found on this machine, to paste into an issue."""
+    if context.invoked_subcommand is None:
+        from jieyue.run.environment import environment
+
+        show(Console(as_json), environment())
 
 
 _PLAN_HELP = "Predict the peak of a training step before any weight is allocated, and choose the micro-batch."
