@@ -100,7 +100,7 @@ def is_presegmented(texts: Iterable[str]) -> bool:
 
 
 def without_controls(text: str) -> str:
-    """The text without control characters (C0, DEL, C1) but newline and tab: none of it can steer a terminal.
+    r"""The text without control characters (C0, DEL, C1) but newline and tab: none of it can steer a terminal.
 
     >>> without_controls("a\x1b[31mb\tc\r\x9b2J")
     'a[31mb\tc2J'

@@ -19,13 +19,12 @@ from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from jieyue.errors import InputError, message
 
 from .tokenizer import Places, Tokenizer
 
 if TYPE_CHECKING:
+    import numpy
     from _typeshed import TraceFunction
 
 __all__ = [
@@ -102,6 +101,8 @@ def encode_talks(tokenizer: Tokenizer, talks: Sequence[Sequence[Message]]) -> li
 
     A special token's name inside a text is plain text here, whatever the tokenizer would make of it.
     """
+    import numpy  # not for those who only read who speaks
+
     written = [_written(tokenizer, messages) for messages in talks]
     if not written:
         return []
@@ -160,6 +161,8 @@ def fit_history(
                 if kept in (1, count):
                     raise
         raise AssertionError("range is not empty")
+
+    import numpy
 
     def encoded(turns: int) -> tuple[int, numpy.ndarray]:
         kept, text = newest(turns)
