@@ -4,14 +4,15 @@ A table has a header (``label<TAB>text_a``) or two columns without one, of which
 label. A JSON record is an object. Columns are found by their usual names (``NAMES``), or named, or, in tables, numbered from 1.
 
 A label is text: a number becomes its digits (1.0 is 1), a list of one (doccano's) that one; an empty one, null or a missing
-field means that it is not known.
+field means that it is not known. Multi-label, a list is all of a text's labels, and an empty list says that it has none;
+regression, the label is a number (``data.label_kinds``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jieyue.errors import InputError, message
@@ -20,6 +21,7 @@ from jieyue.text import normalize
 from .files import as_paths
 from .findings import BadRecord, Findings
 from .json_shapes import Json
+from .label_kinds import check_kind, kind_of, number_of, parted
 from .rows import open_rows
 from .streams import Unreadable
 from .tables import Table, columns_by_name, numbered
@@ -43,11 +45,28 @@ ADVICE = "name them (--text-column, --label-column), or number them from 1"
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text, perhaps a second one (``pair``), and its label; None = not known."""
+    """A text, perhaps a second one (``pair``), and its label; None = not known.
+
+    ``labels``: all of them where a text has any number; ``value``: the label where it is a number. ``is_known``: whether the
+    file tells any of these.
+    """
 
     text: str
     label: str | None = None
     pair: str = ""
+    labels: tuple[str, ...] | None = None
+    value: float | None = None
+
+    @property
+    def is_known(self) -> bool:
+        return self.label is not None or self.labels is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every label that it has."""
+        if self.labels is not None:
+            return self.labels
+        return () if self.label is None else (self.label,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,47 +89,52 @@ def read_labelled(
     skip_bad: bool = False,
     delimiter: str | None = None,
     encoding: str | None = None,
+    problem: str = "single-label",
+    separator: str | None = None,
 ) -> tuple[list[Labelled], Findings]:
     """All examples of the files, in order, and what was found on the way.
 
-    ``delimiter``, ``encoding``: decide where given, else they are found (``data.tables``, ``data.encodings``).
+    ``problem``: of ``label_kinds.KINDS``, "auto" = told from all labels; ``separator``: parts the labels of a multi-label
+    column. ``delimiter``, ``encoding``: decide where given, else they are found (``data.tables``, ``data.encodings``).
     A broken record (another number of cells, no text, a field of another type) raises ``InputError`` with file, place, what
     is wrong and what was expected; with ``skip_bad`` it is left out, counted and listed.
     """
+    check_kind(problem)
     files = as_paths(paths)
     findings, columns = Findings(), columns or Columns()
+    lists = problem in ("auto", "multi-label")
     for name in ("files", "examples", "labels", "labels_unknown", "records_skipped"):
         findings.counts[name] = 0
-    examples: list[Labelled] = []
+    read: list[tuple[str, Labelled]] = []
     for path in files:
         found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding)
-        rows = _of_table(str(path), found, columns) if isinstance(found, Table) else _of_objects(found, columns)
+        rows = _of_table(str(path), found, columns) if isinstance(found, Table) else _of_objects(found, columns, lists)
         for place, made in rows:
             if isinstance(made, Labelled):
-                examples.append(made)
+                read.append((f"{path}, {place}", made))
             else:
                 findings.refuse(f"{path}, {place}: {made}", skip_bad)
+    examples = _of_kind(read, problem, separator, findings, skip_bad)
     if not examples:
         names = ", ".join(map(str, files)) or "no file"
         skipped = findings.counts["records_skipped"]
         raise InputError(message(names, f"no examples ({skipped} records skipped)", "at least one"))
     findings.counts["examples"] = len(examples)
-    findings.counts["labels"] = len({one.label for one in examples} - {None})
-    findings.counts["labels_unknown"] = sum(one.label is None for one in examples)
+    findings.counts["labels"] = len({name for one in examples for name in one.names})
+    findings.counts["labels_unknown"] = sum(not one.is_known for one in examples)
     note_repeated(examples, findings)
     return examples, findings
 
 
 def note_repeated(examples: Sequence[Labelled], findings: Findings) -> None:
     """Counts texts that stand more than once, and those of them whose label is another one than before."""
-    seen: dict[tuple[str, str], str | None] = {}
+    seen: dict[tuple[str, str], Labelled] = {}
     for one in examples:
-        key = (one.text, one.pair)
-        if key in seen:
+        first = seen.setdefault((one.text, one.pair), one)
+        if first is not one:
             findings.counts["texts_repeated"] += 1
-            findings.counts["texts_contradicted"] += None not in (one.label, seen[key]) and one.label != seen[key]
-        else:
-            seen[key] = one.label
+            both = one.is_known and first.is_known
+            findings.counts["texts_contradicted"] += both and set(one.names) != set(first.names)
 
 
 def shared_texts(training: Sequence[Labelled], held_out: Sequence[Labelled]) -> dict[str, int]:
@@ -127,17 +151,48 @@ def _folded(text: str) -> str:
     return "".join(normalize(text).casefold().split())
 
 
+def _of_kind(
+    read: Sequence[tuple[str, Labelled]], problem: str, separator: str | None, findings: Findings, skip_bad: bool
+) -> list[Labelled]:
+    """The examples with ``labels`` or ``value`` as their kind has them."""
+    if separator is not None:
+        read = [(place, _listed(one, separator)) for place, one in read]
+        problem = "multi-label"
+    if problem == "auto":
+        problem = kind_of([(place, one.label, one.labels) for place, one in read])
+    found: list[Labelled] = []
+    for place, one in read:
+        try:
+            found.append(_as(one, problem))
+        except BadRecord as bad:
+            findings.refuse(f"{place}: {bad}", skip_bad)
+    return found
+
+
+def _listed(one: Labelled, separator: str) -> Labelled:
+    labels = one.labels if one.labels is not None else parted(one.label, separator)
+    return replace(one, labels=labels)
+
+
+def _as(one: Labelled, problem: str) -> Labelled:
+    if problem == "multi-label":
+        labels = one.names if one.is_known else None
+        return replace(one, label=None, labels=labels)
+    own = replace(one, labels=None)
+    return own if problem == "single-label" or own.label is None else replace(own, value=number_of(own.label))
+
+
 def _of_objects(
-    found: Sequence[tuple[str, Json | Unreadable]], columns: Columns
+    found: Sequence[tuple[str, Json | Unreadable]], columns: Columns, lists: bool
 ) -> Iterator[tuple[str, Labelled | BadRecord]]:
     for place, value in found:
         try:
-            yield place, _from_object(value, columns)
+            yield place, _from_object(value, columns, lists)
         except BadRecord as bad:
             yield place, bad
 
 
-def _from_object(value: Json | Unreadable, columns: Columns) -> Labelled:
+def _from_object(value: Json | Unreadable, columns: Columns, lists: bool) -> Labelled:
     if isinstance(value, Unreadable):
         raise BadRecord(value.why, "a JSON object")
     if not isinstance(value, Mapping):
@@ -151,7 +206,12 @@ def _from_object(value: Json | Unreadable, columns: Columns) -> Labelled:
     text, pair = value[text_field], value.get(pair_field, "") if pair_field else ""
     if not isinstance(text, str) or not isinstance(pair, str):
         raise BadRecord(f"{text_field!r} = {text!r:.40}", "text")
-    return _made(text, pair, _label(value.get(label_field), label_field) if label_field else None)
+    given = value.get(label_field) if label_field else None
+    if lists and label_field and isinstance(given, list):
+        names = [_label(one, label_field) for one in given]
+        labels = tuple(dict.fromkeys(name.strip() for name in names if name and name.strip()))
+        return replace(_made(text, pair, labels[0] if len(labels) == 1 else None), labels=labels)
+    return _made(text, pair, _label(given, label_field) if label_field else None)
 
 
 def _label(value: Json, name: str) -> str | None:

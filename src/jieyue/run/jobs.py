@@ -144,7 +144,7 @@ def train(
         judged = job.judge(model, tokenizer, prepared.sources.held_out, settings, memory, listener=listener)
         clock.lap("judging")
         job.report(report, judged, settings, fitted)
-        training_section(report, trained.losses, trained.curve, trained.facts, job.deciding)
+        training_section(report, trained.losses, trained.curve, trained.facts, job.deciding_of(settings))
         _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)

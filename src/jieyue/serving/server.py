@@ -8,6 +8,7 @@ from pathlib import Path
 from jieyue.data.labelled import Labelled
 from jieyue.errors import InputError, MissingExtra, message
 from jieyue.hf.loading import RECORD, head_of, load, read_record
+from jieyue.tasks.classify.kinds import Choice
 from jieyue.tasks.classify.settings import ClassifySettings
 from jieyue.tasks.classify.task import TASK as CLASSIFY
 from jieyue.tasks.read.asking import open_reader
@@ -140,12 +141,17 @@ def _titler(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[s
 
 def _classifier(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
     settings = ClassifySettings.from_dict(read_record(folder, "classify")["settings"])
+    if settings.problem != "single-label":
+        raise InputError(
+            f"{folder}: found a {settings.problem} model, expected one label a text; jieyue predict answers it"
+        )
     model, tokenizer = load(folder, settings.head("classification"))
 
     def ask(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         texts = ClassifyBody.model_validate(body).texts
         answers: list[JsonValue] = []
         for found in CLASSIFY.answer(model, tokenizer, [Labelled(text) for text in texts], settings):
+            assert isinstance(found, Choice)
             ranked = [(found.label, found.confidence), *found.rivals]
             labels: list[JsonValue] = [{"label": label, "probability": round(p, 4)} for label, p in ranked]
             answers.append({"label": found.label, "confidence": round(found.confidence, 4), "labels": labels})

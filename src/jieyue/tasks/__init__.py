@@ -189,9 +189,7 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         on or to judge by.
         """
         if config.limit is not None and config.limit < LEAST:
-            raise InputError(
-                f"limit={config.limit}: expected at least {LEAST} {self.noun}, of which some are set aside"
-            )
+            raise InputError(f"limit={config.limit}: expected at least {LEAST} {self.noun}; some are set aside")
         name = name_of(config.data)
         train, findings = self.training_examples(config, settings, seed)
         held, held_findings = self.held_out_examples(config, settings) or (None, None)
@@ -331,7 +329,12 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
     ) -> float:
         """The deciding score on the first ``curve_examples`` of these: the curve, and what a best checkpoint is told by."""
         some = examples[: self.curve_examples]
-        return float(self.score(self.answer(model, tokenizer, some, settings), some)[self.deciding.score])
+        scores = self.score(self.answer(model, tokenizer, some, settings), some)
+        return float(scores[self.deciding_of(settings).score])
+
+    def deciding_of(self, settings: SettingsT) -> Deciding:
+        """``deciding``, or the score that these settings choose; ``higher_is_better`` is the same."""
+        return self.deciding
 
     def fitted(
         self, settings: SettingsT, model: nn.Module, tokenizer: Tokenizer, set_aside: Sequence[Example]
@@ -357,9 +360,7 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         """Answers every held-out example whose answer is known and compares; ``memory`` None: nothing is known of training."""
         asked = [one for one in held_out if self.is_known(one)]
         if not asked:
-            raise InputError(
-                f"{len(held_out)} {self.noun}: found none whose right answer is known, expected some to judge by"
-            )
+            raise InputError(f"{len(held_out)} {self.noun}: found none whose right answer is known, expected some")
         started = time.perf_counter()
         with listener.progress(self.doing) as update:
             answers = self.answer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jieyue.report import Estimate, Picture, Report
 from jieyue.tasks import Facts
 
-__all__ = ["QUALITY", "report_quality"]
+__all__ = ["QUALITY", "report_other_kinds", "report_quality"]
 
 QUALITY = "Quality on held-out examples"
 
@@ -38,3 +38,25 @@ def report_quality(report: Report, scores: Facts, beside: Facts, rate: float) ->
     )
     if scores["mistakes"]:
         section.table(["label", "taken for", "times"], scores["mistakes"], title="Most frequent mistakes")
+
+
+def report_other_kinds(report: Report, scores: Facts, systems: Facts, rate: float) -> None:
+    """Of several labels a text, or of numbers; ``systems``: the baselines' scores."""
+    section = report.section(QUALITY)
+    named = _NUMBERS if "mse" in scores else _SETS
+    for at, (key, (name, unit)) in enumerate(named.items()):
+        how = f"{scores['examples']} examples" + ("; 95 % bootstrap interval" if f"{key}_interval" in scores else "")
+        section.fact(name, scores[key], unit, how, interval=scores.get(f"{key}_interval"), key=at == 0)
+    rows = [[name, *(own[key] for key in named)] for name, own in {"this model": scores, **systems}.items()]
+    section.table(["system", *named.values()], rows, title="Beside the baseline")
+    section.fact("speed", rate, "per second", "examples, tokenization included")
+    if "by_label" in scores:
+        report.section("Each label").table(
+            ["label", "examples", ("precision", "share"), ("recall", "share"), ("F1", "share")],
+            [[name, *own.values()] for name, own in scores["by_label"].items()],
+            title="Each label",
+        )
+
+
+_SETS = {"micro_f1": ("micro-F1", "share"), "macro_f1": ("macro-F1", "share"), "exact_match": ("exact match", "share")}
+_NUMBERS = {"spearman": ("Spearman's ρ", ""), "pearson": ("Pearson's r", ""), "mse": ("MSE", ""), "mae": ("MAE", "")}

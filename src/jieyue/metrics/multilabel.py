@@ -1,0 +1,60 @@
+"""Sets of labels against sets of labels: micro- and macro-F1, exact matches, each label apart.
+
+micro-F1 = 2·ΣTP / (2·ΣTP + ΣFP + ΣFN) over all (text, label) pairs;   macro-F1 = mean of F1_c over the labels that golds have
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy
+
+from jieyue.errors import InputError, message
+from jieyue.json_values import Facts
+
+from .intervals import bootstrap
+
+__all__ = ["micro_f1", "score_sets"]
+
+
+def micro_f1(right: numpy.ndarray, told: numpy.ndarray, asked: numpy.ndarray) -> float:
+    """Of the numbers of right, told and gold labels of each text; 1.0 where there is neither gold nor told label."""
+    both = float(told.sum() + asked.sum())
+    return 2 * float(right.sum()) / both if both else 1.0
+
+
+def score_sets(predicted: Sequence[Collection[str]], golds: Sequence[Collection[str]]) -> Facts:
+    """Facts: ``examples``, ``micro_f1`` (with ``_interval``, 95 %), ``macro_f1``, ``exact_match``, ``by_label``.
+
+    >>> facts = score_sets([{"a"}, {"a", "b"}], [{"a", "b"}, {"b"}])
+    >>> round(facts["micro_f1"], 4), round(facts["macro_f1"], 4), facts["exact_match"]
+    (0.6667, 0.6667, 0.0)
+    """
+    if not golds or len(predicted) != len(golds):
+        found = f"{len(predicted)} predictions for {len(golds)} golds"
+        raise InputError(message("score_sets", found, "one each, at least one"))
+    pairs = [(set(own), set(gold)) for own, gold in zip(predicted, golds, strict=True)]
+    right = numpy.array([len(own & gold) for own, gold in pairs], dtype=float)
+    told = numpy.array([len(own) for own, _ in pairs], dtype=float)
+    asked = numpy.array([len(gold) for _, gold in pairs], dtype=float)
+    facts: Facts = {
+        "examples": len(pairs),
+        "micro_f1": micro_f1(right, told, asked),
+        "exact_match": sum(own == gold for own, gold in pairs) / len(pairs),
+    }
+    if len(pairs) > 1:
+        found_interval = bootstrap(right.tolist(), told.tolist(), asked.tolist(), statistic=micro_f1)
+        facts["micro_f1_interval"] = (float(found_interval.low), float(found_interval.high))
+    by_label: dict[str, dict[str, float]] = {}
+    for name in sorted({name for _, gold in pairs for name in gold}):
+        true = sum(name in own and name in gold for own, gold in pairs)
+        taken, wanted = sum(name in own for own, _ in pairs), sum(name in gold for _, gold in pairs)
+        by_label[name] = {
+            "examples": wanted,
+            "precision": true / max(1, taken),
+            "recall": true / wanted,
+            "f1": 2 * true / (taken + wanted),
+        }
+    facts["macro_f1"] = sum(own["f1"] for own in by_label.values()) / len(by_label) if by_label else 1.0
+    facts["by_label"] = by_label
+    return facts
