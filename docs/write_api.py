@@ -62,6 +62,9 @@ MODULES = (  # after the face, in this order; a module offers what its __all__ n
     "jieyue.hf.optimizers",
     "jieyue.hf.attention_check",
     "jieyue.hf.activation_check",
+    "jieyue.run.predict",
+    "jieyue.training.tiger",
+    "jieyue.training.weightwise",
     "jieyue.errors",
 )
 OPENING = """# API
@@ -122,11 +125,12 @@ def defined(module: str, name: str) -> tuple[str, ast.stmt | None]:
 
 def entries() -> Iterator[Entry]:
     """Every public name; what the face offers is told once, there."""
-    face = import_module("jieyue")._FACE
+    jieyue = import_module("jieyue")
     told = set()
-    for name, module in face.items():
-        home, node = defined(module, name)
-        told.add((home, name))
+    for name, module in jieyue._FACE.items():
+        inside = jieyue._INSIDE.get(name, name)
+        home, node = defined(module, inside)
+        told.add((home, inside))
         yield Entry("jieyue", name, home, node)
     for module in MODULES:
         for name in offered(module):
