@@ -59,6 +59,7 @@ def line_of(name, number):
         "read": json.dumps({"id": str(number), "question": "Which number is it?", "passages": [passage]}),
         "classify": f"{text}\t{half}",
         "mlm": text,
+        "tag": json.dumps({"text": text, "entities": [[0, 4, half]]}),
         "title": json.dumps({"title": f"{half} {number}", "content": text}),
         "chat": json.dumps([f"{half} {number}?", f"{half} {number}."]),
     }[name]

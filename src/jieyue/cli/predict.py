@@ -1,4 +1,4 @@
-"""``jieyue predict DIR FILE --out OUT``: a trained model's answers to a file of rows; ``jieyue classify DIR``: to some texts."""
+"""``jieyue predict DIR FILE --out OUT``: a trained model's answers to a file of rows; ``jieyue classify|tag DIR``: to some texts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
     app.command("predict")(predict)
     app.command("classify")(classify)
+    app.command("tag")(tag)
 
 
 def predict(
@@ -89,19 +90,36 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Label some texts: given ones, or the lines of standard input."""
+    _answer("classify", folder, text, device, as_json)
+
+
+def tag(
+    folder: Folder,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text; more than once for several. Default: standard input.")
+    ] = None,
+    device: Where = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find the entities of some texts: given ones, or the lines of standard input."""
+    _answer("tag", folder, text, device, as_json)
+
+
+def _answer(task: str, folder: Path, text: list[str] | None, device: str, as_json: bool) -> None:
     texts = list(text or ())
     if not texts:
         if sys.stdin.isatty():
-            raise InputError("classify: found no text, expected --text or texts on standard input, one a line")
+            raise InputError(f"{task}: found no text, expected --text or texts on standard input, one a line")
         texts = [line for line in decoded(sys.stdin.buffer.read(), "standard input").splitlines() if line.strip()]
     if not texts or not all(one.strip() for one in texts):
-        raise InputError("classify: found an empty text, expected one to label")
+        raise InputError(f"{task}: found an empty text, expected one with words")
     from jieyue.run.predict import Predictor, joined
+    from jieyue.run.row_files import cell
 
     answering = Predictor(folder, device=device)
-    if answering.task.name != "classify":
+    if answering.task.name != task:
         raise InputError(
-            message(str(folder), f"a model of `jieyue train {answering.task.name}`", "one of `train classify`")
+            message(str(folder), f"a model of `jieyue train {answering.task.name}`", f"one of `train {task}`")
         )
     rows = [{"text": one} for one in texts]
     found = [joined(row, one) for row, one in zip(rows, answering(rows), strict=True)]
@@ -109,4 +127,4 @@ def classify(
         for row in found:
             sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
         return
-    Console().table("", ["text", "answer", "confidence"], [[*map(str, row.values())] for row in found])
+    Console().table("", ["text", "answer", "confidence"], [[*map(cell, row.values())] for row in found])

@@ -119,6 +119,18 @@ VERBS = (
         },
     ),
     TaskVerb(
+        name="tag",
+        settings="jieyue.tasks.tag.settings:TagSettings",
+        help="a tagger of entities",
+        out="runs/tagger",
+        then="jieyue predict {} FILE.jsonl --out tagged.jsonl",
+        words={
+            "model": _PRESETS,
+            "data": "Training files: CoNLL columns, or JSON with spans. None ships.",
+            "held_out": "Files to judge by. Default: a tenth of --data.",
+        },
+    ),
+    TaskVerb(
         name="mlm",
         settings="jieyue.tasks.mlm.settings:MaskSettings",
         help="a masked language model on plain text",

@@ -52,6 +52,7 @@ HEADS = {
     "causal-lm": "AutoModelForCausalLM",
     "sequence-to-sequence": "AutoModelForSeq2SeqLM",
     "classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
     "image-classification": "AutoModelForImageClassification",
     "span": "AutoModelForQuestionAnswering",  # or what stands for it, see hf.span
     "prefix": "AutoModelForMaskedLM",  # a masked LM that writes, see hf.prefix
@@ -233,6 +234,7 @@ def head_of(name: str | Path) -> str | None:
         "SequenceClassification": "classification",
         "ImageClassification": "image-classification",
         "QuestionAnswering": "span",
+        "TokenClassification": "token-classification",
     }
     config = load_config(name)
     if getattr(config, "jieyue_prefix", False):

@@ -73,7 +73,7 @@ def open_model(
     name, own_entries = config.model, dict(entries or {})
     if name in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
         own = make_tokenizer(learn_vocabulary(texts()) if config.vocabulary is None else config.vocabulary)
-        if head not in ("masked-lm", "prefix", "classification", "span"):
+        if head not in ("masked-lm", "prefix", "classification", "token-classification", "span"):
             raise InputError(
                 message(f"model={name!r}", f"the head {head!r}", "a masked LM or a prefix LM", "name a checkpoint")
             )

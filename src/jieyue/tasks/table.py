@@ -16,6 +16,7 @@ __all__ = ["TASKS", "AnyTask", "task"]
 TASKS = {
     "read": "jieyue.tasks.read.task",
     "classify": "jieyue.tasks.classify.task",
+    "tag": "jieyue.tasks.tag.task",
     "mlm": "jieyue.tasks.mlm.task",
     "title": "jieyue.tasks.title.task",
     "chat": "jieyue.tasks.chat.task",
