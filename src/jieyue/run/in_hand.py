@@ -106,11 +106,11 @@ def train(
     """Plans, trains, judges and reports, as ``jieyue train`` does; shows its progress.
 
     ``model``: a preset, a folder, a hub name, or a model in hand with its ``tokenizer`` (which stays as it is: a copy is trained
-    and comes back). ``task``: "read", "classify", "mlm", "title", "chat", or a file of one's own. ``data``, ``held_out``: files, or
-    rows in hand with the fields that the task's files have (classify: text, label; read: question, context, answers; title: text,
-    title; chat: messages; mlm: text); () = the corpus that ships, and a part of the data. ``out``: the folder that is left.
-    ``budget``: of the whole process. ``options``: fields of ``RunConfig`` and ``TrainingConfig`` (steps=, keep=, plan=, ...), the
-    task's ``settings=``; ``resume=``, ``overwrite=``, ``device=``, ``listener=``.
+    and comes back). ``task``: "read", "classify", "tag", "mlm", "title", "chat", or a file of one's own. ``data``, ``held_out``: files,
+    or rows in hand with the fields that the task's files have (classify: text, label; tag: text, entities; read: question, context,
+    answers; title: text, title; chat: messages; mlm: text); () = the corpus that ships, and a part of the data.
+    ``out``: the folder that is left. ``budget``: of the whole process. ``options``: fields of ``RunConfig`` and ``TrainingConfig``
+    (steps=, keep=, plan=, ...), the task's ``settings=``; ``resume=``, ``overwrite=``, ``device=``, ``listener=``.
 
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is trained.
     """
