@@ -26,13 +26,13 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --all
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --all
 
 # Every CUDA path tested and the cells of docs/attention.md timed, in at most ten minutes; says so where there is no GPU.
 gpu-check: setup

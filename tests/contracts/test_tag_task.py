@@ -107,6 +107,7 @@ def test_parts_add_up_to_the_whole(tokenizer):
     assert abs(means - float(whole.detach().mean())) > 1e-6, "the broken twin, a mean of means, is another number"
 
 
+@pytest.mark.slow
 def test_a_run_from_files_to_answers(tmp_path):
     rows = [{"text": f"Ann{at} went to Springfield", "entities": [[0, 3 + len(str(at)), "PER"]]} for at in range(60)]
     data = written(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "d.jsonl")

@@ -43,6 +43,7 @@ def test_a_model_in_hand_is_trained_on_rows_and_answers(in_hand, tmp_path):
         jy.train(model, tokenizer, data=ROWS, out=tmp_path / "model", **HOW)
 
 
+@pytest.mark.slow
 def test_rows_and_files_are_the_same(in_hand, tmp_path):
     model, tokenizer = in_hand
     file = tmp_path / "rows.jsonl"
@@ -81,6 +82,7 @@ class _Dataset(list):
     features = {"text": None, "label": _Classes()}  # noqa: RUF012
 
 
+@pytest.mark.slow
 def test_class_numbers_of_a_dataset_become_names(in_hand, tmp_path):
     rows = _Dataset({"text": row["text"], "label": int(row["label"] == "good")} for row in ROWS)
     found = jy.train(*in_hand, data=rows, out=tmp_path / "model", **HOW)
