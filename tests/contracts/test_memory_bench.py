@@ -28,6 +28,7 @@ def test_each_step_adds_one_thing_and_keeps_the_rest():
         steps_of(subject(), 8, 9)
 
 
+@pytest.mark.slow
 def test_measured_as_predicted_and_what_is_too_large_is_not_run():
     steps = steps_of(subject(), 8, 2, approximate=False)
     peaks = measure_waterfall(subject(), steps, 8, largest_bytes=0)

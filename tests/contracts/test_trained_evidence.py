@@ -46,6 +46,7 @@ def test_epochs_and_drawing_are_judged():
     assert dialogue.CLAIMS[0].judge(rising).word == FAILS
 
 
+@pytest.mark.slow
 def test_a_cell_of_linear_attention_is_trained(tmp_path):
     claim = linear_attention.CLAIMS[0]
     cells = {cell.settings["attention"]: cell for cell in claim.cells("minutes", (0, 1))}

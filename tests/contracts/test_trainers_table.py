@@ -18,6 +18,7 @@ def theirs():
     return list(cells("transformers", heads=("masked",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heads", [("masked", "answer"), pytest.param(("causal", "classification", "tokens"), marks=pytest.mark.slow)]
 )

@@ -59,6 +59,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [TIE, pytest.param(GAIN, marks=pytest.mark.slow)])
 def test_a_cell_is_trained(claim, tmp_path):
     cell = Cell(claim.key, {**claim.cells("minutes", (0, 1))[0].settings, **SIZES}, 0)

@@ -102,6 +102,7 @@ def test_mistakes_are_named(wrong):
         TrainingConfig(**wrong)
 
 
+@pytest.mark.slow
 def test_a_report_says_what_was_kept_and_decided(tmp_path):
     how = TrainingConfig(
         steps=4, effective_batch=8, evaluate_every=2, keep="best", schedule="constant", weight_decay=0.1

@@ -167,7 +167,7 @@ def test_folders_load_back_and_stay_masked_lms(tmp_path):
     assert again.generation_config.eos_token_id == 3 and again.generation_config.max_new_tokens == 4
     assert torch.allclose(again(**given).logits, model(**given).logits, rtol=0, atol=1e-5)
     tokenizer.save_pretrained(tmp_path)
-    assert is_prefix_lm(jieyue.load(tmp_path, "prefix")[0]) and not is_prefix_lm(jieyue.load(tmp_path)[0])
+    assert is_prefix_lm(jieyue.load(tmp_path, "prefix")[0]) and not is_prefix_lm(jieyue.load(tmp_path, "masked-lm")[0])
     plain, found = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(plain) is transformers.BertForMaskedLM and not any(found.values())
     assert (plain.double().eval()(**given).logits - model(**given).logits).abs().max() > 1e-3  # bidirectional

@@ -188,6 +188,7 @@ def test_a_tokenizer_without_padding_is_refused(copied, labelled):
     assert refused(jieyue(*train, copied, "--out", copied / "out"), "no padding token")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_as_it_began(copied, labelled, tmp_path):
     """The faults: another number of updates, and other rows of the same lengths, were accepted."""
     data = tmp_path / "train.tsv"

@@ -275,6 +275,7 @@ def test_a_second_ctrl_c_ends_at_once_without_a_traceback(serving):
     del answers
 
 
+@pytest.mark.slow
 def test_ports_that_cannot_be_are_one_line(folder, tmp_path):
     for port in ("-1", "65536", "99999"):
         done = jieyue("serve", folder, "--port", port)

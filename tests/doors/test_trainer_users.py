@@ -358,6 +358,7 @@ def test_the_real_schedule_free_optimizer(tmp_path):
     assert logged == pytest.approx(float(objective(saved, collate(rows()[:7])).mean().detach()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optim", [{}, {"optim": "sgd", "optim_args": "jieyue=muon"}, {"optim": "sgd", "optim_args": "jieyue=tiger"}]
 )
