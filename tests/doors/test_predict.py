@@ -98,6 +98,14 @@ def test_nothing_is_written_over(answering, tmp_path):
     assert len(read(out)) == 3
 
 
+@pytest.mark.parametrize("name", ["out.csv.gz", "out.jsonl.xz"])
+def test_a_packed_output_is_refused(answering, tmp_path, name):
+    """Its name would promise what it is not: rows are written as they are."""
+    with pytest.raises(InputError, match="packed"):
+        predict_file(answering, written(tmp_path / "in.jsonl", given()[:2]), tmp_path / name)
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize("name", ["answer", "confidence"])
 def test_a_column_of_an_added_name_is_refused(answering, tmp_path, name):
     source = written(tmp_path / "in.jsonl", [given()[0], {**given()[1], name: 1}])

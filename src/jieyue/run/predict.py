@@ -24,7 +24,7 @@ from jieyue.tasks import Facts, Prediction, Settings
 from jieyue.tasks.table import AnyTask, task
 
 from .devices import check_device
-from .row_files import RowReader, RowWriter, cell, is_table, whole_rows
+from .row_files import PACKED, RowReader, RowWriter, cell, is_table, whole_rows
 
 __all__ = ["ADDED", "Predicted", "Predictor", "predict", "predict_file"]
 
@@ -135,6 +135,8 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     part = out.with_name(out.name + ".part")
     if resume and overwrite:
         raise InputError("resume and overwrite: found both, expected one of them")
+    if out.suffix.lower() in PACKED:
+        raise InputError(message("out", f"{out}, a packed file", "a plain one", "pack it afterwards"))
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(message("out", str(out), "a file in a folder that is there"))
     if out.exists() and not overwrite:

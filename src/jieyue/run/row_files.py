@@ -17,10 +17,10 @@ from typing import IO, BinaryIO, TextIO
 
 from jieyue.errors import InputError, message
 
-__all__ = ["RowReader", "RowWriter", "cell", "is_table", "whole_rows"]
+__all__ = ["PACKED", "RowReader", "RowWriter", "cell", "is_table", "whole_rows"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_PACKED = (".gz", ".xz")
+PACKED = (".gz", ".xz")
 
 
 def is_table(path: Path) -> bool:
@@ -140,7 +140,7 @@ def cell(value: object) -> str:
 
 
 def _ending(path: Path) -> str:
-    return Path(path.stem).suffix.lower() if path.suffix.lower() in _PACKED else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in PACKED else path.suffix.lower()
 
 
 def _opened(path: Path, stream: BinaryIO | None) -> IO[bytes]:
