@@ -7,7 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "jieyue"
 
-GROUND = {"errors", "tally", "budget", "machine", "timer", "text", "report", "listener", "options", "json_values"}
+GROUND = {
+    "autograd", "budget", "errors", "json_values", "listener", "machine", "options", "report", "tally", "text", "timer",
+}  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
     "attention": GROUND,

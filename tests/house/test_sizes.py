@@ -1,6 +1,7 @@
 """Files of at most 400 lines, functions of at most 60 and 8 parameters; no print, exit or environment out of place."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def test_manners(path):
 def test_words_not_used_for_files():
     forbidden = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
     assert not [named(p) for p in PACKAGE.rglob("*") if p.stem in forbidden]
+
+
+UPSTAIRS = ("tasks", "run", "planning", "report", "serving", "data", "cli")
+
+
+def count_of(pattern, paths):
+    return sum(len(re.findall(pattern, path.read_text(encoding="utf-8"))) for path in paths)
+
+
+def test_types_are_said():
+    """``Any`` only where a value's type is nobody's to say; neither ``object`` nor ``cast`` stands in for it."""
+    assert count_of(r"\bAny\b", FILES) <= 500
+    assert count_of(r"\bAny\b", [path for path in FILES if path.relative_to(PACKAGE).parts[0] in UPSTAIRS]) <= 120
+    assert count_of(r"(: |-> |\[|\| )object\b", FILES) <= 32
+    assert count_of(r"(?<!ctypes\.)\bcast\(", FILES) <= 21

@@ -18,14 +18,20 @@ float64 functions against mpmath and allows them half of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
-__all__ = ["Exact", "Interval", "Jet", "Unsupported", "constant", "slope"]
+from .multiprecision import Context, Real
+
+__all__ = ["Exact", "Formula", "Interval", "Jet", "Unsupported", "constant", "slope"]
+
+Formula: TypeAlias = Callable[..., Any]  # torch code of (x, *constants): a tensor for a tensor, a Number for a Number
+Value: TypeAlias = "Tensor | Number"
+Operand: TypeAlias = "Tensor | Number | Real | float | str"  # a str: one of the constants of ``_DECIMALS``
 
 FUNCTION_ULPS = 8
 _EPS = 2.0**-52
@@ -48,61 +54,61 @@ class Number:
 
     depth = 0
 
-    def lift(self, value: Any) -> Any:
+    def lift(self, value: Operand) -> Self:
         raise NotImplementedError
 
-    def _add(self, other: Any) -> Any:
+    def _add(self, other: Self) -> Self:
         raise NotImplementedError
 
-    def _mul(self, other: Any) -> Any:
+    def _mul(self, other: Self) -> Self:
         raise NotImplementedError
 
-    def _inverse(self) -> Any:
+    def _inverse(self) -> Self:
         raise NotImplementedError
 
-    def _apply(self, name: str) -> Any:
+    def _apply(self, name: str) -> Self:
         raise NotImplementedError
 
-    def _other(self, other: Any) -> Any:
+    def _other(self, other: Operand) -> Self | None:
         """The other operand in this kind, or None when the other, deeper kind must do the work."""
-        if isinstance(other, Number) and other.depth >= self.depth:
-            return other if other.depth == self.depth else None
-        return self.lift(other)
+        if isinstance(other, Number) and other.depth > self.depth:
+            return None
+        return other if isinstance(other, type(self)) and other.depth == self.depth else self.lift(other)
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Operand) -> Self:
         found = self._other(other)
         return NotImplemented if found is None else self._add(found)
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: Operand) -> Self:
         found = self._other(other)
         return NotImplemented if found is None else self._mul(found)
 
-    def __truediv__(self, other: Any) -> Any:
+    def __truediv__(self, other: Operand) -> Self:
         found = self._other(other)
         return NotImplemented if found is None else self._mul(found._inverse())
 
     __radd__ = __add__
     __rmul__ = __mul__
 
-    def __neg__(self) -> Any:
+    def __neg__(self) -> Self:
         return self * -1
 
-    def __pos__(self) -> Any:
+    def __pos__(self) -> Self:
         return self
 
-    def __sub__(self, other: Any) -> Any:
+    def __sub__(self, other: Value | float) -> Self:
         return self + -other
 
-    def __rsub__(self, other: Any) -> Any:
+    def __rsub__(self, other: Operand) -> Self:
         return -self + other
 
-    def __rtruediv__(self, other: Any) -> Any:
+    def __rtruediv__(self, other: Operand) -> Self:
         return self._inverse() * other
 
-    def __abs__(self) -> Any:
+    def __abs__(self) -> Self:
         return self._apply("relu") + (-self)._apply("relu")
 
-    def __pow__(self, power: Any) -> Any:
+    def __pow__(self, power: float) -> Self:
         if not float(power).is_integer() or power < 0:
             raise Unsupported(f"the power {power}")
         if power == 0:
@@ -110,17 +116,22 @@ class Number:
         half = self ** (int(power) // 2)
         return half * half * self if power % 2 else (half * half if power > 1 else self)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., Number]:
         if name in _RULES or name in _COMPOSED:
             return lambda *args, **kwargs: _call(name, (self, *args), kwargs)
         raise AttributeError(name)
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Formula, types: Sequence[type], args: Sequence[Number] = (), kwargs: Options | None = None
+    ) -> Number:
         return _call(function.__name__, args, kwargs or {})
 
 
-def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+Options: TypeAlias = Mapping[str, bool | float | str | None]
+
+
+def _call(name: str, args: Sequence[Number], kwargs: Options) -> Number:
     name = {"special_erf": "erf", "special_expit": "sigmoid", "arctan": "atan", "absolute": "abs"}.get(name, name)
     kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
     if name in _RULES and len(args) == 1 and not kwargs:
@@ -130,7 +141,7 @@ def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     raise Unsupported(f"torch's {name}{' with options' if name in _RULES else ''}")
 
 
-def constant(like: Any, name: str) -> Any:
+def constant(like: Value | float, name: str) -> Number | float:
     """One of the irrational constants of ``_DECIMALS``, as precise as ``like`` can hold it."""
     return like.lift(name) if isinstance(like, Number) else float(_DECIMALS[name])
 
@@ -138,13 +149,14 @@ def constant(like: Any, name: str) -> Any:
 class Exact(Number):
     """An mpmath number; ``context`` (``mpmath.mp.clone()``) holds its precision, so that no global is changed."""
 
-    def __init__(self, value: Any, context: Any) -> None:
+    def __init__(self, value: Real | float | str, context: Context) -> None:
         self.context = context
         self.value = context.mpf(value)
 
-    def lift(self, value: Any) -> Exact:
+    def lift(self, value: Operand) -> Exact:
         if isinstance(value, str):
             value = _DECIMALS[value]
+        assert not isinstance(value, Number), value
         return Exact(value.item() if isinstance(value, Tensor) else value, self.context)
 
     def _add(self, other: Exact) -> Exact:
@@ -175,10 +187,11 @@ class Interval(Number):
         low, high = low - (low.abs() * margin + slack), high + (high.abs() * margin + slack)
         return cls(low.nan_to_num(-torch.inf, torch.inf, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -torch.inf))
 
-    def lift(self, value: Any) -> Interval:
+    def lift(self, value: Operand) -> Interval:
         if isinstance(value, str):
             exact = self.low.new_tensor(float(_DECIMALS[value]))
             return Interval._around(exact, exact, 1)
+        assert not isinstance(value, Number), value
         exact = self.low.new_tensor(float(value))
         return Interval(exact, exact)
 
@@ -211,16 +224,17 @@ class Interval(Number):
 class Jet(Number):
     """``value + slope·ε`` with ε² = 0, over tensors or any kind above; a slope of None is zero."""
 
-    def __init__(self, value: Any, slope: Any = None) -> None:
+    def __init__(self, value: Value | float, slope: Slope = None) -> None:
         self.value, self.slope = value, slope
         self.depth = 1 + (value.depth if isinstance(value, Number) else 0)
 
-    def lift(self, value: Any) -> Jet:
+    def lift(self, value: Operand) -> Jet:
         if isinstance(value, str):
             return Jet(constant(self.value, value))
-        return Jet(
-            self.value.lift(value) if isinstance(self.value, Number) and not isinstance(value, Number) else value
-        )
+        if isinstance(self.value, Number) and not isinstance(value, Number):
+            return Jet(self.value.lift(value))
+        assert isinstance(value, Number | Tensor | int | float), value
+        return Jet(value)
 
     def _add(self, other: Jet) -> Jet:
         return Jet(self.value + other.value, _sum(self.slope, other.slope))
@@ -240,15 +254,22 @@ class Jet(Number):
         return Jet(value, None if self.slope is None else _product(rule.slope(self.value, value), self.slope))
 
 
-def _sum(a: Any, b: Any) -> Any:
+Slope: TypeAlias = "Tensor | Number | float | None"
+
+
+def _sum(a: Slope, b: Slope) -> Slope:
     return b if a is None else a if b is None else a + b
 
 
-def _product(factor: Any, slope: Any) -> Any:
+def _product(factor: Value | float, slope: Slope) -> Slope:
     return None if slope is None else factor * slope
 
 
-def slope(function: Callable[[Any], Any], x: Any) -> Any:
+@overload
+def slope(function: Formula, x: Tensor) -> Tensor: ...
+@overload
+def slope(function: Formula, x: Exact) -> Exact: ...
+def slope(function: Formula, x: Value) -> Value | float:
     """The derivative of torch code at ``x`` of any kind, by one Jet.
 
     >>> slope(lambda x: x**3, torch.tensor(2.0, dtype=torch.float64))
@@ -267,9 +288,9 @@ class Rule:
     ``slack``: an absolute error that torch's function makes beside the relative one.
     """
 
-    torch: Callable[[Tensor], Tensor]
-    exact: Callable[[Any, Any], Any]
-    slope: Callable[[Any, Any], Any]
+    torch: Callable[..., Tensor]
+    exact: Callable[..., Real | int]
+    slope: Callable[..., Value]
     slack: float = _TINY
 
 
@@ -296,24 +317,24 @@ _RULES = {
 }  # fmt: skip
 
 
-def _gelu(x: Any, approximate: str = "none") -> Any:
+def _gelu(x: Number, approximate: str = "none") -> Number:
     if approximate != "none":
         raise Unsupported(f"torch's gelu with approximate={approximate!r}")
     return x * x._apply("special_ndtr")
 
 
-def _clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:
+def _clamp(x: Number, min: float | None = None, max: float | None = None) -> Number:
     """min + relu(x − min) − relu(x − max): the two relus cancel above max."""
     if min is not None:
         x = min + (x - min)._apply("relu")
     return x if max is None else max - (max - x)._apply("relu")
 
 
-def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+def _softplus(x: Number, beta: float = 1.0, threshold: float = 20.0) -> Number:
     return (x * beta)._apply("softplus") / beta
 
 
-_COMPOSED: dict[str, Callable[..., Any]] = {
+_COMPOSED: dict[str, Callable[..., Number]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "rsub": lambda a, b: b - a,

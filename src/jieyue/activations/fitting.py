@@ -9,19 +9,20 @@ Source: https://kexue.fm/archives/7309 (the article); its constants are reproduc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jieyue.errors import InputError
 
+from .arithmetic import Formula
 from .certificate import certify
 from .criteria import CRITERIA, Weight, article_grid
 from .forms import Approximation, Form, Target, as_form, as_target
+from .multiprecision import Context, Real
 from .problem import Problem, local_extremes
 from .remez import NotLevelled, level, taylor_match
 from .search import least_squares, smallest_maximum
@@ -100,8 +101,8 @@ class Fit:
 
 
 def fit(
-    form: str | Form | Callable[..., Any],
-    target: str | Target | Callable[[Any], Any] = "gelu",
+    form: str | Form | Formula,
+    target: str | Target | Formula = "gelu",
     criterion: str | Weight = "minimax",
     domain: tuple[float, float] | None = None,
     fixed: Mapping[str, float | str] | None = None,
@@ -145,9 +146,9 @@ def fit(
 
 
 def given(
-    form: str | Form | Callable[..., Any],
+    form: str | Form | Formula,
     constants: Mapping[str, float],
-    target: str | Target | Callable[[Any], Any] = "gelu",
+    target: str | Target | Formula = "gelu",
     domain: tuple[float, float] = (-8.0, 8.0),
     *,
     lipschitz: float | None = None,
@@ -172,8 +173,8 @@ def _steps(domain: tuple[float, float]) -> Tensor:
 
 
 def _resolve_fixed(
-    form: Form, target: Target, domain: tuple[float, float], fixed: dict[str, Any], *, mixed: bool
-) -> dict[str, Any]:
+    form: Form, target: Target, domain: tuple[float, float], fixed: dict[str, float | str], *, mixed: bool
+) -> dict[str, float | Real]:
     """Numbers for ``"local"`` entries; the mixed criterion fixes the first constant so, where there is more than one."""
     unknown = set(fixed) - set(form.constants)
     if unknown:
@@ -185,15 +186,16 @@ def _resolve_fixed(
     for name, value in fixed.items():
         if value != "local" and not (isinstance(value, int | float) and math.isfinite(value)):
             raise InputError(f"fixed[{name!r}]={value!r}: expected a finite number or 'local'")
-    if "local" in fixed.values():
+    held: dict[str, float | Real] = {name: value for name, value in fixed.items() if not isinstance(value, str)}
+    if len(held) < len(fixed):
         problem = Problem(form, target, domain, {})
         problem.check()
-        matched = dict(zip(form.constants, _local(problem)[0], strict=True))
-        fixed = {name: matched[name] if value == "local" else value for name, value in fixed.items()}
-    return fixed
+        matched = zip(form.constants, _local(problem)[0], strict=True)
+        held |= {name: value for name, value in matched if fixed.get(name) == "local"}
+    return held
 
 
-def _local(problem: Problem) -> tuple[list[Any], Any]:
+def _local(problem: Problem) -> tuple[list[Real], Context]:
     context = problem.exact_context(DIGITS)
     asked = f"criterion='local' for {problem.form.name!r} and {problem.target.name!r}"
     if context is None:
@@ -210,7 +212,7 @@ def _local(problem: Problem) -> tuple[list[Any], Any]:
 
 def _solve(
     problem: Problem, criterion: str | Weight, grid: Tensor | None
-) -> tuple[list[Any], bool | None, bool | None, Any]:
+) -> tuple[Sequence[float | Real], bool | None, bool | None, Context | None]:
     """(θ, levelled, alternating, mpmath context or None)."""
     if isinstance(criterion, Weight):
         inside = (criterion.points >= problem.domain[0]) & (criterion.points <= problem.domain[1])
@@ -223,8 +225,8 @@ def _solve(
             None,
         )
     if criterion == "local":
-        theta, context = _local(problem)
-        return theta, None, None, context
+        local, exactly = _local(problem)
+        return local, None, None, exactly
     points = problem.points() if grid is None else grid
     found = smallest_maximum(problem, points)
     context = problem.exact_context(DIGITS)
@@ -240,7 +242,7 @@ def _solve(
     return found.theta, bool(found.active), _alternates(signs) if signs else False, None
 
 
-def _tensors(places: list[Any]) -> list[Tensor]:
+def _tensors(places: list[Real]) -> list[Tensor]:
     return [torch.tensor(float(x), dtype=torch.float64) for x in places]
 
 
@@ -250,13 +252,13 @@ def _alternates(signs: list[float]) -> bool:
 
 def _measured(
     problem: Problem,
-    theta: list[Any],
+    theta: Sequence[float | Real],
     criterion: str | Weight,
     lipschitz: float | None,
     *,
     levelled: bool | None = None,
     alternating: bool | None = None,
-    exact: Any = None,
+    exact: Context | None = None,
 ) -> Fit:
     constants = tuple(float(c) for c in problem.full(theta))
     approximation = Approximation(problem.form, constants, problem.target)

@@ -24,9 +24,9 @@ from __future__ import annotations
 import ast
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from jieyue.errors import InputError
 
-from .arithmetic import Jet, slope
+from .arithmetic import Formula, slope
 
 __all__ = ["FORMS", "NAMED", "TARGETS", "Approximation", "Form", "Target", "as_form", "as_target", "view"]
 
@@ -87,7 +87,7 @@ def lowest(polynomial: tuple[float, float, float]) -> float | None:
     return -end if end * (c1 + end * end * (c3 + end * end * c5)) >= _EMPTY else None
 
 
-def _polynomial_gate(x: Any, c1: Any, c3: Any, c5: Any) -> Any:
+def _polynomial_gate(x: Tensor, c1: float, c3: float, c5: float) -> Tensor:
     """tanh(q(x)/2) = 2σ(q(x)) − 1."""
     polynomial = (float(c1), float(c3), float(c5))
     y = torch.clamp(x, -(end := limit(polynomial)), end)
@@ -98,25 +98,28 @@ def _polynomial_gate(x: Any, c1: Any, c3: Any, c5: Any) -> Any:
     return torch.tanh(logit * 0.5)
 
 
-def _sigmoid(x: Any, l: Any) -> Any:
+def _sigmoid(x: Tensor, l: float) -> Tensor:
     return torch.tanh(l * x * 0.5)
 
 
-def _tanh(x: Any, a: Any, b: Any) -> Any:
+def _tanh(x: Tensor, a: float, b: float) -> Tensor:
     return _polynomial_gate(x, 2 * a, 2 * b, 0.0)
 
 
-def _tanh5(x: Any, a: Any, b: Any, c: Any) -> Any:
+def _tanh5(x: Tensor, a: float, b: float, c: float) -> Tensor:
     return _polynomial_gate(x, 2 * a, 2 * b, 2 * c)
 
 
-def _tanh_powers(x: Any, a: Any, b: Any) -> Any:
+def _tanh_powers(x: Tensor, a: float, b: float) -> Tensor:
     t = torch.tanh(x)
     return t * (a + b * (t * t))
 
 
-def _tanh_sum(x: Any, a: Any, b: Any) -> Any:
+def _tanh_sum(x: Tensor, a: float, b: float) -> Tensor:
     return a * torch.tanh(b * x) + (1 - a) * torch.tanh(2 * (b * x))
+
+
+_Reduced: TypeAlias = "tuple[Callable[..., Form | Target], tuple[Hashable, ...]]"
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,13 @@ class Form:
 
     name: str
     constants: tuple[str, ...]
-    function: Callable[..., Any]
+    function: Formula
     start: tuple[float, ...]
     formula: str = ""
     gate: bool = True
     polynomial: Callable[..., tuple[float, float, float]] | None = None
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> _Reduced:
         return _reduced(self, FORMS, as_form)
 
 
@@ -158,23 +161,22 @@ class Target:
     """What is approximated: ``function(x)`` in torch code, and the ``view`` that a gate form gives of it."""
 
     name: str
-    function: Callable[[Any], Any]
+    function: Formula
     view: str = "direct"
     formula: str = ""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> _Reduced:
         return _reduced(self, TARGETS, as_target)
 
 
-def _reduced(value: Any, table: Mapping[str, Any], read: Callable[[str], Any]) -> Any:
+def _reduced(value: Form | Target, table: Mapping[str, Form | Target], read: Callable[..., Form | Target]) -> _Reduced:
     """What pickle keeps: the name of a table's entry, the fields of anything else (whose callables may refuse)."""
-    name: str = value.name
-    if table.get(name) is value:
-        return read, (name,)
+    if table.get(value.name) is value:
+        return read, (value.name,)
     return type(value), tuple(getattr(value, each.name) for each in fields(value))
 
 
-def _gelu(x: Any) -> Any:
+def _gelu(x: Tensor) -> Tensor:
     return x * torch.special.ndtr(x)
 
 
@@ -192,7 +194,7 @@ TARGETS = {
 }
 
 
-def view(form: Form, target: Target) -> Callable[..., Any]:
+def view(form: Form, target: Target) -> Formula:
     """The approximation of ``target`` that ``form`` gives, as a function of (x, *constants); see the table above."""
     s = form.function
     if not form.gate or target.view == "direct" or target.view == "odd":
@@ -202,15 +204,10 @@ def view(form: Form, target: Target) -> Callable[..., Any]:
     if target.view == "product":
         return lambda x, *c: x * ((s(x, *c) + 1) * 0.5)
     assert target.view == "slope", target.view
-
-    def derivative(x: Any, *c: Any) -> Any:
-        point = Jet(x, 1.0)
-        return (point * ((s(point, *c) + 1) * 0.5)).slope
-
-    return derivative
+    return lambda x, *c: slope(lambda point: point * ((s(point, *c) + 1) * 0.5), x)
 
 
-def as_form(form: str | Form | Callable[..., Any]) -> Form:
+def as_form(form: str | Form | Formula) -> Form:
     """A Form from its name, from any callable ``f(x, a, b=1.0, …)`` (defaults are starting values), or as it is."""
     if isinstance(form, Form):
         found = form
@@ -247,7 +244,7 @@ def as_form(form: str | Form | Callable[..., Any]) -> Form:
     return found
 
 
-def as_target(target: str | Target | Callable[[Any], Any]) -> Target:
+def as_target(target: str | Target | Formula) -> Target:
     """A Target from its name, from any callable of x (torch's own SiLU, Mish, GELU are recognised), or as it is."""
     if isinstance(target, Target):
         return target

@@ -16,12 +16,13 @@ Source: https://arxiv.org/abs/1606.08415 (GELU and both approximations).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jieyue.autograd import Saved
 from jieyue.errors import InputError
 
 from .fitting import Fit
@@ -153,11 +154,11 @@ class _Tanh(torch.autograd.Function):
         return F.gelu(x, approximate="tanh")
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Saved, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Saved, *grads: Tensor) -> Tensor:
         (x,), (grad,) = ctx.saved_tensors, grads
         if torch.is_grad_enabled():  # torch's own third derivative is NaN from |x| = 13 on in float32
             return (_wide(grad) * _slope(_wide(x), _TANH)).to(x.dtype)
@@ -166,6 +167,10 @@ class _Tanh(torch.autograd.Function):
         for piece, above, place in _pieces(source, upstream, out):
             place.copy_(torch.ops.aten.gelu_backward(above, piece.clamp(-_SAFE, _SAFE), approximate="tanh"))
         return out
+
+
+class _WithPolynomial(Saved, Protocol):
+    c: tuple[float, float, float]
 
 
 class _PolynomialGate(torch.autograd.Function):
@@ -188,12 +193,12 @@ class _PolynomialGate(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _WithPolynomial, inputs: tuple[Tensor, tuple[float, float, float]], output: Tensor) -> None:
         x, ctx.c = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: _WithPolynomial, *grads: Tensor) -> tuple[Tensor, None]:
         (x,), (grad,), c = ctx.saved_tensors, grads, ctx.c
         if torch.is_grad_enabled():  # a second derivative is wanted: the plain formula, which autograd can follow
             return (_wide(grad) * _slope(_wide(x), c)).to(x.dtype), None
@@ -262,6 +267,11 @@ def _slope(x: Tensor, c: tuple[float, float, float]) -> Tensor:
     return p + y * (p * (1 - p)) * steep
 
 
+class _WithForm(Saved, Protocol):
+    chosen: Approximation
+    product: bool
+
+
 class _Recomputed(torch.autograd.Function):
     """Any form by its plain formula, computed again in the backward pass and differentiated there by autograd."""
 
@@ -274,12 +284,12 @@ class _Recomputed(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _WithForm, inputs: tuple[Tensor, Approximation, bool], output: Tensor) -> None:
         x, ctx.chosen, ctx.product = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: _WithForm, *grads: Tensor) -> tuple[Tensor, None, None]:
         (x,), (grad,) = ctx.saved_tensors, grads
         if torch.is_grad_enabled():
             value = _plain(_wide(x), ctx.chosen, ctx.product)

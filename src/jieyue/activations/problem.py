@@ -6,20 +6,25 @@ Legend: θ the free constants, k their number, e = approximation − target.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from jieyue.errors import InputError
 
-from .arithmetic import Exact, Unsupported
+from .arithmetic import Exact, Jet, Unsupported
 from .forms import Form, Target, view
+from .multiprecision import Context, Real
 
 __all__ = ["Problem", "local_extremes"]
+
+Constants: TypeAlias = Iterable[float | Real]
+_Kind = TypeVar("_Kind", Tensor, Exact)
+_Digits = TypeVar("_Digits", Exact, Jet)
 
 POINTS = 4001
 
@@ -31,7 +36,7 @@ class Problem:
     form: Form
     target: Target
     domain: tuple[float, float]
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, float | Real]
 
     @cached_property
     def free(self) -> tuple[str, ...]:
@@ -41,19 +46,19 @@ class Problem:
     def start(self) -> list[float]:
         return [start for name, start in zip(self.form.constants, self.form.start, strict=True) if name in self.free]
 
-    def full(self, theta: Any) -> list[Any]:
+    def full(self, theta: Constants) -> list[float | Real]:
         """All constants in the form's order, from the free ones."""
         found = dict(zip(self.free, theta, strict=True))
         return [found[name] if name in found else self.fixed[name] for name in self.form.constants]
 
-    def error(self, x: Any, theta: Any) -> Any:
+    def error(self, x: _Kind, theta: Constants) -> _Kind:
         """e(x; θ): a tensor for a tensor, with constants rounded to float64; an Exact for an Exact, with all their digits."""
         if isinstance(x, Exact):
             return self.error_at(x, theta, x.context)
         constants = [float(c) for c in self.full(theta)]
         return view(self.form, self.target)(x, *constants) - self.target.function(x)
 
-    def error_at(self, x: Any, theta: Any, context: Any) -> Any:
+    def error_at(self, x: _Digits, theta: Constants, context: Context) -> _Digits:
         """e(x; θ) in mpmath numbers; x may be a Jet over them."""
         constants = [Exact(c, context) for c in self.full(theta)]
         return view(self.form, self.target)(x, *constants) - self.target.function(x)
@@ -97,11 +102,11 @@ class Problem:
                     f"{what}: found {float(value[wrong][0])} at x = {where:.6g}, expected finite values on the domain [{low}, {high}]"
                 )
 
-    def exact_context(self, digits: int) -> Any:
+    def exact_context(self, digits: int) -> Context | None:
         """An mpmath context of that many digits, or None when the formulas cannot be evaluated in it."""
         import mpmath
 
-        context = mpmath.mp.clone()
+        context: Context = mpmath.mp.clone()
         context.dps = digits + 10
         try:
             middle = Exact(context.mpf(sum(self.half_domain)) / 2 + context.mpf(1) / 7, context)
@@ -111,7 +116,7 @@ class Problem:
         return context
 
 
-def _described(value: Any) -> str:
+def _described(value: Tensor | float | None) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 

@@ -12,11 +12,11 @@ Cost: some hundred evaluations in 40-digit arithmetic, tenths of a second.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from .arithmetic import Exact, slope
+from .multiprecision import Context, Real
 from .problem import Problem, local_extremes
 from .search import Found
 
@@ -31,13 +31,13 @@ class NotLevelled(ArithmeticError):
 class Levelled:
     """Constants (mpmath numbers) whose errors at ``places`` have equal size ``level``."""
 
-    theta: list[Any]
-    level: Any
-    places: list[Any]
+    theta: list[Real]
+    level: Real
+    places: list[Real]
 
 
 def level(
-    problem: Problem, found: Found, points: Tensor, context: Any, *, discrete: bool = False, digits: int = 30
+    problem: Problem, found: Found, points: Tensor, context: Context, *, discrete: bool = False, digits: int = 30
 ) -> Levelled:
     """The exchange, from float64 constants and their k + 1 levelled points; ``discrete`` keeps to ``points``.
 
@@ -45,7 +45,7 @@ def level(
     """
     if not found.active:
         raise NotLevelled("the search in float64 did not level the extremes")
-    theta: list[Any] = [context.mpf(value) for value in found.theta]
+    theta: list[Real] = [context.mpf(value) for value in found.theta]
     accuracy = context.mpf(10) ** -digits
     indices, before = list(found.active), [-1]
     for _ in range(30):
@@ -72,11 +72,11 @@ def _moved(e: Tensor, indices: list[int]) -> list[int]:
     return moved if len(set(moved)) == len(moved) else indices
 
 
-def _error(problem: Problem, x: Any, theta: list[Any], context: Any) -> Any:
+def _error(problem: Problem, x: Real, theta: list[Real], context: Context) -> Real:
     return problem.error(Exact(x, context), theta).value
 
 
-def _equalise(problem: Problem, theta: list[Any], places: list[Any], context: Any, accuracy: Any) -> list[Any]:
+def _equalise(problem: Problem, theta: list[Real], places: list[Real], context: Context, accuracy: Real) -> list[Real]:
     """Newton on e(x_i; θ) − s_i·E = 0 for (θ, E), derivatives by differences of half the digits."""
     k = len(theta)
     values = [_error(problem, x, theta, context) for x in places]
@@ -108,13 +108,13 @@ def _equalise(problem: Problem, theta: list[Any], places: list[Any], context: An
     raise NotLevelled("Newton's method did not settle")
 
 
-def _extreme(problem: Problem, theta: list[Any], points: Tensor, index: int, context: Any, accuracy: Any) -> Any:
+def _extreme(problem: Problem, theta: list[Real], points: Tensor, index: int, context: Context, accuracy: Real) -> Real:
     """The zero of e′ next to a grid extreme, by the Illinois method; an end of the domain stays where it is."""
     here = context.mpf(float(points[index]))
     if index in (0, len(points) - 1):
         return here
 
-    def steepness(x: Any) -> Any:
+    def steepness(x: Real) -> Real:
         return slope(lambda point: problem.error_at(point, theta, context), Exact(x, context)).value
 
     low, high = context.mpf(float(points[index - 1])), context.mpf(float(points[index + 1]))
@@ -137,7 +137,7 @@ def _extreme(problem: Problem, theta: list[Any], points: Tensor, index: int, con
     return x
 
 
-def taylor_match(problem: Problem, context: Any) -> list[Any]:
+def taylor_match(problem: Problem, context: Context) -> list[Real]:
     """The local criterion: θ for which the first k Taylor coefficients at 0 that depend on θ agree with the target's.
 
     Raises ``NotLevelled`` when no such θ is found from the form's start.
@@ -146,8 +146,8 @@ def taylor_match(problem: Problem, context: Any) -> list[Any]:
     orders = 2 * k + 2
     tiny = context.mpf(10) ** (-context.dps // 2)
 
-    def coefficients(theta: Any) -> list[Any]:
-        return list(context.taylor(lambda x: _error(problem, x, list(theta), context), 0, orders))
+    def coefficients(theta: list[Real]) -> list[Real]:
+        return list(context.taylor(lambda x: _error(problem, x, theta, context), 0, orders))
 
     theta = [context.mpf(value) for value in problem.start]
     here = coefficients(theta)
@@ -156,7 +156,7 @@ def taylor_match(problem: Problem, context: Any) -> list[Any]:
     if len(rows) < k:
         raise NotLevelled(f"only {len(rows)} of {k} constants show in the Taylor coefficients up to order {orders}")
     try:
-        found = context.findroot(lambda *t: [coefficients(t)[order] for order in rows], theta, tol=tiny**2)
+        found = context.findroot(lambda *t: [coefficients(list(t))[order] for order in rows], theta, tol=tiny**2)
     except (ValueError, ZeroDivisionError) as error:
         raise NotLevelled(f"no constants match the Taylor coefficients: {str(error).splitlines()[0]}") from None
-    return list(found) if hasattr(found, "__len__") else [found]
+    return list(found)

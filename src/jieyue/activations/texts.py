@@ -9,14 +9,14 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from jieyue.errors import InputError
 
+from .arithmetic import Formula
 from .criteria import CRITERIA, Weight, gaussian
 from .fitting import Fit, fit
 from .forms import FORMS, TARGETS, Form, Target
@@ -24,7 +24,7 @@ from .forms import FORMS, TARGETS, Form, Target
 __all__ = ["FUNCTIONS", "fit_text", "read_criterion", "read_domain", "read_fixed", "read_form", "read_target"]
 
 MOST_CHARACTERS = 300
-FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+FUNCTIONS: dict[str, Formula] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "erf": torch.erf,
@@ -38,7 +38,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "abs": torch.abs,
     "silu": F.silu,
 }
-_OPERATORS: dict[type, Callable[..., Any]] = {
+_OPERATORS: dict[type, Formula] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
     ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
@@ -160,8 +160,8 @@ def _problem(node: ast.AST) -> str | None:
     )
 
 
-def _callable(tree: ast.expr, names: list[str]) -> Callable[..., Any]:
-    def value(node: ast.AST, known: dict[str, Any]) -> Any:
+def _callable(tree: ast.expr, names: list[str]) -> Formula:
+    def value(node: ast.AST, known: dict[str, Tensor | float]) -> Tensor | float:
         if isinstance(node, ast.Constant):
             assert isinstance(node.value, int | float)
             return float(node.value)  # whole powers stay whole; huge ones overflow instead of taking forever
@@ -175,7 +175,7 @@ def _callable(tree: ast.expr, names: list[str]) -> Callable[..., Any]:
         assert isinstance(node, ast.BinOp)
         return _OPERATORS[type(node.op)](value(node.left, known), value(node.right, known))
 
-    def formula(x: Any, *constants: Any) -> Any:
+    def formula(x: Tensor, *constants: float) -> Tensor | float:
         try:
             return value(tree, {"x": x, **dict(zip(names, constants, strict=True))})
         except (OverflowError, ZeroDivisionError) as error:

@@ -15,10 +15,12 @@ Letters: B batch, H query heads, G key heads, N queries, M keys, D size of a que
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+from jieyue.autograd import Saved
 
 from .call import Call, Upstream
 from .checks import check_additions, check_settings, check_tensors
@@ -220,14 +222,23 @@ def _(
     return dq, dk, dv, of_sinks, of_bias
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, sinks, offset_bias, key_mask, runs, seed, *ctx.settings = inputs
-    out, lse = output
-    ctx.save_for_backward(q, k, v, out, lse, sinks, offset_bias, key_mask, runs, seed)
+_Asked: TypeAlias = tuple[str, float, float, int, float]  # pattern, scale, dropout, q_offset, softcap
+_Rest: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class _WithSettings(Saved, Protocol):
+    settings: tuple[*_Asked, str]
+
+
+def _save(
+    ctx: _WithSettings, inputs: tuple[Tensor, Tensor, Tensor, *_Rest, *_Asked, str], output: tuple[Tensor, Tensor]
+) -> None:
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:8])
+    ctx.settings = inputs[8:]
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: _WithSettings, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, *rest = ctx.saved_tensors
     if grad_out is None and grad_lse is None:
         return (None,) * 14
@@ -238,15 +249,19 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -
     return dq, dk, dv, *more, *(None,) * 9
 
 
-def _save_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_out, grad_lse, q, k, v, _, _, sinks, offset_bias, key_mask, runs, seed, *ctx.settings = inputs
-    ctx.save_for_backward(grad_out, grad_lse, q, k, v, sinks, offset_bias, key_mask, runs, seed)
+def _save_second(
+    ctx: _WithSettings,
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, *_Rest, *_Asked, str],
+    output: tuple[Tensor, ...],
+) -> None:
+    ctx.save_for_backward(*inputs[:5], *inputs[7:12])
+    ctx.settings = inputs[12:]
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_second(ctx: Any, *grads_of_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate_second(ctx: _WithSettings, *grads_of_grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_out, grad_lse, q, k, v, sinks, offset_bias, key_mask, runs, seed = ctx.saved_tensors
-    call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, tuple(ctx.settings[:-1]))
+    call = _call(q, k, v, sinks, offset_bias, key_mask, runs, seed, ctx.settings[:-1])
     of_out, of_lse, dq, dk, dv, of_sinks, of_bias = second_backward(grads_of_grads, grad_out, grad_lse, call)
     return of_out, of_lse, dq, dk, dv, None, None, of_sinks, of_bias, *(None,) * 9
 
@@ -264,7 +279,7 @@ def _call(
     key_mask: Tensor | None,
     runs: Tensor | None,
     seed: Tensor | None,
-    settings: tuple[str, float, float, int, float],
+    settings: _Asked,
 ) -> Call:
     pattern, scale, dropout, q_offset, softcap = settings
     number = 0 if seed is None else int(seed)

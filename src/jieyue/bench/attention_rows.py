@@ -12,6 +12,7 @@ from typing import NamedTuple
 from jieyue.errors import InputError
 from jieyue.machine import describe
 from jieyue.report import Column, Picture, Report, Section
+from jieyue.report.amounts import Given
 
 from .linear_rows import LinearBench
 from .rival_rows import RivalRow, crossing
@@ -218,7 +219,8 @@ class AttentionBench:
         dense = curves.get(DENSE)
         if not dense:
             return
-        shortest, rows = min(row.n for row in self.curves), []
+        shortest = min(row.n for row in self.curves)
+        rows: list[list[Given]] = []
         for name, found in curves.items():
             shared = found.keys() & dense.keys()
             if name == DENSE or not shared:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,7 +25,15 @@ from jieyue.errors import InputError
 
 __all__ = ["Found", "Step", "beam", "greedy", "sample"]
 
-Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
+class State(Protocol):
+    """What a step remembers, a row for each row of the batch."""
+
+    def reorder(self, index: Tensor) -> None: ...
+
+
+First: TypeAlias = Tensor | State | None  # what the caller gives to the first step
+Step: TypeAlias = Callable[[Tensor, Any], tuple[Tensor, State]]  # given what the last step gave, each its own kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Found:
 def greedy(
     step: Step,
     tokens: Tensor,
-    state: Any = None,
+    state: First = None,
     *,
     stop: Collection[int] = (),
     max_tokens: int = 32,
@@ -67,7 +75,7 @@ def greedy(
 def sample(
     step: Step,
     tokens: Tensor,
-    state: Any = None,
+    state: First = None,
     *,
     samplers: Sequence[Callable[[Tensor], int]],
     stop: Collection[int] = (),
@@ -88,7 +96,7 @@ def sample(
 
 
 def _walk(
-    step: Step, tokens: Tensor, state: Any, choose: Callable[..., Tensor], ends: Tensor, max_tokens: int
+    step: Step, tokens: Tensor, state: First, choose: Callable[..., Tensor], ends: Tensor, max_tokens: int
 ) -> list[Found]:
     """One token a row and step, until every row has ended; rows that have leave the batch."""
     said: list[list[int]] = [[] for _ in tokens]
@@ -121,7 +129,7 @@ def _walk(
 def beam(
     step: Step,
     tokens: Tensor,
-    state: Any = None,
+    state: First = None,
     *,
     width: int,
     stop: Collection[int] = (),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import numpy
 import torch
@@ -20,7 +20,16 @@ from jieyue.errors import InputError, message
 __all__ = ["logits_at", "narrowed", "positions_of", "slot_logits", "slot_probabilities"]
 
 
-def _body(model: Any) -> nn.Module | None:
+class _ModelOutput(Protocol):
+    last_hidden_state: Tensor
+
+    def __getitem__(self, place: int, /) -> Tensor: ...
+
+
+_Output: TypeAlias = tuple[Tensor, ...] | _ModelOutput
+
+
+def _body(model: nn.Module) -> nn.Module | None:
     """The encoder below the head, found through wrappers (DDP, torch.compile); None where there is none to be seen."""
     for wrapper in ("_orig_mod", "module", "_orig_mod"):
         model = getattr(model, wrapper, model)
@@ -28,7 +37,7 @@ def _body(model: Any) -> nn.Module | None:
     return body if isinstance(body, nn.Module) and body is not model else None
 
 
-def slot_logits(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots: int) -> Tensor:
+def slot_logits(model: nn.Module, inputs: Mapping[str, Tensor | bool], first: int, num_slots: int) -> Tensor:
     """``model(**inputs).logits[:, first:first + num_slots]`` [B, A, V], the head computed there only where possible.
 
     Possible for every model with a ``base_model`` whose first output the head reads (all of transformers' masked-LM
@@ -38,7 +47,7 @@ def slot_logits(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots:
     return _narrowed_logits(model, inputs, lambda states: states[:, first : first + num_slots], num_slots)
 
 
-def logits_at(model: Any, inputs: Mapping[str, Tensor], places: Tensor) -> Tensor:
+def logits_at(model: nn.Module, inputs: Mapping[str, Tensor | bool], places: Tensor) -> Tensor:
     """Logits [B, M, V] at ``places`` [B, M] of each row, the head computed there only where possible: see ``slot_logits``."""
 
     def pick(states: Tensor) -> Tensor:
@@ -48,7 +57,7 @@ def logits_at(model: Any, inputs: Mapping[str, Tensor], places: Tensor) -> Tenso
 
 
 @contextmanager
-def narrowed(model: Any, length: int, pick: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
+def narrowed(model: nn.Module, length: int, pick: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
     """While open, what the body of ``model`` gives for ``length`` positions is ``pick``ed on its way to the head.
 
     Gives a list that is empty as long as that did not happen (a model without a body that can be seen).
@@ -56,7 +65,7 @@ def narrowed(model: Any, length: int, pick: Callable[[Tensor], Tensor]) -> Itera
     body, own_thread = _body(model), threading.get_ident()
     picked: list[bool] = []
 
-    def narrow(module: nn.Module, arguments: Any, output: Any) -> Any:
+    def narrow(module: nn.Module, arguments: tuple[Tensor, ...], output: _Output) -> _Output:
         if threading.get_ident() != own_thread:
             return output
         hidden = output[0]
@@ -76,8 +85,12 @@ def narrowed(model: Any, length: int, pick: Callable[[Tensor], Tensor]) -> Itera
             handle.remove()
 
 
-def _narrowed_logits(model: Any, inputs: Mapping[str, Tensor], pick: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    length = inputs["input_ids"].shape[1]
+def _narrowed_logits(
+    model: nn.Module, inputs: Mapping[str, Tensor | bool], pick: Callable[[Tensor], Tensor], count: int
+) -> Tensor:
+    tokens = inputs["input_ids"]
+    assert isinstance(tokens, Tensor)
+    length = tokens.shape[1]
     with narrowed(model, length, pick) as picked:
         logits: Tensor = model(**inputs).logits
     if not picked and logits.ndim == 3 and logits.shape[1] == length:
@@ -94,7 +107,7 @@ def _narrowed_logits(model: Any, inputs: Mapping[str, Tensor], pick: Callable[[T
     return logits
 
 
-def slot_probabilities(model: Any, inputs: Mapping[str, Tensor], first: int, num_slots: int) -> numpy.ndarray:
+def slot_probabilities(model: nn.Module, inputs: Mapping[str, Tensor], first: int, num_slots: int) -> numpy.ndarray:
     """P [B, A, L] (float32, on the host): at each slot, the probability of the token that stands at each input position.
 
     The full softmax over the vocabulary, of which only the L tokens that the input holds leave the device: a passage's
@@ -108,7 +121,7 @@ def slot_probabilities(model: Any, inputs: Mapping[str, Tensor], first: int, num
     return probabilities
 
 
-def positions_of(model: Any) -> int | None:
+def positions_of(model: nn.Module) -> int | None:
     """How many tokens a row may have; None where the model sets no limit.
 
     The rows of the position table, less those that RoBERTa's family keeps for padding; without a table (rotary and

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.bench.equality import Equality, verify_update
 from jieyue.errors import MissingExtra
+from jieyue.json_values import Facts
 from jieyue.report import Estimate, Picture
+from jieyue.report.amounts import Given
 from jieyue.run.config import TrainingConfig
 from jieyue.run.prepare import prepare
 from jieyue.tasks import RunConfig
 from jieyue.tasks.table import task
 from jieyue.training.optimizer import AccumulatedOptimizer
 
-from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
+from .claims import FAILS, HOLDS, Cell, Claim, Pairs, Place, Scale, Verdict
 from .judging import by_seed, decide, difference, mean
 
 __all__ = [
@@ -115,14 +116,14 @@ def _learning_cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     ]
 
 
-def _measure_learning(cell: Cell, place: Place) -> Mapping[str, Any]:
-    asked: Mapping[str, Any] = cell.settings
+def _measure_learning(cell: Cell, place: Place) -> Facts:
+    asked = cell.settings
     found = train_digits(asked["arm"], perceptron(cell.seed, 0.2), cell.seed, asked["epochs"], asked["rate"])
     end = found["accuracy"][-LAST:]
     return {"accuracy": statistics.mean(end), "worst": min(end), "loss": found["loss"][-1], "curve": found["accuracy"]}
 
 
-def _judge_learning(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_learning(results: Pairs) -> Verdict:
     """Alike: the difference's interval lies within ±1 point. Batch 1 does not: its loss, and its gap, lie above 0."""
     arms = {arm: by_seed(results, "accuracy", arm=arm) for arm in ARMS}
     losses = {arm: by_seed(results, "loss", arm=arm) for arm in ARMS}
@@ -155,21 +156,21 @@ def _moved(gap: Estimate, sign: float) -> Estimate:
     return Estimate(MARGIN + sign * gap.value, low, high, gap.how)
 
 
-def _measure_weights(cell: Cell, place: Place) -> Mapping[str, Any]:
-    asked: Mapping[str, Any] = cell.settings
+def _measure_weights(cell: Cell, place: Place) -> Facts:
+    asked = cell.settings
     return {"largest": same_weights(cell.seed, asked["epochs"])}
 
 
-def _judge_weights(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_weights(results: Pairs) -> Verdict:
     largest = max(numbers["largest"] for _, numbers in results)
-    rows = [[cell.seed, f"{numbers['largest']:.2e}"] for cell, numbers in results]
+    rows: list[list[Given]] = [[cell.seed, f"{numbers['largest']:.2e}"] for cell, numbers in results]
     why = f"the largest difference over all seeds is {largest:.2e}; rounding allows {EQUAL:g}"
     return Verdict(HOLDS if largest <= EQUAL else FAILS, why, ["seed", "largest difference of a weight"], rows)
 
 
-def _measure_update(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure_update(cell: Cell, place: Place) -> Facts:
     """One update of ragged rows in pieces, ours and transformers' Trainer's, beside the undivided one, in float64."""
-    asked: Mapping[str, Any] = cell.settings
+    asked = cell.settings
     training = TrainingConfig(seed=cell.seed, curriculum="none")
     prepared = prepare(task("read"), RunConfig(model="tiny", limit=200, new_head=True), training)
     chosen = torch.randperm(len(prepared.rows), generator=torch.Generator().manual_seed(cell.seed))[
@@ -188,15 +189,15 @@ def _measure_update(cell: Cell, place: Place) -> Mapping[str, Any]:
     return {each.setting: _told(each) for each in found.settings}
 
 
-def _told(found: Equality) -> dict[str, Any]:
+def _told(found: Equality) -> Facts:
     if found.refused:
         return {"refused": found.refused}
     return {"ratio": found.ratio, "cosine": found.cosine, "largest": found.largest, "verdict": found.verdict}
 
 
-def _judge_update(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_update(results: Pairs) -> Verdict:
     """Ours alone decides; the Trainer's row is a peer's: told, or told why it is not there."""
-    rows = []
+    rows: list[list[Given]] = []
     for cell, numbers in results:
         for name, found in numbers.items():
             if "refused" in found:

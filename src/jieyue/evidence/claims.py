@@ -9,23 +9,25 @@ Each article's file declares ``CLAIMS: tuple[Claim, ...]``; ``articles.ARTICLES`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 from jieyue.report import Picture
+from jieyue.report.amounts import Given
 
 __all__ = [
     "FAILS",
     "HOLDS",
-    "JSON",
     "SCALES",
     "UNDECIDED",
     "UNTESTED",
     "Cell",
     "Claim",
+    "Pairs",
     "Place",
     "Result",
     "Scale",
@@ -34,7 +36,6 @@ __all__ = [
     "Word",
 ]
 
-JSON = None | bool | int | float | str | Sequence[Any] | Mapping[str, Any]
 Scale = Literal["minutes", "hour", "full"]
 SCALES: tuple[Scale, ...] = ("minutes", "hour", "full")
 Word = Literal["holds", "fails", "not decided", "cannot be tested here"]
@@ -62,7 +63,7 @@ class Cell:
     """
 
     claim: str
-    settings: Mapping[str, JSON]
+    settings: Facts
     seed: int
 
 
@@ -81,11 +82,14 @@ class Result:
     """A measured cell: its numbers, and the facts of the measurement that make it traceable."""
 
     cell: Cell
-    numbers: Mapping[str, Any]
+    numbers: Facts
     seconds: float
     command: str
-    machine: Mapping[str, Any]
+    machine: Facts
     finished: str
+
+
+Pairs: TypeAlias = Sequence[tuple[Cell, Facts]]  # the measured cells with their numbers
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Verdict:
     word: Word
     why: str
     columns: Sequence[str | tuple[str, str]] = ()
-    rows: Sequence[Sequence[Any]] = ()
+    rows: Sequence[Sequence[Given]] = ()
     lines: Picture | None = None
 
 
@@ -119,8 +123,8 @@ class Claim:
     sentence: str
     articles_number: str
     cells: Callable[[Scale, Sequence[int]], Sequence[Cell]]
-    measure: Callable[[Cell, Place], Mapping[str, Any]]
-    judge: Callable[[Sequence[tuple[Cell, Mapping[str, Any]]]], Verdict]
+    measure: Callable[[Cell, Place], Facts]
+    judge: Callable[[Pairs], Verdict]
     certain: bool = False
     version: int = 1
     full: tuple[str, ...] = ()

@@ -7,13 +7,14 @@ from all turns are drawn for held-out histories by top-k 5 (the article's) and b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from jieyue.budget import Budget
 from jieyue.decoding.sampling import Sampling
+from jieyue.json_values import Facts
 from jieyue.report import Picture
+from jieyue.report.amounts import Given
 from jieyue.run.comparison import train_on
 from jieyue.run.config import TrainingConfig
 from jieyue.tasks import RunConfig
@@ -21,8 +22,8 @@ from jieyue.tasks.chat.replies import log_probability, reply_to, score_replies
 from jieyue.tasks.chat.settings import ChatSettings
 from jieyue.tasks.table import task
 
-from .claims import Cell, Claim, Place, Scale, Verdict
-from .judging import Pairs, by_seed, decide, difference, mean
+from .claims import Cell, Claim, Pairs, Place, Scale, Verdict
+from .judging import by_seed, decide, difference, mean
 
 __all__ = ["CLAIMS"]
 
@@ -30,7 +31,7 @@ KEY = "dialogue-loss-by-epoch"
 LOSSES = ("all", "last")
 WAYS = {"top-k 5": Sampling(top_k=5), "top-p 0.9": Sampling(top_k=0, top_p=0.9)}
 ARTICLE_LOSS = 2.83  # nats a token at the end, on what was trained on
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Facts] = {
     "minutes": {"updates": 240, "batch": 8, "tokens": 128, "limit": 1000, "judged": 120},
     "hour": {
         "updates": 2400, "batch": 16, "tokens": 256, "limit": None, "judged": 400,
@@ -48,9 +49,9 @@ def _cells(losses: Sequence[str]) -> Callable[[Scale, Sequence[int]], list[Cell]
     return cells
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     """Losses on all turns and on the last one, the curve by epoch, and the scores of drawn replies."""
-    asked: Mapping[str, Any] = cell.settings
+    asked = cell.settings
     settings = ChatSettings(
         max_tokens=asked["tokens"], row_tokens=asked["tokens"], loss_on=asked["loss_on"], reply_tokens=32
     )
@@ -60,7 +61,7 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     prepared, _, trained, _ = train_on(task("chat"), config, training, place.folder / "training", Budget.parse("4GiB"))
     model, tokenizer = trained.model, prepared.model.tokenizer
     held = [one for one in prepared.sources.held_out if len(one) > 1][: asked["judged"]]
-    numbers: dict[str, Any] = {"dialogues": len(held), "seconds": trained.facts["seconds"]}
+    numbers: Facts = {"dialogues": len(held), "seconds": trained.facts["seconds"]}
     for part in LOSSES:
         tally, _ = log_probability(model, tokenizer, held, replace(settings, loss_on=part))
         numbers[f"loss {part}"] = float(tally.mean())
@@ -82,7 +83,7 @@ def _judge_epochs(results: Pairs) -> Verdict:
     points = range(min(map(len, curves.values())))
     losses = [{seed: curve[point][1] for seed, curve in curves.items()} for point in points]
     epochs = [next(iter(curves.values()))[point][0] for point in points]
-    rows: list[list[Any]] = [[f"{epoch:.1f}", mean(own), None] for epoch, own in zip(epochs, losses, strict=True)]
+    rows: list[list[Given]] = [[f"{epoch:.1f}", mean(own), None] for epoch, own in zip(epochs, losses, strict=True)]
     rows.append(["the article, 13 epochs of 12 million dialogues, as trained", None, ARTICLE_LOSS])
     return decide(
         {f"held-out loss after {epochs[0]:.1f} epochs over that after {epochs[-1]:.1f}": difference(losses[0], losses[-1])},
@@ -100,7 +101,9 @@ def _judge_epochs(results: Pairs) -> Verdict:
 
 def _judge_turns(results: Pairs) -> Verdict:
     own = {one: {part: by_seed(results, f"loss {part}", loss_on=one) for part in LOSSES} for one in LOSSES}
-    rows = [[f"{one} turn{'s' if one == 'all' else ''}", *(mean(own[one][part]) for part in LOSSES)] for one in LOSSES]
+    rows: list[list[Given]] = [
+        [f"{one} turn{'s' if one == 'all' else ''}", *(mean(own[one][part]) for part in LOSSES)] for one in LOSSES
+    ]
     return decide(
         {"last turn's loss, trained on the last turn over trained on all": difference(own["last"]["last"], own["all"]["last"])},
         unit="nats",

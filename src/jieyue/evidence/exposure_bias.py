@@ -10,29 +10,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from jieyue.budget import Budget
 from jieyue.data.titles import Pair, read_titles
 from jieyue.decoding.search import beam
+from jieyue.json_values import Facts
 from jieyue.metrics.intervals import student
 from jieyue.report import Picture, write_whole
+from jieyue.report.amounts import Given
 from jieyue.run.comparison import train_on
 from jieyue.run.config import TrainingConfig
 from jieyue.tasks import RunConfig
 from jieyue.tasks.title.exposure import measure_exposure
 from jieyue.tasks.title.settings import TitleSettings
 from jieyue.tasks.title.task import TASK, score_titles
+from jieyue.tasks.title.writing import Title
 from jieyue.text import normalize
 from jieyue.training.remedies.texts import parse_remedy
 
 from . import penalties
-from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
-from .judging import Pairs, by_seed, decide, difference, mean
+from .claims import FAILS, HOLDS, Cell, Claim, Pairs, Place, Scale, Verdict
+from .judging import by_seed, decide, difference, mean
 from .pretraining import masked_lm
 
 __all__ = ["CLAIMS"]
@@ -56,7 +58,7 @@ ARTICLE = {  # ROUGE-L on CSL at beam 1, 2, 3; the replaced tokens of its table 
 TRAINING = ["title/csl_clge/train.tsv.xz", "title/csl_clge/dev.tsv.xz",
             "title/csl_clge_2019/val.tsv.xz", "title/csl_clge_2019/test.tsv.xz"]  # fmt: skip
 JUDGED = "title/csl_clge/test.tsv.xz"
-AT_SCALE: dict[str, dict[str, Any]] = {
+AT_SCALE: dict[str, Facts] = {
     "minutes": {"updates": 250, "batch": 16, "learning_rate": 1e-3, "source_tokens": 96, "limit": 3000, "judged": 100},
     "hour": {
         "data": [*TRAINING, JUDGED], "pretraining": 2000, "updates": 750, "batch": 16, "learning_rate": 1e-3,
@@ -72,9 +74,9 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [Cell(KEY, {"arm": arm, "remedy": ARMS[arm], **AT_SCALE[scale]}, seed) for seed in seeds for arm in arms]
 
 
-def _measure(cell: Cell, place: Place) -> dict[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     """One arm with one seed: trained, and its titles at every width; the exposure gap; what needs no learning."""
-    asked: Mapping[str, Any] = cell.settings
+    asked = cell.settings
     config = _config(asked, place)
     remedies = (parse_remedy(asked["remedy"]),) if asked["remedy"] else ()
     training = TrainingConfig(
@@ -88,7 +90,7 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
         TASK.settings_class.from_dict(prepared.settings.to_dict()),
     )
     pairs = prepared.sources.held_out[: asked["judged"]]
-    numbers: dict[str, Any] = {
+    numbers: Facts = {
         "steps": trained.facts["steps"],
         "seconds": trained.facts["seconds"],
         "pairs": len(pairs),
@@ -105,12 +107,12 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
     return numbers
 
 
-def _scores(written: Sequence[Any], pairs: Sequence[Pair]) -> dict[str, float]:
+def _scores(written: Sequence[Title | str], pairs: Sequence[Pair]) -> dict[str, float]:
     scores = score_titles(written, pairs)
     return {name: float(scores[f"{name}_characters"]) for name in SCORES}
 
 
-def _config(asked: Mapping[str, Any], place: Place) -> RunConfig:
+def _config(asked: Facts, place: Place) -> RunConfig:
     """The shipped corpus and a preset, or files written beside the cell and a model pre-trained on their sources."""
     settings = TitleSettings(source_tokens=asked["source_tokens"])
     if "data" not in asked:
@@ -141,7 +143,7 @@ def _judge(results: Pairs) -> Verdict:
     found = {arm: {w: by_seed(results, f"rouge_l {w}", arm=arm) for w in WIDTHS} for arm in _arms(results)}
     base = found[BASELINE]
     gains = {arm: {w: difference(own[w], base[w]) for w in WIDTHS} for arm, own in found.items() if arm != BASELINE}
-    rows: list[list[Any]] = []
+    rows: list[list[Given]] = []
     for arm, own in found.items():
         exposure = [numbers["exposure"] for cell, numbers in results if cell.settings["arm"] == arm]
         gap = student([_gap(one) for one in exposure])
@@ -163,7 +165,7 @@ def _judge(results: Pairs) -> Verdict:
     return decide(claimed, unit="share", columns=columns, rows=rows, lines=_lines(results))
 
 
-def _gap(exposure: Mapping[str, Any]) -> float:
+def _gap(exposure: Facts) -> float:
     """Right tokens after true words minus those after the model's own, over the places that titles reach."""
     count = sum(exposure["count"])
     pairs = zip(exposure["gold"], exposure["own"], exposure["count"], strict=True)
@@ -182,11 +184,11 @@ def _arms(results: Pairs) -> list[str]:
     return list(dict.fromkeys(str(cell.settings["arm"]) for cell, _ in results))
 
 
-def _measure_steps(cell: Cell, place: Place) -> dict[str, Any]:
+def _measure_steps(cell: Cell, place: Place) -> Facts:
     """The article's two steps, a or c, then b or d, searched with one hypothesis and with two; 4 ends."""
     after = {0: {1: 0.6, 3: 0.4}, 1: {2: 0.55, 4: 0.45}, 3: {2: 0.1, 4: 0.9}}  # a=1 b=2 c=3 d=4
 
-    def step(tokens: Any, state: Any) -> tuple[Any, Any]:
+    def step(tokens: torch.Tensor, state: _NoState | None) -> tuple[torch.Tensor, _NoState]:
         rows = [after.get(int(row), {5: 1.0}) for row in tokens.reshape(len(tokens), -1)[:, -1]]
         chances = torch.tensor([[row.get(token, 0.0) for token in range(6)] for row in rows], dtype=torch.float64)
         return chances.log(), _NoState()
@@ -205,7 +207,7 @@ def _measure_steps(cell: Cell, place: Place) -> dict[str, Any]:
 class _NoState:
     """What the two steps remember: nothing."""
 
-    def reorder(self, index: Any) -> None:
+    def reorder(self, index: torch.Tensor) -> None:
         """Rows change places; there is nothing to change."""
 
 

@@ -6,12 +6,12 @@ Computed, not drawn: each constant comes from ``activations.fitting.fit``, its l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from jieyue.activations.fitting import fit, given
+from jieyue.json_values import Facts
 
-from .claims import FAILS, HOLDS, Cell, Claim, Place, Scale, Verdict
+from .claims import FAILS, HOLDS, Cell, Claim, Pairs, Place, Scale, Verdict
 
 __all__ = ["CLAIMS"]
 
@@ -33,7 +33,7 @@ def _cells(key: str, names: Sequence[str]) -> Callable[[Scale, Sequence[int]], l
     return lambda scale, seeds: [Cell(key, {"fit": name}, 0) for name in names]
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     """The constant, its largest error on its target with the certified bound, and those of the published constants."""
     name = str(cell.settings["fit"])
     form, target, criterion, held, shown = FITS[name]
@@ -51,7 +51,7 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     return numbers
 
 
-def _judge_constants(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_constants(results: Pairs) -> Verdict:
     rows, wrong = [], []
     for cell, numbers in results:
         name = str(cell.settings["fit"])
@@ -68,7 +68,7 @@ def _judge_constants(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdi
     return Verdict(FAILS if wrong else HOLDS, why, columns, rows)
 
 
-def _judge_better(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_better(results: Pairs) -> Verdict:
     """Certain only where the new constant's *bound* lies below the published one's attained error."""
     rows, wrong = [], []
     for cell, numbers in results:

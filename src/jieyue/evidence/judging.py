@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from jieyue.errors import InputError, message
 from jieyue.metrics.intervals import student
 from jieyue.report import Estimate, Picture, format_value
+from jieyue.report.amounts import Given
 
-from .claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Cell, Claim, Result, Verdict, Word
+from .claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Claim, Pairs, Result, Verdict, Word
 
 __all__ = ["by_seed", "decide", "difference", "factor", "mean", "side", "together", "verdict_of"]
-
-Pairs = Sequence[tuple[Cell, Mapping[str, Any]]]
 
 
 def verdict_of(claim: Claim, results: Sequence[Result], missing: Sequence[str] = ()) -> Verdict:
@@ -44,7 +42,7 @@ def decide(
     *,
     unit: str = "",
     columns: Sequence[str | tuple[str, str]] = (),
-    rows: Sequence[Sequence[Any]] = (),
+    rows: Sequence[Sequence[Given]] = (),
     lines: Picture | None = None,
 ) -> Verdict:
     """Holds where every gain's interval lies above ``border`` (0 for differences, 1 for factors), fails where one lies below.
@@ -84,9 +82,10 @@ def together(words: Sequence[Word]) -> Word:
     return FAILS if FAILS in words else UNDECIDED if UNDECIDED in words else HOLDS
 
 
-def by_seed(results: Pairs, number: str, **settings: Any) -> dict[int, float]:
+def by_seed(results: Pairs, number: str, **settings: str | float | None) -> dict[int, float]:
     """Seed -> ``number`` of the cells that have these settings; the mean where a seed has several.
 
+    >>> from jieyue.evidence.claims import Cell
     >>> by_seed([(Cell("k", {"arm": "a"}, 0), {"f1": 0.5}), (Cell("k", {"arm": "b"}, 0), {"f1": 0.6})], "f1", arm="a")
     {0: 0.5}
     """

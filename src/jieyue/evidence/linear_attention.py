@@ -8,22 +8,23 @@ Entropies: of the weights that each attention makes of the queries and keys of t
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from jieyue.budget import Budget
 from jieyue.data.corpora.everyday import compose_talks, heldout_talks
 from jieyue.data.dialogues import DialogueFiles
 from jieyue.hf.attention_check import verify_attention
 from jieyue.hf.row_losses import text_batches
+from jieyue.json_values import Facts
 from jieyue.report import Estimate, Picture, write_whole
+from jieyue.report.amounts import Given
 from jieyue.run.comparison import train_on
 from jieyue.run.config import TrainingConfig
 from jieyue.tasks import RunConfig
 from jieyue.tasks.mlm.settings import MaskSettings
 from jieyue.tasks.mlm.task import TASK
 
-from .claims import Cell, Claim, Place, Scale, Verdict
+from .claims import Cell, Claim, Pairs, Place, Scale, Verdict
 from .judging import by_seed, decide, difference, mean
 
 __all__ = ["CLAIMS"]
@@ -33,7 +34,7 @@ SOFTMAX = "full()"
 MAPS = ("linear(elu)", "linear(softmax)", "linear(cosine)")
 BANDED = ("linear(elu, window=8)", "local(8)+linear(elu)")
 CASES = (SOFTMAX, *MAPS, *BANDED)
-SIZES: dict[Scale, dict[str, Any]] = {
+SIZES: dict[Scale, Facts] = {
     "minutes": {"updates": 200, "learning_rate": 2e-3, "tokens": 64, "talks": 2000},
     "hour": {
         "updates": 3000,
@@ -49,8 +50,8 @@ def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [Cell(KEY, {"attention": case, **sizes}, seed) for seed in seeds for case in CASES] if sizes else []
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
-    asked: Mapping[str, Any] = cell.settings
+def _measure(cell: Cell, place: Place) -> Facts:
+    asked = cell.settings
     pattern = None if asked["attention"] == SOFTMAX else asked["attention"]
     train, held = (write_whole(place.folder / name, text) for name, text in _texts(asked, place).items())
     settings = MaskSettings(max_tokens=asked["tokens"], pseudo_rows=0, seed=cell.seed)
@@ -70,7 +71,7 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     return numbers | {"entropies": entropies | {"uniform": statistics.mean(checked.uniform)}}
 
 
-def _texts(asked: Mapping[str, Any], place: Place) -> dict[str, str]:
+def _texts(asked: Facts, place: Place) -> dict[str, str]:
     """Two files' texts, a talk a line: to train on and to judge by."""
     if "data" in asked:
         assert place.data is not None  # ``running`` refuses before
@@ -84,21 +85,21 @@ def _texts(asked: Mapping[str, Any], place: Place) -> dict[str, str]:
     return {f"{name}.txt": "".join(f"{line}\n" for line in own) for name, own in lines.items()}
 
 
-def _judge_maps(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_maps(results: Pairs) -> Verdict:
     """Softmax is better than each map: its score over every map's lies above 0."""
     scores = {case: by_seed(results, "score", attention=case) for case in CASES}
     gains = {f"softmax over {case}": difference(scores[SOFTMAX], scores[case]) for case in MAPS}
     return decide(gains, unit="share", columns=COLUMNS, rows=_rows(results), lines=_picture(results))
 
 
-def _judge_band(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_band(results: Pairs) -> Verdict:
     """A band helps: the score of the elu map within a band, or with softmax in it, over that of the bare map."""
     scores = {case: by_seed(results, "score", attention=case) for case in CASES}
     gains = {f"{case} over linear(elu)": difference(scores[case], scores["linear(elu)"]) for case in BANDED}
     return decide(gains, unit="share", columns=COLUMNS, rows=_rows(results), lines=_picture(results))
 
 
-def _judge_entropies(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge_entropies(results: Pairs) -> Verdict:
     """Each map's weights are nearer to uniform than softmax's, on the queries and keys that softmax was trained with."""
     found = {cell.seed: numbers["entropies"] for cell, numbers in results if "entropies" in numbers}
     names = list(next(iter(found.values())))
@@ -113,7 +114,7 @@ COLUMNS: tuple[str | tuple[str, str], ...] = ("attention", ("accuracy", "share")
            ("over softmax", "share"), ("loss", "nats"), ("training", "seconds"))  # fmt: skip
 
 
-def _rows(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[list[Any]]:
+def _rows(results: Pairs) -> list[list[Given]]:
     def of(case: str, number: str) -> dict[int, float]:
         return by_seed(results, number, attention=case)
 
@@ -129,7 +130,7 @@ def _rows(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[list[Any]]:
     ]
 
 
-def _picture(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Picture:
+def _picture(results: Pairs) -> Picture:
     bars: dict[str, Estimate] = {
         "softmax" if case == SOFTMAX else case: mean(by_seed(results, "score", attention=case)) for case in CASES
     }
@@ -137,7 +138,12 @@ def _picture(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Picture:
 
 
 def _claim(
-    key: str, sentence: str, number: str, judge: Any, cases: Sequence[str] = CASES, full: Sequence[str] = ()
+    key: str,
+    sentence: str,
+    number: str,
+    judge: Callable[[Pairs], Verdict],
+    cases: Sequence[str] = CASES,
+    full: Sequence[str] = (),
 ) -> Claim:
     """The claims share their cells: ``KEY`` names what was trained, whichever claim asks."""
     return Claim(

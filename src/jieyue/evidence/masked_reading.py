@@ -10,23 +10,29 @@ also with 20,000 composed ones beside them (1,000 updates: no reader above .3 % 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+
+from torch import nn
 
 from jieyue.budget import Budget
+from jieyue.data.questions import Question
+from jieyue.data.tokenizer import Tokenizer
 from jieyue.hf.steps import rereading
+from jieyue.json_values import Facts
 from jieyue.report import Estimate
+from jieyue.report.amounts import Given
 from jieyue.run.comparison import train_on
 from jieyue.run.config import TrainingConfig
 from jieyue.run.prepare import Prepared
 from jieyue.tasks import RunConfig
 from jieyue.tasks.read import prefix as writing
+from jieyue.tasks.read.reader import Answer
 from jieyue.tasks.read.settings import ReadSettings
 from jieyue.tasks.read.task import READERS, TASK
 from jieyue.timer import take_turns
 
-from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Place, Scale, Verdict
+from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Pairs, Place, Scale, Verdict
 from .judging import by_seed, difference, factor, mean, side, together
 
 __all__ = ["CLAIMS"]
@@ -35,7 +41,7 @@ KEY = "masked-reading"
 MARGIN = 0.02  # of Final: what "loses nothing" may hide
 LEARNED = 0.05  # of Final: below it no reader reads, and equal scores compare nothing
 REPEATS = 3
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Facts] = {
     "minutes": {
         "model": "tiny",
         "questions": 20_000,
@@ -46,19 +52,19 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "hour": {"model": "tiny", "updates": 3000, "judged": 1000, "timed": 96},
 }
-LENGTHS: dict[str, Any] = {"answer_slots": 8, "question_tokens": 24, "window_tokens": 96, "overlap_tokens": 16}
+LENGTHS: Facts = {"answer_slots": 8, "question_tokens": 24, "window_tokens": 96, "overlap_tokens": 16}
 
 
 def _cells(scale: Scale, seeds: Sequence[int]) -> list[Cell]:
     return [Cell(KEY, {"scale": scale, **SIZES[scale]}, seed) for seed in seeds] if scale in SIZES else []
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     """Final, exact match and F1 of each reader; questions a second of each, and of writing without a cache."""
-    wanted: Mapping[str, Any] = cell.settings
-    numbers: dict[str, Any] = {}
-    ways: dict[str, Callable[[Any], Any]] = {}
-    asked: Sequence[Any] = ()
+    wanted = cell.settings
+    numbers: Facts = {}
+    ways: dict[str, Callable[[Sequence[Question]], Sequence[Answer]]] = {}
+    asked: Sequence[Question] = ()
     for name in READERS:
         prepared, model, settings = _trained(name, cell, place)
         tokenizer = prepared.model.tokenizer
@@ -77,13 +83,19 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     return numbers | {f"{name} per_second": len(asked) / statistics.median(own) for name, own in seconds.items()}
 
 
-def _answers(way: Callable[..., Any], model: Any, tokenizer: Any, settings: ReadSettings, asked: Sequence[Any]) -> Any:
+def _answers(
+    way: Callable[..., list[Answer]],
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    settings: ReadSettings,
+    asked: Sequence[Question],
+) -> list[Answer]:
     return way(model, tokenizer, asked, settings)
 
 
-def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, Any, ReadSettings]:
+def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, nn.Module, ReadSettings]:
     """A trained reader; an interrupted training goes on where it was."""
-    wanted: Mapping[str, Any] = cell.settings
+    wanted = cell.settings
     settings = ReadSettings(reader=name, seed=cell.seed, **LENGTHS)
     config = RunConfig(model=wanted["model"], settings=settings, limit=wanted.get("questions"))
     training = TrainingConfig(
@@ -93,7 +105,7 @@ def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, Any, ReadSe
     return prepared, trained.model, settings.fitted(prepared.model.positions)
 
 
-def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge(results: Pairs) -> Verdict:
     """Holds where Final is not lower by more than the margin, and the speed is higher than with a cache; both by intervals."""
     own = {name: by_seed(results, f"{name} final") for name in READERS}
     speed = {name: by_seed(results, f"{name} per_second") for name in (*READERS, "prefix, no cache")}
@@ -101,7 +113,7 @@ def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
     times = factor(speed["masked"], speed["prefix"])
     plain = factor(speed["masked"], speed["prefix, no cache"])
     span = difference(own["masked"], own["span"])
-    rows: list[list[Any]] = []
+    rows: list[list[Given]] = []
     for name, words in {
         "masked": "masked, one pass",
         "prefix": "written, with a cache",

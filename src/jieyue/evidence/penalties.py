@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.attention import attend, full
+from jieyue.json_values import Facts
+from jieyue.report.amounts import Given
 from jieyue.tally import Tally
-from jieyue.training.objective import Objective, token_loss
+from jieyue.training.objective import Batch, Objective, token_loss
 from jieyue.training.remedies.adversarial import fgm, penalize_gradient
 from jieyue.training.remedies.remedy import Remedy
 
-from .claims import FAILS, HOLDS, Cell, Claim, Place, Verdict
+from .claims import FAILS, HOLDS, Cell, Claim, Pairs, Place, Verdict
 
 __all__ = ["CLAIMS"]
 
@@ -40,7 +41,7 @@ EQUAL = 1e-4  # relative error of the added gradient: what central differences i
 STEP = 1e-5
 _NAMES = {PENALTY: "gradient_penalty", FGM: "fgm"}  # as bert4torch calls them
 
-Loss = Callable[[nn.Module], Tensor]
+Loss = Callable[["_Reader"], Tensor]
 
 
 class _Reader(nn.Module):
@@ -66,20 +67,20 @@ class _Reader(nn.Module):
         return self.head(x + self.down(torch.tanh(self.up(x))))
 
 
-def _objective(model: nn.Module, batch: Mapping[str, Any]) -> Tally:
+def _objective(model: nn.Module, batch: Batch) -> Tally:
     return token_loss(model(batch["input_ids"]), batch["labels"])
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     """Remedy -> way -> relative error and ratio of what it adds; or why a way could not be measured."""
-    asked: Mapping[str, Any] = cell.settings
+    asked = cell.settings
     torch.manual_seed(cell.seed)
     length, words = asked["tokens"], asked["words"]
     model = _Reader(words, asked["width"], 2, length).double()
     batch = {"input_ids": torch.randperm(words)[None, :length], "labels": torch.randint(words, (1, length))}
     directions = [[torch.randn_like(p) for p in model.parameters()] for _ in range(asked["directions"])]
     plain = _own(model, batch)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Facts] = {}
     for name, remedy, loss in (
         (PENALTY, penalize_gradient(asked["epsilon"]), _penalty(batch, asked["epsilon"])),
         (FGM, fgm(asked["epsilon"], add_clean=True), _moved(model, batch, asked["epsilon"])),
@@ -92,7 +93,12 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     return found
 
 
-def _compared(get: Callable[[], Any] | str, plain: Sequence[Tensor], directions: Any, oracle: Tensor) -> dict[str, Any]:
+def _compared(
+    get: Callable[[], list[Tensor]] | str,
+    plain: Sequence[Tensor],
+    directions: Sequence[Sequence[Tensor]],
+    oracle: Tensor,
+) -> Facts:
     if isinstance(get, str):
         return {"why": get}
     added = [gradient - base for gradient, base in zip(get(), plain, strict=True)]
@@ -104,37 +110,37 @@ def _compared(get: Callable[[], Any] | str, plain: Sequence[Tensor], directions:
     }
 
 
-def _own(model: nn.Module, batch: Mapping[str, Any], remedy: Remedy | None = None) -> list[Tensor]:
+def _own(model: nn.Module, batch: Batch, remedy: Remedy | None = None) -> list[Tensor]:
     """The gradient of one update of ours: of the total over the weight."""
     model.train()
     loss = _mean(_objective if remedy is None else remedy(_objective), model, batch)
     return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def _mean(objective: Objective, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _mean(objective: Objective, model: nn.Module, batch: Batch) -> Tensor:
     tally = objective(model, batch)
     assert isinstance(tally.total, Tensor)
     return tally.total / tally.weight
 
 
-def _loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
     return _mean(_objective, model, batch)
 
 
-def _slope(model: Any, batch: Mapping[str, Any]) -> Tensor:
+def _slope(model: _Reader, batch: Batch) -> Tensor:
     (slope,) = torch.autograd.grad(_loss(model, batch), [model.word_embeddings.weight])
     return slope
 
 
-def _penalty(batch: Mapping[str, Any], epsilon: float) -> Loss:
+def _penalty(batch: Batch, epsilon: float) -> Loss:
     return lambda model: 0.5 * epsilon * _slope(model, batch).square().sum()
 
 
-def _moved(model: nn.Module, batch: Mapping[str, Any], epsilon: float) -> Loss:
+def _moved(model: _Reader, batch: Batch, epsilon: float) -> Loss:
     slope = _slope(model, batch)
     move = epsilon * slope / slope.norm()
 
-    def loss(other: Any) -> Tensor:
+    def loss(other: _Reader) -> Tensor:
         moved = copy.deepcopy(other)
         with torch.no_grad():
             moved.word_embeddings.weight.add_(move)
@@ -143,7 +149,7 @@ def _moved(model: nn.Module, batch: Mapping[str, Any], epsilon: float) -> Loss:
     return loss
 
 
-def _along(model: nn.Module, loss: Loss, direction: Sequence[Tensor]) -> Tensor:
+def _along(model: _Reader, loss: Loss, direction: Sequence[Tensor]) -> Tensor:
     """The central difference of ``loss`` along a direction of all weights."""
     values = []
     for sign in (1, -1):
@@ -159,7 +165,7 @@ def _product(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
 
 
-def _peer(model: nn.Module, batch: Mapping[str, Any], name: str, epsilon: float) -> Callable[[], list[Tensor]] | str:
+def _peer(model: nn.Module, batch: Batch, name: str, epsilon: float) -> Callable[[], list[Tensor]] | str:
     """bert4torch's callback on a copy of the model, or why it is not there."""
     try:
         with warnings.catch_warnings():
@@ -171,7 +177,7 @@ def _peer(model: nn.Module, batch: Mapping[str, Any], name: str, epsilon: float)
     def gradients() -> list[Tensor]:
         other = copy.deepcopy(model)
 
-        def train_step(ids: Tensor, labels: Tensor) -> Any:
+        def train_step(ids: Tensor, labels: Tensor) -> tuple[None, Tensor, Facts]:
             loss = _loss(other, {"input_ids": ids, "labels": labels})
             loss.backward(retain_graph=True)
             return None, loss, {}
@@ -185,9 +191,9 @@ def _peer(model: nn.Module, batch: Mapping[str, Any], name: str, epsilon: float)
     return gradients
 
 
-def _judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+def _judge(results: Pairs) -> Verdict:
     """Ours alone decides; bert4torch's rows are a peer's: told, or told why they are not there."""
-    rows: list[list[Any]] = []
+    rows: list[list[Given]] = []
     for name in (PENALTY, FGM):
         for way in (OURS, PEER):
             found = {cell.seed: numbers[name][way] for cell, numbers in results}

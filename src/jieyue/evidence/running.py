@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from jieyue.errors import InputError, MissingExtra, message
+from jieyue.json_values import Facts
 from jieyue.machine import describe
 from jieyue.run.cells import cell_path, content_of, digest_of, locked, write_cell
 
@@ -128,8 +128,7 @@ class _Bench:
 def digest(claim: Claim, cell: Cell, data: Path | None) -> str:
     """What decides a cell, in 16 hexadecimal digits: claim, version, settings, seed, and the content of its data files."""
     key = {"claim": cell.claim, "version": claim.version, "settings": dict(cell.settings), "seed": cell.seed}
-    named: Any = cell.settings.get("data")
-    if named:
+    if named := cell.settings.get("data"):
         key["content"] = [_content(data, one) for one in ([named] if isinstance(named, str) else named)]
     return digest_of(key)
 
@@ -155,7 +154,7 @@ def encode(claim: Claim, result: Result) -> str:
 def parse(line: str, name: str) -> Result:
     """The result that ``encode`` wrote; ``InputError`` names a file that holds something else."""
     try:
-        found: Mapping[str, Any] = json.loads(line)
+        found: Facts = json.loads(line)
         cell = Cell(found["claim"], found["settings"], found["seed"])
         facts = (found["seconds"], found["command"], found["machine"], found["finished"])
         if found["format"] != FORMAT:

@@ -13,17 +13,18 @@ Seconds are medians of a cell's repeats, bytes the peak beside the inputs; facto
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jieyue.attention import attend, parse
+from jieyue.json_values import Facts
 from jieyue.report import Estimate, Picture
 from jieyue.timer import median_seconds, peak_bytes
 
-from .claims import Cell, Claim, Place, Scale, Verdict
+from .claims import Cell, Claim, Pairs, Place, Scale, Verdict
 from .judging import by_seed, decide, factor, mean
 
 __all__ = ["CLAIMS"]
@@ -45,21 +46,21 @@ def _cells(key: str, pattern: str) -> Callable[[Scale, Sequence[int]], list[Cell
     return cells
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     text, n = str(cell.settings["pattern"]), int(str(cell.settings["n"]))
     torch.manual_seed(cell.seed)
     q, k, v, grad = (torch.randn(1, n, HEADS, DEPTH).transpose(1, 2) for _ in range(4))
     inputs = tuple(x.requires_grad_() for x in (q, k, v))
     calls = {name: _backward(function, inputs, grad) for name, function in _contestants(text).items()}
     seconds = median_seconds(calls, repeats=REPEATS)
-    numbers: dict[str, Any] = {}
+    numbers: Facts = {}
     for name, call in calls.items():
         numbers[f"{name} seconds"] = statistics.median(seconds[name])
         numbers[f"{name} bytes"] = peak_bytes(call)
     return numbers
 
 
-def _backward(function: Attention, inputs: tuple[Tensor, ...], grad: Tensor) -> Callable[[], Any]:
+def _backward(function: Attention, inputs: tuple[Tensor, ...], grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: torch.autograd.grad(function(*inputs), inputs, grad)
 
 
@@ -95,23 +96,23 @@ def gathered(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.einsum("bhnw,bhnwd->bhnd", weights, v[:, :, places])
 
 
-def _judge(rate: int | None) -> Callable[[Sequence[tuple[Cell, Mapping[str, Any]]]], Verdict]:
+def _judge(rate: int | None) -> Callable[[Pairs], Verdict]:
     """Faster and leaner than both at the longest N; ``rate``: by half of it at least, against the matrix."""
 
-    def judge(results: Sequence[tuple[Cell, Mapping[str, Any]]]) -> Verdict:
+    def judge(results: Pairs) -> Verdict:
         lengths = sorted({int(str(cell.settings["n"])) for cell, _ in results})
-        rows, faster = [], {}
-        for n in lengths:
-            row = _row(results, n)
-            rows.append(row)
-            faster[n] = row[3]
-        last = rows[-1]
+        rows = [_row(results, n) for n in lengths]
+        faster, last = {row.n: row.faster_than_matrix for row in rows}, rows[-1]
         share = 2 / rate if rate else 1.0
         gains = {
-            f"N = {lengths[-1]}: times as fast as the kernel": last[4],
-            f"times as fast as the matrix{f', over half the rate {rate}' if rate else ''}": _scaled(last[3], share),
-            f"times as lean as the matrix{f', over half the rate {rate}' if rate else ''}": _scaled(last[5], share),
-            "times as lean as the kernel": last[6],
+            f"N = {lengths[-1]}: times as fast as the kernel": last.faster_than_kernel,
+            f"times as fast as the matrix{f', over half the rate {rate}' if rate else ''}": _scaled(
+                last.faster_than_matrix, share
+            ),
+            f"times as lean as the matrix{f', over half the rate {rate}' if rate else ''}": _scaled(
+                last.leaner_than_matrix, share
+            ),
+            "times as lean as the kernel": last.leaner_than_kernel,
         }
         columns: list[str | tuple[str, str]] = [
             "N", ("ours", "seconds"), ("peak", "bytes"), ("faster than the matrix", "x"), ("than the kernel", "x"),
@@ -126,16 +127,32 @@ def _judge(rate: int | None) -> Callable[[Sequence[tuple[Cell, Mapping[str, Any]
     return judge
 
 
-def _row(results: Sequence[tuple[Cell, Mapping[str, Any]]], n: int) -> list[Any]:
+class _Row(NamedTuple):
+    """A row of the table: ours, and how many times the others' seconds and bytes are ours."""
+
+    n: int
+    seconds: Estimate
+    num_bytes: float
+    faster_than_matrix: Estimate
+    faster_than_kernel: Estimate
+    leaner_than_matrix: Estimate
+    leaner_than_kernel: Estimate
+    gathered: Estimate | None
+
+
+def _row(results: Pairs, n: int) -> _Row:
     def of(name: str) -> dict[int, float]:
         return by_seed(results, name, n=n)
 
-    found: list[Any] = [n, mean(of(f"{OURS} seconds")), statistics.mean(of(f"{OURS} bytes").values())]
-    for what in ("seconds", "bytes"):
-        found += [factor(of(f"{other} {what}"), of(f"{OURS} {what}")) for other in (MATRIX, KERNEL)]
+    def times(other: str, what: str) -> Estimate:
+        return factor(of(f"{other} {what}"), of(f"{OURS} {what}"))
+
     gathered_too = any(f"{GATHERED} seconds" in numbers for _, numbers in results)
-    found.append(factor(of(f"{GATHERED} seconds"), of(f"{MATRIX} seconds")) if gathered_too else None)
-    return found
+    return _Row(
+        n, mean(of(f"{OURS} seconds")), statistics.mean(of(f"{OURS} bytes").values()),
+        times(MATRIX, "seconds"), times(KERNEL, "seconds"), times(MATRIX, "bytes"), times(KERNEL, "bytes"),
+        factor(of(f"{GATHERED} seconds"), of(f"{MATRIX} seconds")) if gathered_too else None,
+    )  # fmt: skip
 
 
 def _scaled(gain: Estimate, by: float) -> Estimate:

@@ -19,11 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+
+from torch import nn
 
 from jieyue.budget import Budget
 from jieyue.data.corpora import HELDOUT_SEED, compose
+from jieyue.data.labelled import Labelled
+from jieyue.data.questions import Question
+from jieyue.json_values import Facts
 from jieyue.report import Estimate, Picture, write_whole
+from jieyue.report.amounts import Given
 from jieyue.run.comparison import train_on
 from jieyue.run.config import TrainingConfig
 from jieyue.run.prepare import Prepared
@@ -32,8 +37,8 @@ from jieyue.tasks.classify.settings import ClassifySettings
 from jieyue.tasks.read.settings import ReadSettings
 from jieyue.tasks.table import task
 
-from .claims import UNTESTED, Cell, Claim, Place, Scale, Verdict
-from .judging import Pairs, decide, difference, mean
+from .claims import UNTESTED, Cell, Claim, Pairs, Place, Scale, Verdict
+from .judging import decide, difference, mean
 from .pretraining import masked_lm
 
 __all__ = ["CLAIMS"]
@@ -45,14 +50,14 @@ EARLY = 4  # the early score is that after a fourth of the updates
 MEASURES = {"read": "exact_match", "classify": "accuracy"}
 SENTIMENT = "classification/sentiment_bert4keras/sentiment.zip"
 READING = {"sentences": 2, "tokens": 72}  # of a passage
-SIZES: dict[tuple[str, str], dict[str, Any]] = {
+SIZES: dict[tuple[str, str], Facts] = {
     ("minutes", "classify"): {"questions": 20_000, "updates": 80, "judged": 300, "tokens": 64},
     ("minutes", "read"): {"questions": 20_000, "updates": 160, "judged": 240, **READING},
     ("hour", "classify"): {"data": SENTIMENT, "updates": 320, "judged": 1000, "tokens": 64},
     ("hour", "read"): {"questions": 60_000, "updates": 560, "judged": 400, **READING},
 }
 RATE = 1e-3
-PRETRAINING: dict[Scale, dict[str, Any]] = {
+PRETRAINING: dict[Scale, Facts] = {
     "minutes": {"updates": 200, "tokens": 64, "rate": 2e-3},
     "hour": {"updates": 240, "tokens": 64, "rate": 2e-3},
 }
@@ -69,11 +74,11 @@ def _cells(key: str, name: str) -> Callable[[Scale, Sequence[int]], list[Cell]]:
     return cells
 
 
-def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
+def _measure(cell: Cell, place: Place) -> Facts:
     """Way -> score, curve, seconds, bytes of a step, parameters; and the score of the best constant answer."""
-    sizes: Mapping[str, Any] = cell.settings
+    sizes = cell.settings
     train, held_out, texts = _files(sizes, place)
-    found: dict[str, Any] = {}
+    found: Facts = {}
     for way, (preset, unshare) in WAYS.items():
         kept = place.folder / f"{way}.json"
         if not kept.is_file():
@@ -86,7 +91,7 @@ def _measure(cell: Cell, place: Place) -> Mapping[str, Any]:
     return found
 
 
-def _pretrained(preset: str, texts: str, asked: Mapping[str, Any], place: Place) -> Path:
+def _pretrained(preset: str, texts: str, asked: Facts, place: Place) -> Path:
     """The masked LM that every cell of these texts begins from: beside the cells, trained by the first that needs it."""
     name = hashlib.sha256(json.dumps([preset, asked, texts]).encode()).hexdigest()[:16]
     return masked_lm(
@@ -95,7 +100,7 @@ def _pretrained(preset: str, texts: str, asked: Mapping[str, Any], place: Place)
     )  # fmt: skip
 
 
-def _files(sizes: Mapping[str, Any], place: Place) -> tuple[Path, Path, str]:
+def _files(sizes: Facts, place: Place) -> tuple[Path, Path, str]:
     """Training file, held-out file, and the training texts without anything else, a line each."""
     if "data" in sizes:
         return _sentiment(sizes, place)
@@ -108,16 +113,16 @@ def _files(sizes: Mapping[str, Any], place: Place) -> tuple[Path, Path, str]:
     return *paths, "".join(f"{entry['paragraphs'][0]['context']}\n" for entry in train["data"])
 
 
-def _questions(corpus: Mapping[str, Any], sentences: int) -> dict[str, Any]:
+def _questions(corpus: Facts, sentences: int) -> Facts:
     """The entries whose passage has at most so many sentences."""
     return {**corpus, "data": [one for one in corpus["data"] if one["paragraphs"][0]["difficulty"] <= sentences]}
 
 
-def _topics(corpus: Mapping[str, Any]) -> list[dict[str, str]]:
+def _topics(corpus: Facts) -> list[dict[str, str]]:
     return [{"text": one["paragraphs"][0]["context"], "label": one["topic"]} for one in corpus["data"]]
 
 
-def _sentiment(sizes: Mapping[str, Any], place: Place) -> tuple[Path, Path, str]:
+def _sentiment(sizes: Facts, place: Place) -> tuple[Path, Path, str]:
     assert place.data is not None  # ``running`` refuses before
     paths = place.folder / "train.tsv", place.folder / "held-out.tsv"
     with zipfile.ZipFile(place.data / sizes["data"]) as archive:
@@ -128,18 +133,18 @@ def _sentiment(sizes: Mapping[str, Any], place: Place) -> tuple[Path, Path, str]
     return *paths, "".join(line.split("\t")[0] + "\n" for line in lines)
 
 
-def _settings(sizes: Mapping[str, Any]) -> Any:
+def _settings(sizes: Facts) -> ClassifySettings | ReadSettings:
     if sizes["task"] == "classify":
         return ClassifySettings(max_tokens=sizes["tokens"])
     return ReadSettings(answer_slots=8, question_tokens=24, window_tokens=sizes["tokens"], overlap_tokens=16)
 
 
-def _trained(config: RunConfig, sizes: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+def _trained(config: RunConfig, sizes: Facts, seed: int, folder: Path) -> Facts:
     """One way, from its beginning (an interrupted one would lack the points before); judging is not part of its seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     job, judging = task(sizes["task"]), list[float]()
 
-    def measured(model: Any, prepared: Prepared) -> float:
+    def measured(model: nn.Module, prepared: Prepared) -> float:
         started = time.perf_counter()
         asked = prepared.sources.held_out[: sizes["judged"]]
         facts = job.score(job.answer(model, prepared.model.tokenizer, asked, prepared.settings), asked)
@@ -150,23 +155,23 @@ def _trained(config: RunConfig, sizes: Mapping[str, Any], seed: int, folder: Pat
         steps=sizes["updates"], learning_rate=sizes["rate"], seed=seed, save_steps=10_000, curriculum="none"
     )
     prepared, planned, trained, _ = train_on(job, config, training, folder, Budget.parse("4GiB"), curve=measured)
-    model: Any = trained.model
     assert planned.plan.predicted is not None
     seconds = trained.facts["seconds"] - sum(judging)
     return {
-        "score": measured(model, prepared),
+        "score": measured(trained.model, prepared),
         "constant": _constant(prepared.sources, sizes["judged"]),
         "curve": trained.curve,
         "seconds": seconds,
         "step_bytes": planned.plan.predicted.peak_bytes,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
     }
 
 
-def _constant(sources: Sources[Any], judged: int) -> float:
+def _constant(sources: Sources[Question] | Sources[Labelled], judged: int) -> float:
     """The share that one answer to everything gets right: the most frequent label, or the most frequent answer."""
     asked = sources.held_out[:judged]
-    right = Counter(answer for one in asked for answer in {*getattr(one, "golds", (getattr(one, "label", None),))})
+    told = [one.golds or () if isinstance(one, Question) else [one.label] for one in asked]
+    right = Counter(answer for answers in told for answer in {*answers})
     return max(right.values()) / len(asked)
 
 
@@ -181,7 +186,7 @@ def _judge(results: Pairs, decided: Callable[[Pairs], Mapping[str, Estimate]], b
         "layers", ("score", "share"), ("score at a quarter of the updates", "share"), ("training", "seconds"),
         ("memory of an update", "bytes"), "parameters",
     ]  # fmt: skip
-    rows = [
+    rows: list[list[Given]] = [
         [way, mean(_of(results, way, "score")), mean(_of(results, way, "early")), mean(_of(results, way, "seconds")),
          mean(_of(results, way, "step_bytes")).value, f"{mean(_of(results, way, 'parameters')).value:.0f}"]
         for way in WAYS

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
 from jieyue.training.objective import IGNORED, token_loss
-from jieyue.training.remedies.targets import bare
+from jieyue.training.remedies.targets import bare, shifted_labels
 
 from .row_losses import is_causal
 
@@ -48,7 +48,7 @@ def head_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
         return _span_loss(model(**inputs), batch["start_positions"], batch["end_positions"])
     labels = batch["labels"]
     if getattr(whole.config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs and labels.ndim == 2:
-        inputs["decoder_input_ids"] = whole.prepare_decoder_input_ids_from_labels(labels=labels)
+        inputs["decoder_input_ids"] = shifted_labels(whole, labels)
     out: _Answered = model(**inputs)
     logits = out.logits
     if labels.is_floating_point() or getattr(whole.config, "problem_type", None) == "regression":

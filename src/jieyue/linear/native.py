@@ -15,14 +15,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from jieyue.attention.engines.library import Parallel, View, parallel, view_of, workspace
+from jieyue.attention.engines.library import Fields, Parallel, View, parallel, view_of, workspace
 
 from .tiles import Form
 
@@ -112,7 +111,7 @@ _VIEWS = ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")
 class _Call(ctypes.Structure):
     """csrc/linear.h, field by field."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+    _fields_: ClassVar[Fields] = [
         *((s, ctypes.c_int64) for s in ("B", "H", "G", "N", "M", "D", "V", "direction", "map", "constant", "segment")),
         *((s, View) for s in _VIEWS),
         *((s, ctypes.c_void_p) for s in ("mass", "grad_mass", "floor")),

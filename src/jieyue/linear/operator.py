@@ -11,12 +11,13 @@ Letters: B batch, H query heads, G key heads, N queries, M keys, D size of a que
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from jieyue.attention.plain import is_transformed
+from jieyue.autograd import Saved
 from jieyue.errors import InputError
 
 from . import chunked
@@ -214,9 +215,24 @@ def _(
     return rows_like(q, q.shape[3]), rows_like(k, k.shape[3]), rows_like(v, v.shape[3]), kept.new_empty(shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, key_mask, sums, *settings = inputs
-    *ctx.settings, _ = settings
+_Asked: TypeAlias = tuple[str, list[float], float, int, int]  # features, polynomial, scale, direction, chunk
+
+
+# grad_out, grad_mass, grad_sums, q, k, v, sums
+_Saved: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor, Tensor | None]
+
+
+class _WithSettings(Saved, Protocol):
+    settings: _Asked
+
+
+def _save(
+    ctx: _WithSettings,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, *_Asked, bool],
+    output: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    q, k, v, key_mask, sums = inputs[:5]
+    ctx.settings = inputs[5:10]
     out, mass, total, marks = output
     direction = ctx.settings[3]
     ctx.save_for_backward(q, k, v, sums, out, mass, marks if direction else total, key_mask)
@@ -225,7 +241,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(
-    ctx: Any, grad_out: Tensor | None, grad_mass: Tensor | None, grad_sums: Tensor | None, _: Tensor | None
+    ctx: _WithSettings, grad_out: Tensor | None, grad_mass: Tensor | None, grad_sums: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     q, k, v, sums, out, mass, kept, key_mask = ctx.saved_tensors
     if grad_out is None and grad_mass is None and grad_sums is None:
@@ -237,13 +253,17 @@ def _differentiate(
     return dq, dk, dv, None, None if sums is None else dsums, *(None,) * 6
 
 
-def _save_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_out, grad_mass, grad_sums, q, k, v, sums, _, _, _, key_mask, *ctx.settings = inputs
-    ctx.save_for_backward(grad_out, grad_mass, grad_sums, q, k, v, sums, key_mask)
+def _save_second(
+    ctx: _WithSettings,
+    inputs: tuple[*_Saved, Tensor, Tensor, Tensor, Tensor | None, *_Asked],
+    output: tuple[Tensor, ...],
+) -> None:
+    ctx.save_for_backward(*inputs[:7], inputs[10])
+    ctx.settings = inputs[11:]
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_second(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate_second(ctx: _WithSettings, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, key_mask = ctx.saved_tensors
     grads = second_backward(weights, tuple(inputs), key_mask, _form(*ctx.settings))
     return (*grads, *(None,) * 9)

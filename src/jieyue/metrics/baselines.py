@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from jieyue.json_values import Facts
 from jieyue.text import units
 
 from .scores import TrainingAnswers, exact_matches, interval_of, score_answers
@@ -69,7 +69,7 @@ def compare_baselines(
     predicted: Sequence[str],
     questions: Sequence[tuple[str, Sequence[str] | None, Sequence[str]]],
     training: TrainingAnswers | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Facts of each baseline for ``questions`` = (text, golds, passages), and the gain over the best of them.
 
     ``training``: what its answers were; without it one baseline is missing.
@@ -85,7 +85,7 @@ def compare_baselines(
     }
     asked = [(text, golds) for text, golds, _ in questions]
     groups = [passages[0] for _, _, passages in questions]
-    facts: dict[str, Any] = {name: score_answers(own, asked, training, groups) for name, own in answers.items()}
+    facts: Facts = {name: score_answers(own, asked, training, groups) for name, own in answers.items()}
     answerable = [at for at, (_, golds) in enumerate(asked) if golds]
     if not answerable:
         return {"baselines": facts}

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy
 
 from jieyue.errors import InputError, message
+from jieyue.json_values import Facts
 from jieyue.text import normalize
 
 from .intervals import bootstrap
@@ -27,7 +27,7 @@ __all__ = ["NaiveBayes", "gain_over", "macro_f1", "score_labels"]
 _WORD = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 
 
-def score_labels(predicted: Sequence[str], golds: Sequence[str]) -> dict[str, Any]:
+def score_labels(predicted: Sequence[str], golds: Sequence[str]) -> Facts:
     """Facts: ``examples``, ``accuracy``, ``macro_f1`` (each with ``_interval``, 95 %), ``by_label``: number, precision, recall, F1.
 
     >>> facts = score_labels(["a", "b", "a"], ["a", "b", "b"])
@@ -42,7 +42,7 @@ def score_labels(predicted: Sequence[str], golds: Sequence[str]) -> dict[str, An
     number = {name: at for at, name in enumerate(names)}
     gold = numpy.array([number[name] for name in golds])
     own = numpy.array([number[name] for name in predicted])
-    facts: dict[str, Any] = {"examples": len(golds), "accuracy": float((gold == own).mean())}
+    facts: Facts = {"examples": len(golds), "accuracy": float((gold == own).mean())}
     facts["macro_f1"] = macro_f1(gold, own)
     if len(golds) > 1:
         for key, found in (
@@ -67,7 +67,7 @@ def score_labels(predicted: Sequence[str], golds: Sequence[str]) -> dict[str, An
     return facts
 
 
-def macro_f1(gold: Any, predicted: Any) -> float:
+def macro_f1(gold: numpy.ndarray, predicted: numpy.ndarray) -> float:
     """The mean F1 over the labels that occur in ``gold``; both are arrays of small whole numbers."""
     gold, predicted = numpy.asarray(gold).astype(int), numpy.asarray(predicted).astype(int)
     size = int(max(gold.max(), predicted.max())) + 1
@@ -111,11 +111,11 @@ class NaiveBayes:
         return cls(Counter(labels), counts)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> NaiveBayes:
+    def from_dict(cls, values: Facts) -> NaiveBayes:
         """What ``to_dict`` gave."""
         return cls(values["labels"], values["words"])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         """JSON values."""
         return {"labels": dict(self.labels), "words": {name: dict(own) for name, own in self.words.items()}}
 

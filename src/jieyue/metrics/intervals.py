@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import numpy
 
@@ -157,7 +156,9 @@ def _means(
     return numpy.concatenate(found)
 
 
-def _drawer(count: int, random: numpy.random.Generator, groups: Sequence[Hashable] | None) -> Callable[[], Any]:
+def _drawer(
+    count: int, random: numpy.random.Generator, groups: Sequence[Hashable] | None
+) -> Callable[[], numpy.ndarray]:
     """A function that draws the places of one resample."""
     if groups is None:
         return lambda: random.integers(0, count, size=count)
@@ -176,7 +177,13 @@ def _check_level(level: float) -> None:
         raise InputError(f"level={level}: expected a part between 0 and 1, such as 0.95")
 
 
-def _check(data: list[Any], statistic: Any, level: float, resamples: int, groups: Sequence[Hashable] | None) -> int:
+def _check(
+    data: list[numpy.ndarray],
+    statistic: Callable[..., float] | None,
+    level: float,
+    resamples: int,
+    groups: Sequence[Hashable] | None,
+) -> int:
     _check_level(level)
     if resamples < 1:
         raise InputError(f"bootstrap(resamples={resamples}): expected at least 1")

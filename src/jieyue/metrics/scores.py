@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from jieyue.json_values import Facts
 
 from .extraction import Rule, judge, normal_form, rule_for
 from .intervals import bootstrap
@@ -44,12 +45,12 @@ class TrainingAnswers:
         """Whether training showed this answer, by the rule's normal form."""
         return _digest(answer, rule) in self.digests
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         """JSON values."""
         return {"most_frequent_answer": self.usual, "answer_digests": sorted(self.digests)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainingAnswers:
+    def from_dict(cls, values: Facts) -> TrainingAnswers:
         """What ``to_dict`` gave."""
         return cls(values["most_frequent_answer"], frozenset(values["answer_digests"]))
 
@@ -79,7 +80,7 @@ def interval_of(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[fl
     return float(found.low), float(found.high)
 
 
-def _part(judged: Sequence[tuple[float, float, Hashable]]) -> dict[str, Any]:
+def _part(judged: Sequence[tuple[float, float, Hashable]]) -> Facts:
     count = len(judged)
     if not count:
         return {"questions": 0}
@@ -99,7 +100,7 @@ def score_answers(
     questions: Sequence[tuple[str, Sequence[str] | None]],
     training: TrainingAnswers | None = None,
     groups: Sequence[Hashable] | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Facts about ``predicted`` for ``questions`` = (text, golds); questions whose golds are not known are only counted.
 
     Values are shares of 1. ``answerable``, ``unanswerable`` and, where ``training`` is known, ``unseen`` (answerable,
@@ -128,7 +129,7 @@ def score_answers(
         parts["answerable" if golds else "unanswerable"].append(one)
         if golds and training is not None and not any(training.has(gold, rule) for gold in golds):
             parts["unseen"].append(one)
-    facts: dict[str, Any] = _part(parts["all"])
+    facts: Facts = _part(parts["all"])
     facts["rule"] = ", ".join(f"{_NAMES[rule]} ({count} questions)" for rule, count in used.items()) or "none"
     facts["abstained"] = abstained
     facts["golds_unknown"] = unknown

@@ -195,7 +195,7 @@ class Section:
     def table(
         self,
         columns: Sequence[str | tuple[str, str] | Column],
-        rows: Sequence[Sequence[Any]],
+        rows: Sequence[Sequence[Given]],
         *,
         title: str = "",
         note: str = "",
@@ -205,7 +205,8 @@ class Section:
             column if isinstance(column, Column) else Column(column) if isinstance(column, str) else Column(*column)
             for column in columns
         )
-        self.items.append(Table(made, tuple(tuple(row) for row in rows), title, note))
+        cells = tuple(tuple(plain(cell, f"table {title!r}") for cell in row) for row in rows)
+        self.items.append(Table(made, cells, title, note))
         return self
 
     def picture(self, picture: Picture) -> Section:

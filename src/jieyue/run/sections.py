@@ -125,10 +125,20 @@ def memory_section(report: Report, plan: Plan, way: Setting, measured: Memory | 
     section.fact("optimizer", way.optimizer, how=replace(way, dtype="float32").update)
     section.fact("matrix products in", way.dtype, how=replace(way, optimizer="adamw").update)
     found = measured
-    rows = [
-        ["tensors at the peak of a step", cost.peak_bytes, found and found.peak_bytes, found.peak_how if found else ""],
+    rows: list[list[Given]] = [
+        [
+            "tensors at the peak of a step",
+            cost.peak_bytes,
+            found.peak_bytes if found else None,
+            found.peak_how if found else "",
+        ],
         ["fixed: interpreter and libraries", cost.fixed_bytes, None, found.fixed_how if found else ""],
-        ["whole process", cost.process_bytes, found and found.process_bytes, found.process_how if found else ""],
+        [
+            "whole process",
+            cost.process_bytes,
+            found.process_bytes if found else None,
+            found.process_how if found else "",
+        ],
     ]
     columns: list[str | tuple[str, str]] = [
         "what",
@@ -149,7 +159,7 @@ def sharing_section(report: Report, source: ModelSource, after: int) -> None:
     if source.sharing is None:
         return
     section = report.section("Sharing")
-    rows = [
+    rows: list[list[Given]] = [
         [when, own.text, own.num_parameters, own.training_bytes]
         for when, own in zip(("before", f"after update {after}" if after else "unshared"), source.sharing, strict=True)
     ]
@@ -182,7 +192,7 @@ def lengths_section(report: Report, rows: Sequence[LengthCost], layers: Sequence
 def prices_section(report: Report, prices: Sequence[Price]) -> None:
     """What each remedy costs: peak and seconds of one update, as multiples of the update without."""
     first = prices[0]
-    table = [
+    table: list[list[Given]] = [
         [one.objective, one.peak_bytes, one.peak_bytes / first.peak_bytes, one.seconds, one.seconds / first.seconds]
         for one in prices
     ]

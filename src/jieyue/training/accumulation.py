@@ -12,9 +12,9 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from jieyue.tally import Tally
 from .cached_gradients import CachedGradients
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
-from .objective import Objective, num_rows
+from .objective import Batch, Objective, num_rows
 from .ranks import Ranks
 from .trained import check_leaves, check_whole_batch_layers
 
@@ -52,7 +52,7 @@ class How(TypedDict, total=False):
 def accumulate(
     objective: Objective,
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Batch,
     *,
     micro_batch: int | Plan | MicroBatch | None = None,
     plan: Plan | None = None,
@@ -123,7 +123,7 @@ def accumulate(
 def backward_pieces(
     objective: Objective,
     model: nn.Module,
-    pieces: Iterable[Mapping[str, Any]],
+    pieces: Iterable[Batch],
     backward: Callable[[Tensor], object] = Tensor.backward,
     ranks: Ranks | None = None,
 ) -> Tally:
@@ -180,7 +180,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 def _attempt(
     objective: Objective,
     ranks: Ranks,
-    batch: Mapping[str, Any],
+    batch: Batch,
     micro: MicroBatch,
     backward: Callable[[Tensor], object],
 ) -> tuple[str | None, Tally]:
@@ -213,7 +213,7 @@ def _attempt(
 def _weightless(objective: Objective) -> Objective:
     """The same passes, counting nothing: what a rank with fewer pieces runs so that the others need not wait."""
 
-    def run(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
+    def run(model: nn.Module, batch: Batch) -> Tally:
         tally = objective(model, batch)
         return Tally(tally.total * 0, tally.weight * 0)
 
@@ -228,7 +228,7 @@ def under_autocast(objective: Objective, device: torch.device, dtype: torch.dtyp
     if isinstance(objective, CachedGradients):
         return objective.within(surroundings)
 
-    def run(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
+    def run(model: nn.Module, batch: Batch) -> Tally:
         with surroundings():
             return objective(model, batch)
 
@@ -275,5 +275,5 @@ def _joined(fresh: Tensor, earlier: Tensor) -> Tensor:
     return fresh.add_(earlier)
 
 
-def _plain(number: Any) -> float:
+def _plain(number: Tensor) -> float:
     return float(number.full_tensor() if hasattr(number, "full_tensor") else number)

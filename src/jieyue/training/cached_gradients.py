@@ -11,9 +11,8 @@ negatives and no others. Source: Gao et al. 2021, "Scaling deep contrastive lear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from jieyue.errors import InputError, message
 from jieyue.tally import Tally
 
 from .microbatch import RandomState, device_of, is_out_of_memory, to_device
+from .objective import Batch
 from .ranks import Ranks
 from .trained import check_leaves
 
@@ -51,15 +51,15 @@ class CachedGradients:
 
     def __init__(
         self,
-        embed: Callable[[nn.Module, Mapping[str, Any]], Tensor | tuple[Tensor, ...]],
+        embed: Callable[[nn.Module, Batch], Tensor | tuple[Tensor, ...]],
         loss: Callable[..., Tally],
     ) -> None:
         self.embed, self.loss = embed, loss
 
-    def within(self, surroundings: Callable[[], AbstractContextManager[Any]]) -> CachedGradients:
+    def within(self, surroundings: Callable[[], AbstractContextManager[None]]) -> CachedGradients:
         """The same, each of its passes inside a context (autocast)."""
 
-        def embed(model: nn.Module, piece: Mapping[str, Any]) -> Tensor | tuple[Tensor, ...]:
+        def embed(model: nn.Module, piece: Batch) -> Tensor | tuple[Tensor, ...]:
             with surroundings():
                 return self.embed(model, piece)
 
@@ -69,13 +69,13 @@ class CachedGradients:
 
         return CachedGradients(embed, loss)
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Tally:
+    def __call__(self, model: nn.Module, batch: Batch) -> Tally:
         return self.loss(model, *_parts(self.embed(model, batch)))
 
     def backward_pieces(
         self,
         model: nn.Module,
-        pieces: Iterable[Mapping[str, Any]],
+        pieces: Iterable[Batch],
         backward: Callable[[Tensor], object],
         ranks: Ranks,
     ) -> Tally:
@@ -101,7 +101,7 @@ class CachedGradients:
         after.restore()
         return tally
 
-    def measure_pieces(self, model: nn.Module, pieces: Iterable[Mapping[str, Any]], ranks: Ranks) -> Tally:
+    def measure_pieces(self, model: nn.Module, pieces: Iterable[Batch], ranks: Ranks) -> Tally:
         """The Tally of all pieces and ranks, without gradients; it counts on the first rank alone."""
         if ranks.sharded:
             raise InputError(message("CachedGradients", "a model under FSDP", "one process, or DDP"))
@@ -112,7 +112,7 @@ class CachedGradients:
         return tally if ranks.is_first else Tally(0.0, 0)
 
     def _first_pass(
-        self, model: nn.Module, pieces: list[Mapping[str, Any]], ranks: Ranks
+        self, model: nn.Module, pieces: list[Batch], ranks: Ranks
     ) -> tuple[list[RandomState], list[tuple[Tensor, ...]]]:
         """Random state before each piece and its embeddings. Out of memory on one rank is raised on all, before they gather."""
         states, found = [], []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -61,11 +61,14 @@ def checkpointed(model: nn.Module, enabled: bool = True) -> Iterator[None]:
                 layer.__dict__["forward"] = original
 
 
-def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+Argument: TypeAlias = Any  # whatever a layer takes and gives: tensors, tuples of them, flags, caches
+
+
+def _forward(layer: nn.Module, *args: Argument, **kwargs: Argument) -> Argument:
     return _run(layer, MethodType(type(layer).forward, layer), *args, **kwargs)
 
 
-def _run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run(layer: nn.Module, forward: Callable[..., Argument], *args: Argument, **kwargs: Argument) -> Argument:
     if not layer.training:
         return forward(*args, **kwargs)
     args = tuple(None if _is_cache(value) else value for value in args)
@@ -73,5 +76,6 @@ def _run(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: An
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _is_cache(value: Any) -> bool:
+def _is_cache(value: Argument) -> bool:
+    # by names, which torch.compile can follow: isinstance of a protocol breaks the graph
     return hasattr(value, "get_seq_length") and hasattr(value, "update")

@@ -8,9 +8,6 @@ ranks hold what they hold, and sums and counts are added. No padding, no duplica
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -20,14 +17,14 @@ from jieyue.tally import Tally
 
 from .cached_gradients import CachedGradients
 from .microbatch import MicroBatch, RandomState, device_of, is_out_of_memory, to_device
-from .objective import Objective, num_rows
+from .objective import Batch, Objective, num_rows
 from .ranks import Ranks
 
 __all__ = ["measure_loss"]
 
 
 def measure_loss(
-    objective: Objective, model: nn.Module, batch: Mapping[str, Any], *, micro_batch: int | Plan | MicroBatch
+    objective: Objective, model: nn.Module, batch: Batch, *, micro_batch: int | Plan | MicroBatch
 ) -> Tally:
     """The Tally of this batch (under DDP and FSDP: of all ranks' batches) in eval mode, without gradients.
 
@@ -61,7 +58,7 @@ def measure_loss(
 
 
 @torch.no_grad()
-def _summed(objective: Objective, ranks: Ranks, batch: Mapping[str, Any], micro: MicroBatch) -> Tally:
+def _summed(objective: Objective, ranks: Ranks, batch: Batch, micro: MicroBatch) -> Tally:
     model, device = ranks.module, device_of(ranks.module)
     if isinstance(objective, CachedGradients):
         return objective.measure_pieces(model, micro.pieces(batch), ranks).detach()

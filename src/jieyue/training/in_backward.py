@@ -13,9 +13,7 @@ Source: the idea of LOMO (Lv et al. 2023) for SGD; AdamA (Zhang et al. 2023, arX
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +26,9 @@ from jieyue.tally import Tally
 from .accumulation import backward_pieces
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, is_out_of_memory
-from .objective import Objective, num_rows
+from .objective import Batch, Objective, num_rows
 from .ranks import Ranks
-from .tiger import MOMENTUM, Tiger
+from .tiger import MOMENTUM, Group, Tiger
 from .trained import check_whole_batch_layers
 
 __all__ = ["Folding", "update_in_backward", "update_in_backward_approx"]
@@ -39,7 +37,7 @@ __all__ = ["Folding", "update_in_backward", "update_in_backward_approx"]
 def update_in_backward(
     objective: Objective,
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Batch,
     optimizer: SGD | Tiger,
     *,
     weight: float,
@@ -67,7 +65,7 @@ def update_in_backward(
 def update_in_backward_approx(
     objective: Objective,
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Batch,
     optimizer: Adam | AdamW,
     *,
     weight: float,
@@ -94,7 +92,7 @@ class _Momentum:
     def __init__(self) -> None:
         self.undamped: set[Tensor] = set()
 
-    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def begin(self, parameter: Tensor, group: Group, state: dict[str, Tensor]) -> None:
         velocity = state.get("momentum_buffer")
         if velocity is None:  # the first velocity is the gradient itself, undamped
             state["momentum_buffer"] = torch.zeros_like(parameter).add_(parameter, alpha=group["weight_decay"])
@@ -103,21 +101,19 @@ class _Momentum:
             velocity.mul_(group["momentum"])
             velocity.add_(parameter, alpha=group["weight_decay"] * (1 - group["dampening"]))
 
-    def add(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor], share: float
-    ) -> None:
+    def add(self, parameter: Tensor, gradient: Tensor, group: Group, state: dict[str, Tensor], share: float) -> None:
         sign = -1 if group["maximize"] else 1
         damped = 1 if parameter in self.undamped else 1 - group["dampening"]
         state["momentum_buffer"].add_(gradient, alpha=sign * damped * share)
 
-    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def finish(self, parameter: Tensor, group: Group, state: dict[str, Tensor]) -> None:
         parameter.add_(state["momentum_buffer"], alpha=-float(group["lr"]))
 
 
 class _Moments:
     """Adam's two moments, the second of the pieces' squares."""
 
-    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def begin(self, parameter: Tensor, group: Group, state: dict[str, Tensor]) -> None:
         if not state:
             device = parameter.device if group["fused"] or group["capturable"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
@@ -127,15 +123,13 @@ class _Moments:
         state["exp_avg"].mul_(first)
         state["exp_avg_sq"].mul_(second)
 
-    def add(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor], share: float
-    ) -> None:
+    def add(self, parameter: Tensor, gradient: Tensor, group: Group, state: dict[str, Tensor], share: float) -> None:
         first, second = group["betas"]
         sign = -1 if group["maximize"] else 1
         state["exp_avg"].add_(gradient, alpha=sign * (1 - first) * share)
         state["exp_avg_sq"].addcmul_(gradient, gradient, value=(1 - second) * share * share)
 
-    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def finish(self, parameter: Tensor, group: Group, state: dict[str, Tensor]) -> None:
         rate, (first, second), step = float(group["lr"]), group["betas"], float(state["step"])
         parameter.mul_(1 - rate * group["weight_decay"])
         root = (state["exp_avg_sq"].sqrt() / math.sqrt(1 - second**step)).add_(group["eps"])
@@ -148,15 +142,13 @@ class _Sign:
     def __init__(self, optimizer: Tiger) -> None:
         self.optimizer = optimizer
 
-    def begin(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def begin(self, parameter: Tensor, group: Group, state: dict[str, Tensor]) -> None:
         self.optimizer.decay(parameter, group["beta"])
 
-    def add(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Tensor], share: float
-    ) -> None:
+    def add(self, parameter: Tensor, gradient: Tensor, group: Group, state: dict[str, Tensor], share: float) -> None:
         self.optimizer.state[parameter][MOMENTUM].add_(gradient, alpha=(1 - group["beta"]) * share)
 
-    def finish(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
+    def finish(self, parameter: Tensor, group: Group, state: dict[str, Tensor]) -> None:
         self.optimizer.move(parameter, group["lr"], group["weight_decay"])
 
 
@@ -221,7 +213,7 @@ class Folding:
 def _update(
     objective: Objective,
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Batch,
     optimizer: Optimizer,
     weight: float,
     micro_batch: int | Plan | MicroBatch,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from jieyue.budget import Plan
 from jieyue.errors import InputError, message
 
-from .objective import IGNORED, num_rows
+from .objective import IGNORED, Batch, num_rows
 
 __all__ = ["MicroBatch", "RandomState", "is_out_of_memory"]
 
-Batch = Mapping[str, Any]
 ALIGNED = (
     "input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "special_tokens_mask", "bbox",
     "labels",
@@ -77,7 +75,7 @@ class MicroBatch:
         self.halvings += 1
         return True
 
-    def pieces(self, batch: Batch) -> Iterator[dict[str, Any]]:
+    def pieces(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         """The pieces of a batch, in order (by length under ``tokens``), each row in exactly one."""
         for index in self.cuts(batch):
             yield self._trimmed({name: _take(value, index) for name, value in batch.items()})
@@ -105,7 +103,7 @@ class MicroBatch:
             )
         return mask
 
-    def _trimmed(self, piece: dict[str, Any]) -> dict[str, Any]:
+    def _trimmed(self, piece: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.mask is None:
             return piece
         mask = self._mask_of(piece)
@@ -139,10 +137,10 @@ class MicroBatch:
         )
 
 
-def _take(value: Any, index: slice | list[int]) -> Any:
+def _take(value: Tensor, index: slice | list[int]) -> Tensor:
     if isinstance(index, slice) or isinstance(value, Tensor):
         return value[index]
-    return [value[row] for row in index]
+    return [value[row] for row in index]  # a list stays one
 
 
 def _lengths(mask: Tensor) -> Tensor:
@@ -150,7 +148,7 @@ def _lengths(mask: Tensor) -> Tensor:
     return (mask != 0).mul(torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 
-def _is_as_wide(value: Any, full: int) -> bool:
+def _is_as_wide(value: Tensor, full: int) -> bool:
     if not isinstance(value, Tensor) or value.ndim < 2:
         return False
     return value.shape[1] == full or (value.ndim >= 3 and value.shape[-2:] == (full, full))
@@ -195,7 +193,7 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def to_device(piece: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(piece: Batch, device: torch.device) -> dict[str, Tensor]:
     """The tensors of a piece on the model's device; only pieces travel, never the effective batch."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

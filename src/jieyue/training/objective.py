@@ -6,17 +6,18 @@ pieces, divided once by the summed weight, is the gradient of the undivided batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
 
-__all__ = ["IGNORED", "Objective", "num_rows", "token_loss"]
+__all__ = ["IGNORED", "Batch", "Objective", "num_rows", "token_loss"]
 
-Objective = Callable[[nn.Module, Mapping[str, Tensor]], Tally]
+Batch: TypeAlias = Mapping[str, Tensor]  # rows first; a list with one entry per row passes through as it is
+Objective: TypeAlias = Callable[[nn.Module, Batch], Tally]
 IGNORED = -100
 
 
@@ -37,7 +38,7 @@ def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
     return Tally(total, (flat != ignored).sum())
 
 
-def num_rows(batch: Mapping[str, Any]) -> int:
+def num_rows(batch: Mapping[str, Tensor | Sequence[str | int]]) -> int:
     """Rows of a batch, the first dimension that all its tensors (and lists) share; ``InputError`` where they differ."""
     counts = {}
     for name, value in batch.items():

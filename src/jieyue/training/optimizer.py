@@ -15,11 +15,12 @@ import inspect
 import math
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -27,9 +28,11 @@ from jieyue.errors import InputError, message
 
 from .accumulation import gradient_norm, scale_gradients
 from .overstepping import Watch, holders
+from .tiger import Group
 
 __all__ = ["AccumulatedOptimizer"]
 
+Kept: TypeAlias = dict[str, Any]  # what a state_dict holds, by name
 _WINDOW = "window"  # our key in the state_dict, beside torch's "state" and "param_groups"
 
 
@@ -109,11 +112,11 @@ class AccumulatedOptimizer(Optimizer):
         _steps_at(steps, 0)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
         return self.optimizer.param_groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         return self.optimizer.state
 
     @property
@@ -121,7 +124,9 @@ class AccumulatedOptimizer(Optimizer):
         """Micro-steps since the last update."""
         return self._counted
 
-    def step(self, closure: Callable[[], Any] | None = None, *, weight: float | Tensor | None = None) -> Any:
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, weight: float | Tensor | None = None
+    ) -> float | None:
         """Counts one micro-step, and updates when the window is full. ``weight``: what its loss is a sum over."""
         self._watch.look((self, self.optimizer), self.updates)
         self._check_accelerate()
@@ -171,15 +176,15 @@ class AccumulatedOptimizer(Optimizer):
             do = "Accelerator(gradient_accumulation_steps=1), or the bare optimizer under accelerate"
             raise InputError(message("AccumulatedOptimizer", found, "one of the two that counts micro-steps", do))
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         self.optimizer.add_param_group(param_group)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Kept:
         """The inner optimizer's, and under ``"window"`` the counts and the gradient so far (by parameter number)."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        number = {parameter: index for index, parameter in enumerate(self._parameters())}
-        window: dict[str, Any] = {
+        number: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(self._parameters())}
+        window: Kept = {
             "updates": self.updates,
             "skipped": self.skipped,
             "counted": self._counted,
@@ -191,13 +196,13 @@ class AccumulatedOptimizer(Optimizer):
         }
         if self.schedule is not None:
             window["schedule"] = self.schedule.state_dict()
-        found: dict[str, Any] = {**self.optimizer.state_dict(), _WINDOW: window}
+        found: Kept = {**self.optimizer.state_dict(), _WINDOW: window}
         for post in self._optimizer_state_dict_post_hooks.values():
             changed = post(self, found)
             found = found if changed is None else changed
         return found
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Kept) -> None:
         found = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, found)
@@ -212,7 +217,7 @@ class AccumulatedOptimizer(Optimizer):
         for post in self._optimizer_load_state_dict_post_hooks.values():
             post(self)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Kept:
         kept = {name: value for name, value in self.__dict__.items() if name != "step" and "_hooks" not in name}
         return kept | {"_watch": Watch()}
 
@@ -220,7 +225,7 @@ class AccumulatedOptimizer(Optimizer):
         steps = self.steps if isinstance(self.steps, int | Mapping) else "a function of the update"
         return f"AccumulatedOptimizer(steps={steps}, {self.optimizer!r})"
 
-    def _parameters(self) -> list[Any]:
+    def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _count(self, weight: float | Tensor | None) -> None:
@@ -305,7 +310,7 @@ class AccumulatedOptimizer(Optimizer):
         self._weighted = self._scaled = None
         self._overflowed = False
 
-    def _load_window(self, window: dict[str, Any]) -> None:
+    def _load_window(self, window: Kept) -> None:
         parameters = self._parameters()
         self.updates, self.skipped = window["updates"], window["skipped"]
         self._counted, self._weight, self._weighted = window["counted"], window["weight"], window["weighted"]
@@ -321,7 +326,7 @@ class AccumulatedOptimizer(Optimizer):
             self.schedule.load_state_dict(window["schedule"])
 
 
-def _check_inner(optimizer: Any) -> None:
+def _check_inner(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise InputError(message("AccumulatedOptimizer", type(optimizer).__name__, "a torch.optim.Optimizer"))
     if isinstance(optimizer, AccumulatedOptimizer):
@@ -343,9 +348,8 @@ def _check_inner(optimizer: Any) -> None:
 def _steps_at(steps: int | Mapping[int, int] | Callable[[int], int], update: int) -> int:
     """Micro-steps of the window that ends in update number ``update``."""
     if isinstance(steps, Mapping):
-        found: Any = steps[max(start for start in steps if start <= update)]
-    else:
-        found = steps(update) if callable(steps) else steps
+        steps = steps[max(start for start in steps if start <= update)]
+    found = steps(update) if callable(steps) else steps
     if not isinstance(found, int) or found < 1:
         raise InputError(message("steps", f"{found!r} for update {update}", "an integer of at least 1"))
     return found

@@ -7,7 +7,6 @@ still run out of memory, and one rank's failure can never leave the others waiti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,7 +31,7 @@ class Ranks:
         self.module = model
         self.sharded = False
         self.world = 1
-        self._group: Any = None
+        self._group: dist.ProcessGroup | None = None
         if isinstance(model, DistributedDataParallel):
             self.module, self._group = model.module, model.process_group
             self.world = dist.get_world_size(self._group)
@@ -61,9 +60,9 @@ class Ranks:
         Each tensor has one entry per row; ranks may hold different numbers of rows, and none at all.
         """
         if self.world > 1:
-            shapes: list[Any] = [None] * self.world
+            shapes: list[list[tuple[tuple[int, ...], torch.dtype]] | None] = [None] * self.world
             dist.all_gather_object(shapes, [(tuple(part.shape), part.dtype) for part in own], group=self._group)
-            known: list[Any] = next((found for found in shapes if found), [])
+            known = next((found for found in shapes if found), [])
             own = own or [torch.zeros(0, *shape[1:], dtype=dtype, device=device) for shape, dtype in known]
         leaves = [part.detach().requires_grad_(part.is_floating_point()) for part in own]
         if self.world == 1:
@@ -87,7 +86,7 @@ class Ranks:
         """Each number's maximum over the ranks."""
         return self._reduced(values, device, dist.ReduceOp.MAX) if self.world > 1 else values
 
-    def _reduced(self, values: list[float], device: torch.device, op: Any) -> list[float]:
+    def _reduced(self, values: list[float], device: torch.device, op: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor, op=op, group=self._group)
         return tensor.tolist()

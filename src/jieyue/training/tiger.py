@@ -12,7 +12,7 @@ shrinking that it does at a NaN is left out, a gradient that is not finite is re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from jieyue.errors import InputError, message
 
 __all__ = ["Tiger", "TigerGroup"]
 
+Group: TypeAlias = dict[str, Any]  # one of any optimizer's ``param_groups``
 MOMENTUM = "momentum_buffer"
 
 

@@ -11,13 +11,14 @@ Legend: P positions, H hidden size, V vocabulary, C positions of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 
+from jieyue.autograd import Saved
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
 
@@ -64,7 +65,7 @@ def vocabulary_loss(
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
     with torch.autocast(device, enabled=False):
         rows, asked = _asked(hidden.flatten(0, -2), flat, ignored)
-        total = _ChunkedLoss.apply(rows, weight, bias, asked, (smoothing, ignored, chunk_bytes, wanted))
+        total = _ChunkedLoss.apply(rows, weight, bias, asked, (smoothing, ignored, chunk_bytes), wanted)
     return Tally(total, (flat != ignored).sum())
 
 
@@ -82,8 +83,8 @@ def _asked(hidden: Tensor, labels: Tensor, ignored: int) -> tuple[Tensor, Tensor
 
 
 def model_vocabulary_loss(
-    model: Any,
-    inputs: Mapping[str, Any],
+    model: nn.Module,
+    inputs: Mapping[str, Tensor | bool],
     labels: Tensor,
     *,
     shift: bool = False,
@@ -120,7 +121,7 @@ def model_vocabulary_loss(
     return vocabulary_loss(hidden, head.weight, labels, head.bias, smoothing=smoothing, chunk_bytes=chunk_bytes)
 
 
-def _held_back(model: Any, head: nn.Linear, inputs: Mapping[str, Any]) -> Tensor:
+def _held_back(model: nn.Module, head: nn.Linear, inputs: Mapping[str, Tensor | bool]) -> Tensor:
     """What the model would hand its output layer."""
     given: list[Tensor] = []
 
@@ -163,12 +164,27 @@ def _unchanged(logits: Tensor, given: Tensor) -> bool:
     return torch.equal(logits, given.to(logits.dtype))
 
 
+_Options: TypeAlias = tuple[float, int, int]  # smoothing, ignored, chunk_bytes
+
+
+class _WithOptions(Saved, Protocol):
+    options: _Options
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """(hidden [P, H], weight [V, H], bias [V] or None, labels [P]) -> total; gradients are made on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: Any) -> Tensor:
-        smoothing, ignored, chunk_bytes, wanted = options
+    def forward(
+        ctx: _WithOptions,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        options: _Options,
+        wanted: bool,
+    ) -> Tensor:
+        smoothing, ignored, chunk_bytes = ctx.options = options
         asks = [wanted and asked for asked in ctx.needs_input_grad[:3]]
         sums = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if asks[0] else None
@@ -189,7 +205,6 @@ class _ChunkedLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             del logits, gradient  # before the next chunk's are made
-        ctx.smoothing, ctx.ignored, ctx.chunk_bytes = smoothing, ignored, chunk_bytes
         ctx.save_for_backward(
             hidden,
             weight,
@@ -202,15 +217,14 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _WithOptions, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, *found = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: what was found, as something that can be differentiated again
-            options = (ctx.smoothing, ctx.ignored, ctx.chunk_bytes)
-            return (*_Derivative.apply(hidden, weight, bias, grad, labels, options, *found), None, None)
+            return (*_Derivative.apply(hidden, weight, bias, grad, labels, ctx.options, *found), None, None, None)
         unit = grad.device.type == "cpu" and (isinstance(grad, FakeTensor) or float(grad) == 1)
         if not unit:  # accumulate asks for 1, and nothing is copied; on a GPU looking would cost a wait
             found = [None if one is None else one * grad.to(one.dtype) for one in found]
-        return (*found, None, None)
+        return (*found, None, None, None)
 
 
 class _Derivative(torch.autograd.Function):
@@ -222,14 +236,14 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _WithOptions,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         grad: Tensor,
         labels: Tensor,
-        options: Any,
-        *found: Any,
+        options: _Options,
+        *found: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.options = options
@@ -237,7 +251,7 @@ class _Derivative(torch.autograd.Function):
         return tuple(None if one is None else one * grad.to(one.dtype) for one in found)
 
     @staticmethod
-    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _WithOptions, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, grad, labels, found = ctx.saved_tensors
         rest = (None,) * 5
         if all(one is None for one in directions):
@@ -277,7 +291,13 @@ class _Derivative(torch.autograd.Function):
 
 
 def _plain_second(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, labels: Tensor, options: Any, directions: Any
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+    labels: Tensor,
+    options: _Options,
+    directions: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients of Σ ⟨direction, gradient⟩ in (hidden, weight, bias, grad), by autograd; differentiable again where asked."""
     again, (smoothing, ignored, _) = torch.is_grad_enabled(), options

@@ -23,7 +23,9 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -201,7 +203,7 @@ def _power(columns: int) -> int:
 
 
 @functools.cache
-def _kernels() -> Any:
+def _kernels() -> ModuleType:
     from jieyue.attention.engines import fused_kernels
 
     return fused_kernels
@@ -212,5 +214,5 @@ def _interpreted() -> bool:
     return type(_kernels().attend_band).__name__ == "InterpretedFunction"
 
 
-def _device_of(x: Tensor) -> Any:
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

@@ -7,7 +7,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,10 +20,13 @@ _WORKSPACES = threading.local()  # one tensor per calling thread
 _HUGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14
 
 
+Fields: TypeAlias = "Sequence[tuple[str, type[ctypes._CDataType]]]"
+
+
 class View(ctypes.Structure):
     """A tensor [batch, head, row, column] whose columns are neighbours: csrc/band.h."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+    _fields_: ClassVar[Fields] = [
         ("data", ctypes.c_void_p),
         *((s, ctypes.c_int64) for s in ("batch", "head", "row", "half")),
     ]
@@ -35,7 +38,7 @@ def view_of(x: Tensor) -> View:
 
 
 @functools.cache
-def parallel() -> Any:
+def parallel() -> Callable[..., None]:
     """Torch's own OpenMP runtime where it speaks GCC's dialect (a second one would fight it); else Python's threads."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, Parallel)
@@ -71,7 +74,7 @@ def room(batch: int, rows: int, heads: int, columns: int, dtype: torch.dtype = t
 
 
 @functools.cache
-def _advise() -> Any:
+def _advise() -> Callable[[int, int, int], int] | None:
     """Linux's madvise, or None elsewhere. Its answer does not matter: the memory is right either way."""
     if not sys.platform.startswith("linux"):
         return None

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from torch import Tensor
 from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.lowering import Steps, in_steps
 
-from .library import Parallel, View, parallel, room, view_of, workspace
+from .library import Fields, Parallel, View, parallel, room, view_of, workspace
 
 __all__ = ["NATIVE", "Native", "builds"]
 
@@ -258,7 +258,7 @@ def _wholes(call: Call, starts: Tensor | None, stops: Tensor | None) -> list[_Wh
 
 
 class _Band(ctypes.Structure):
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+    _fields_: ClassVar[Fields] = [
         *((s, ctypes.c_int64) for s in ("step", "lo", "hi", "hole_lo", "hole_hi")),
         *((s, ctypes.c_void_p) for s in ("bias", "bias_grad")),
         *((s, ctypes.c_int64) for s in ("bias_head", "bias_columns")),
@@ -266,15 +266,13 @@ class _Band(ctypes.Structure):
 
 
 class _Whole(ctypes.Structure):
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        (s, ctypes.c_int64) for s in ("batch", "first_row", "rows", "first_key", "keys")
-    ]
+    _fields_: ClassVar[Fields] = [(s, ctypes.c_int64) for s in ("batch", "first_row", "rows", "first_key", "keys")]
 
 
 class _Arguments(ctypes.Structure):
     """csrc/band.h, field by field."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+    _fields_: ClassVar[Fields] = [
         *((s, ctypes.c_int64) for s in ("B", "H", "G", "N", "M", "D", "V", "q_offset")),
         *((s, View) for s in ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")),
         *((s, ctypes.c_void_p) for s in ("lse", "delta", "key_mask")),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +136,7 @@ class _Watch:
 
 def _squares(grads: dict[int, Tensor], like: Tensor) -> Tensor:
     """‖g_b‖² [B], over all places; at least in float32."""
-    total: Any = torch.zeros(len(like), device=like.device)
+    total = torch.zeros(len(like), device=like.device)
     for grad in grads.values():
         total = total + grad.to(torch.promote_types(grad.dtype, torch.float32)).square().flatten(1).sum(1)
     return total

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from jieyue.errors import InputError, message
 
 from .targets import bare
 
-__all__ = ["embeddings_through"]
+__all__ = ["embeddings_through", "input_embedding"]
 
 
 @contextmanager
@@ -24,11 +23,11 @@ def embeddings_through(model: nn.Module, change: Callable[[Tensor, int, nn.Modul
     """Inside the ``with``, ``change(out, place, module)`` replaces each output; ``place`` counts within a pass of the model."""
     whole, place = bare(model), 0
 
-    def begin(module: nn.Module, inputs: Any) -> None:
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal place
         place = 0
 
-    def replace(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+    def replace(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         nonlocal place
         place += 1
         return change(out, place - 1, module)
@@ -42,13 +41,19 @@ def embeddings_through(model: nn.Module, change: Callable[[Tensor, int, nn.Modul
             handle.remove()
 
 
-def _embeddings(model: Any) -> list[nn.Module]:
+def input_embedding(model: nn.Module) -> nn.Module:
+    """What turns tokens into vectors; ``InputError`` for a model that does not tell."""
     asked = getattr(model, "get_input_embeddings", None)
     first = None if asked is None else asked()
     if not isinstance(first, nn.Module):
         raise InputError(
             message(f"{type(model).__name__}", "no input embedding", "a model with get_input_embeddings()")
         )
+    return first
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    first = input_embedding(model)
     weight = getattr(first, "weight", None)
     same: list[nn.Module] = [
         one for one in model.modules() if isinstance(one, nn.Embedding) and weight is not None and one.weight is weight

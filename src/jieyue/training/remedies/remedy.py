@@ -12,27 +12,26 @@ In evaluation mode, and where gradients are off, a remedy does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 from jieyue.tally import Tally
-from jieyue.training.objective import Objective
+from jieyue.training.objective import Batch, Objective
 
 __all__ = ["Remedied", "Remedy", "Rows", "apply", "uniforms"]
 
 
-class Rows(dict[str, Any]):
+class Rows(dict[str, Tensor]):
     """A batch whose rows have seeds [B]; to the objective inside it is the batch."""
 
     seeds: Tensor
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> Rows:
+    def of(cls, batch: Batch) -> Rows:
         """The batch with its seeds, drawn where it brings none."""
         if isinstance(batch, Rows):
             return batch
@@ -45,7 +44,7 @@ class Rows(dict[str, Any]):
         rows.seeds = rows.seeds.to(labels.device)
         return rows
 
-    def changed(self, **values: Any) -> Rows:
+    def changed(self, **values: Tensor) -> Rows:
         """The same rows with other tensors; what is drawn from now on is independent of what was drawn before."""
         rows = Rows({**self, **values})
         rows.seeds = _mixed(self.seeds)
@@ -75,7 +74,7 @@ class Remedied:
     def __init__(self, remedy: Remedy, objective: Objective) -> None:
         self.remedy, self.objective, self._step = remedy, objective, 0
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Tally:
+    def __call__(self, model: nn.Module, batch: Batch) -> Tally:
         if not (model.training and torch.is_grad_enabled()):
             return self.objective(model, {name: value for name, value in batch.items() if name != "seeds"})
         return self.remedy.run(self.objective, model, Rows.of(batch), self.step)

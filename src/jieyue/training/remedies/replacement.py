@@ -7,7 +7,7 @@ Labels, special tokens, padding and the source are never touched, and no positio
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import Objective
 
+from .embeddings import input_embedding
 from .remedy import Remedy, Rows, uniforms
 from .targets import bare, decoder_inputs, special_ids, target_inputs
 
@@ -63,8 +64,9 @@ def replace_tokens(
             return _from_own(tokens, targets, chance)
         if pool == "sequence":
             return _from_own(*_everything(rows, tokens), chance)
-        num_tokens = bare(model).get_input_embeddings().weight.shape[0]
-        allowed = num_tokens - len(never)
+        table = input_embedding(bare(model)).weight
+        assert isinstance(table, Tensor)
+        allowed = len(table) - len(never)
         token = (chance * allowed).long().clamp_max(allowed - 1)
         for special in never:  # ascending: the token's place among the allowed becomes its id
             token = token + (token >= special)
@@ -84,8 +86,8 @@ def _from_own(tokens: Tensor, inside: Tensor, chance: Tensor) -> Tensor:
 def _everything(rows: Rows, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Source and target of each example, and which of these are no padding."""
     source = rows["input_ids"]
-    kept: Any = rows.get("attention_mask")
-    kept = torch.ones_like(source, dtype=torch.bool) if kept is None else kept.bool()
+    mask = rows.get("attention_mask")
+    kept = torch.ones_like(source, dtype=torch.bool) if mask is None else mask.bool()
     if tokens is source:
         return source, kept
     written = nn.functional.pad(rows["labels"][:, :-1] != -100, (1, 0), value=True)

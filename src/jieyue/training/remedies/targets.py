@@ -10,15 +10,15 @@ A model writes (``can_generate()``, as transformers has it) or it does not; ``co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
-from jieyue.training.objective import IGNORED
+from jieyue.training.objective import IGNORED, Batch
 
 __all__ = [
     "bare",
@@ -26,6 +26,7 @@ __all__ = [
     "labels_of_rows",
     "labels_per_example",
     "logits_of",
+    "shifted_labels",
     "special_ids",
     "target_inputs",
 ]
@@ -33,7 +34,19 @@ __all__ = [
 _SPECIALS = ("pad", "bos", "eos", "sep", "cls", "mask", "decoder_start", "forced_bos", "forced_eos")
 
 
-def bare(model: nn.Module) -> Any:
+@runtime_checkable
+class HasLogits(Protocol):
+    """What a model with a head gives."""
+
+    logits: Tensor
+
+
+@runtime_checkable
+class _ShiftsLabels(Protocol):
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor: ...
+
+
+def bare(model: nn.Module) -> nn.Module:
     """The model inside what wraps it (DDP, torch.compile)."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
@@ -42,18 +55,18 @@ def bare(model: nn.Module) -> Any:
         model = inner
 
 
-def labels_of_rows(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def labels_of_rows(model: nn.Module, batch: Batch) -> Tensor:
     """The label that each of the model's rows is held to; [B, T − 1] where rows speak of the next token, then of rows[:, :-1]."""
     return batch["labels"][:, 1:] if _speaks_of_next(model, batch) else batch["labels"]
 
 
-def labels_per_example(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def labels_per_example(model: nn.Module, batch: Batch) -> Tensor:
     """n_b [B], how many labels each example has."""
     labels = labels_of_rows(model, batch)
     return (labels.reshape(len(labels), -1) != IGNORED).sum(1)
 
 
-def decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[str, Tensor]:
+def decoder_inputs(model: nn.Module, batch: Batch) -> tuple[str, Tensor]:
     """The name and the tokens [B, T] of what the decoder reads."""
     if not _is_encoder_decoder(model):
         if not _speaks_of_next(model, batch):
@@ -63,11 +76,24 @@ def decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[str, Ten
         return "input_ids", batch["input_ids"]
     given = batch.get("decoder_input_ids")
     if given is None:
-        given = bare(model).prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        given = shifted_labels(model, batch["labels"])
     return "decoder_input_ids", given
 
 
-def target_inputs(model: nn.Module, batch: Mapping[str, Any], tokens: Tensor, specials: Tensor) -> Tensor:
+def shifted_labels(model: nn.Module, labels: Tensor) -> Tensor:
+    """The labels moved one place to the right [B, T], by the model's own method: what its decoder reads."""
+    whole = bare(model)
+    if not isinstance(whole, _ShiftsLabels):
+        raise InputError(
+            message(
+                f"{type(whole).__name__}", "no prepare_decoder_input_ids_from_labels", "one that shifts its labels",
+                "put decoder_input_ids into the batch",
+            )
+        )  # fmt: skip
+    return whole.prepare_decoder_input_ids_from_labels(labels=labels)
+
+
+def target_inputs(model: nn.Module, batch: Batch, tokens: Tensor, specials: Tensor) -> Tensor:
     """Where ``tokens`` (of ``decoder_inputs``) are target and no special: bool [B, T]. Source and padding have no labels."""
     asked = batch["labels"] != IGNORED
     if asked.shape != tokens.shape:
@@ -104,8 +130,8 @@ def logits_of(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside the ``with``: the logits of every pass through ``model``, in order."""
     found: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: Any, out: Any) -> None:
-        logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor | HasLogits) -> None:
+        logits = out.logits if isinstance(out, HasLogits) else out
         if not isinstance(logits, Tensor):
             raise InputError(message("a remedy of the model's logits", type(out).__name__, "an output with .logits"))
         found.append(logits)
@@ -121,6 +147,6 @@ def _is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(bare(model), "config", None), "is_encoder_decoder", False))
 
 
-def _speaks_of_next(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+def _speaks_of_next(model: nn.Module, batch: Batch) -> bool:
     writes = getattr(bare(model), "can_generate", None)
     return batch["labels"].ndim == 2 and not _is_encoder_decoder(model) and writes is not None and bool(writes())
