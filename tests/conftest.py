@@ -10,6 +10,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LC_ALL"] = "C.UTF-8"  # the command line speaks English here, whoever runs the tests
 
 SEED = 20190708
 settings.register_profile("jieyue", deadline=None)  # a time limit would fail on a busy machine

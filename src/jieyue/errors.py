@@ -1,6 +1,11 @@
 """The kinds of error, and the one form of message: what was asked, what was found, what is allowed, what to do."""
 
-__all__ = ["BudgetError", "InputError", "MissingExtra", "message"]
+from collections.abc import Iterable
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+
+__all__ = ["BudgetError", "InputError", "MissingExtra", "message", "near", "near_file"]
 
 
 class InputError(ValueError):
@@ -30,3 +35,25 @@ def message(asked: str, found: str, allowed: str, do: str = "") -> str:
     'attend(q, k, v): found q of shape [4], expected q of shape [B, H, N, D]; add the missing dimensions'
     """
     return f"{asked}: found {found}, expected {allowed}" + (f"; {do}" if do else "")
+
+
+def near(asked: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """What to put behind an unknown name: ", did you mean X?", or nothing where no known one is alike.
+
+    >>> near("tinny", ["tiny", "small"]), near("gpt2", ["tiny", "small"])
+    (", did you mean 'tiny'?", '')
+    """
+    lower = {name.lower(): name for name in known}
+    found = get_close_matches(asked.lower(), lower, n=1, cutoff=cutoff)
+    return f", did you mean {lower[found[0]]!r}?" if found else ""
+
+
+def near_file(asked: str | PathLike[str]) -> str:
+    """As ``near``, among what lies in the folder where a file was looked for; the whole path is told."""
+    path = Path(asked)
+    try:
+        beside = {one.name: str(path.with_name(one.name)) for one in path.parent.iterdir() if one.name[:1] != "."}
+    except OSError:
+        return ""
+    found = get_close_matches(path.name, beside, n=1, cutoff=0.75)
+    return f", did you mean {beside[found[0]]!r}?" if found else ""

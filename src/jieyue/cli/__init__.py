@@ -20,6 +20,8 @@ from jieyue import __version__
 from jieyue.errors import InputError
 
 from .allocator import start_again
+from .help import Group
+from .language import FLAG, choose, said, speak
 
 __all__ = ["build", "main"]
 
@@ -34,6 +36,9 @@ def _start(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    lang: Annotated[
+        str, typer.Option(FLAG, metavar="en|zh", help="Language of help, findings and reports. Default: that of LANG.")
+    ] = "en",
 ) -> None:
     """Transformers on a budget: every saving is proven exact, or its price is measured."""
 
@@ -42,13 +47,12 @@ def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
     from . import answer, chat, compare, measure, plan, predict, reproduce, serve, tasks, title
 
-    app = typer.Typer(
+    app = Group(
         name="jieyue",
         help="Transformers on a budget: every saving is proven exact, or its price is measured.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
     )
     app.callback()(_start)
     tasks.add_to(app, plan.add_to(app))
@@ -63,14 +67,16 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts bytes, talks too much
     warnings.formatwarning = warning_line
     try:
-        start_again(sys.argv[1:])
+        language, arguments = choose(sys.argv[1:], os.environ)
+        speak(language)
+        start_again(arguments)
         with _terminated_gently():
-            build()()
+            build()(arguments)
     except InputError as error:
-        sys.stderr.write(f"jieyue: {error}\n")
+        sys.stderr.write(f"jieyue: {said(str(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("jieyue: stopped\n")
+        sys.stderr.write(f"jieyue: {said('stopped')}\n")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
@@ -87,7 +93,7 @@ def warning_line(
 ) -> str:
     """A warning of ours as one line for people; those of others with their place, as Python writes them."""
     if Path(__file__).parents[1] in Path(filename).parents:
-        return f"jieyue: {message}\n"
+        return f"jieyue: {said(str(message))}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 

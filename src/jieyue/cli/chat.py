@@ -18,6 +18,7 @@ from jieyue.errors import InputError
 from jieyue.text import without_controls
 
 from .console import Console
+from .options import AsJson
 
 if TYPE_CHECKING:
     from jieyue.run.conversation import Conversation
@@ -52,6 +53,7 @@ def chat(
     context: Annotated[int | None, typer.Option(help="Tokens of talk and reply; more lose whole oldest turns.")] = None,
     candidates: Annotated[int, typer.Option(help="Draw so many replies, tell the most informative (MMI).")] = 1,
     seed: Annotated[int | None, typer.Option(help="Say the same again.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Talk to a model: replies stream, /help lists what else there is. Over a pipe each line is a message."""
     from jieyue.decoding.sampling import Sampling
@@ -72,13 +74,15 @@ def chat(
     )
     model, tokenizer = load(folder, "causal-lm")
     talk = Conversation(model, tokenizer, sampling, reply_tokens=max_tokens, context=context, candidates=candidates)
-    console = Console()
+    console = Console(as_json)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # an output that has no such letters shows question marks and goes on
-    if not _is_terminal():
+    if as_json or not _is_terminal():
         for line in piped(console):  # text alone: what begins with a slash is no command here
-            if line:
+            if line and as_json:
+                _replied(line, talk, console)
+            elif line:
                 _told(partial(talk.say, line), talk, console, False)
         return
     console.terminal.print(f"[bold]{escape(folder.resolve().name)}[/] [dim]/help lists the commands[/]")
@@ -122,6 +126,16 @@ def _command(line: str, talk: Conversation, console: Console) -> bool:
     except (InputError, OSError) as error:
         console.say(str(error))
     return True
+
+
+def _replied(line: str, talk: Conversation, console: Console) -> None:
+    """One JSON object for a message: the whole reply and what it took, or what was wrong."""
+    try:
+        reply = "".join(talk.say(line))
+    except InputError as error:
+        console.fact("refused", message=line, why=str(error))
+        return
+    console.fact("reply", message=line, reply=reply.strip(), tokens=talk.num_tokens, dropped=talk.num_dropped)
 
 
 def _told(

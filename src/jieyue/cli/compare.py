@@ -15,7 +15,8 @@ from jieyue.tasks.config import RunConfig
 
 from .console import Console, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
-from .options import AsJson, BudgetText, Device
+from .help import Group
+from .options import AsJson, BudgetText, ConfigFile, Device, Show
 from .tasks import TITLE, remedies_of, run_config
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Variants = Annotated[
     ),
 ]
 
-_compare = typer.Typer(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
+_compare = Group(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,6 +65,8 @@ def _flags() -> list[inspect.Parameter]:
         *flags_of(TITLE.settings_class, is_open=True),
         flag_of("budget", BudgetText, "4GiB"),
         flag_of("device", Device, "cpu"),
+        flag_of("config", ConfigFile, None),
+        flag_of("show", Show, False),
         flag_of("as_json", AsJson, False),
     ]
 
@@ -72,6 +75,9 @@ def _compare_title(given: Given) -> None:
     budget, variants = Budget.parse(given["budget"], given["device"]), _variants(given["variant"] or TITLE_VARIANTS)
     config, console = run_config(TITLE, given, 0), Console(given["as_json"])
     training = TrainingConfig(**chosen(TrainingConfig, given))
+    if given["show"]:
+        console.settings("compare title", _flags(), given)
+        return
     from jieyue.run.comparison import compare
 
     seeds, out = range(given["seeds"]), given["out"]

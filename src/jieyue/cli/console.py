@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 from jieyue.report import Report
 from jieyue.text import without_controls
+
+from .settings_file import settings_text, told
 
 __all__ = ["Console", "decoded", "read_text", "show"]
 
@@ -57,6 +60,14 @@ class Console:
             sys.stdout.flush()
         elif not self.as_json:
             self.say(f"{event}: " + ", ".join(f"{key} = {value}" for key, value in values.items()))
+
+    def settings(self, command: str, parameters: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:
+        """The flags that hold (``--show``): a file for ``--config``, or one JSON object."""
+        if self.as_json:
+            flags = {flag: given.get(name) for name, (flag, _) in told(parameters).items() if flag not in ("", "show")}
+            self.fact("settings", command=command, **json.loads(json.dumps(flags, default=str)))
+        else:
+            sys.stdout.write(settings_text(command, parameters, given) + "\n")
 
     def table(self, title: str, columns: list[str], rows: list[list[str]], event: str | None = None) -> None:
         """A table for people; as JSON, one object with the columns as keys for each row."""

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from typer.core import TyperGroup
-
-__all__ = ["ALONE", "VerbGroup", "with_values"]
+__all__ = ["ALONE", "with_values"]
 
 ALONE = {"--unshare": "all"}
-
-
-class VerbGroup(TyperGroup):
-    """A group of verbs whose flags in ``ALONE`` need no value."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, with_values(args))
 
 
 def with_values(arguments: Sequence[str]) -> list[str]:

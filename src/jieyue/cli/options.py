@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,11 +12,14 @@ __all__ = [
     "AsJson",
     "BatchSize",
     "BudgetText",
+    "ConfigFile",
     "Device",
     "EffectiveBatch",
     "Overwrite",
     "Resume",
+    "Show",
     "SkipBad",
+    "Strict",
 ]
 
 BudgetText = Annotated[str, typer.Option("--budget", help="Memory for the whole process, such as 1GiB or 800MB.")]
@@ -28,4 +32,9 @@ Allocator = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with the same flags.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="Flags by their names; what is typed holds.")
+]
+Show = Annotated[bool, typer.Option("--show", help="Tell what would be run, as a file for --config; run nothing.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit code 1 where a finding is an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Train anew in a folder that holds a finished model.")]

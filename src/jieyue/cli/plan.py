@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 
 from .console import Console, show
-from .optional import VerbGroup
+from .help import Group
 from .options import AsJson, BudgetText, EffectiveBatch
 
 __all__ = ["add_to"]
 
-_plan = typer.Typer(
-    cls=VerbGroup, help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True
-)
+_plan = Group(help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> typer.Typer:

@@ -10,6 +10,7 @@ import typer
 from jieyue.errors import InputError
 
 from .console import Console
+from .options import AsJson
 
 __all__ = ["add_to"]
 
@@ -38,6 +39,7 @@ def serve(
     rows: Annotated[int, typer.Option(help="Replies made at once.")] = 32,
     waiting: Annotated[int, typer.Option(help="Requests that may wait; more are refused (429).")] = 64,
     connections: Annotated[int, typer.Option(help="Connections open at once; the one idle longest goes.")] = 256,
+    as_json: AsJson = False,
 ) -> None:
     """Serve models: OpenAI's protocol under /v1, a chat page at /. Needs jieyue[serve]. Ctrl-C finishes what was begun."""
     from jieyue.serving.bounds import Bounds
@@ -48,7 +50,7 @@ def serve(
     if min(max_tokens, rows, waiting, connections) < 1 or (context is not None and context < 2):
         found = f"max-tokens={max_tokens}, rows={rows}, waiting={waiting}, connections={connections}, context={context}"
         raise InputError(f"{found}: expected at least 1 (context 2)")
-    console = Console()
+    console = Console(as_json)
     bounds = Bounds(reply_tokens=max_tokens, rows=rows, waiting=waiting, connections=connections)
     key = None if api_key_file is None else read_key(api_key_file)
     allowed_origins(allow_origin or (), key)
@@ -60,6 +62,9 @@ def serve(
         console.say(f"Anyone who can reach {host} may use this server: no --api-key-file was given")
 
     def ready(url: str) -> None:
+        if as_json:
+            console.fact("serving", models=[model.name for model in models], page=url, openai=f"{url}v1")
+            return
         console.say(f"Serving {', '.join(model.name for model in models)}\n  page    {url}\n  OpenAI  {url}v1")
 
     run_server(

@@ -21,15 +21,17 @@ from jieyue.tasks.settings import Settings
 
 from .console import Console, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
-from .optional import VerbGroup
-from .options import Allocator, AsJson, BudgetText, Device, Overwrite, Resume
+from .help import Group
+from .options import Allocator, AsJson, BudgetText, ConfigFile, Device, Overwrite, Resume, Show, Strict
 
 if TYPE_CHECKING:
     from jieyue.training.remedies.remedy import Remedy
 
 __all__ = ["TITLE", "VERBS", "TaskVerb", "add_to", "remedies_of", "run_config"]
 
-_PRESETS = "A preset (tiny, small, base; albert-tiny, bert-tiny, albert-small, bert-small), a folder or a hub name."
+_SIZES = "tiny (2 layers of width 128), small (6 of 256), base (12 of 768)"
+_CLASSIC = "albert-tiny, bert-tiny (4 of 128), albert-small, bert-small (6 of 256)"
+_PRESETS = f"A preset: {_SIZES}; {_CLASSIC}. Or a folder, or a hub name."
 _LEFT = "Files to judge by. Default: the shipped held-out part, or a tenth of --data."
 PLANNED = (
     "effective_batch",
@@ -82,7 +84,7 @@ TITLE = TaskVerb(
     then="jieyue title {} --file text.txt",
     without=("curriculum", "attention", "unshare", "unshare_after"),
     words={
-        "model": "A preset (tiny, small, base), a folder or a hub name: masked LM, causal LM or BART/T5.",
+        "model": f"A preset: {_SIZES}. Or a folder, or a hub name: masked LM, causal LM or BART/T5.",
         "data": "TSV, CSV or JSON lines with sources and titles. Default: the corpus that ships.",
         "held_out": "Files to judge by. Default: what ships, or a tenth of --data.",
     },
@@ -151,7 +153,7 @@ VERBS = (
         then="jieyue chat {}",
         without=("curriculum", "start", "new_head", "unshare", "unshare_after"),
         words={
-            "model": "A preset (tiny, small), a folder or a hub name.",
+            "model": "A preset: tiny (3 layers of width 192), small (8 of 512). Or a folder, or a hub name.",
             "data": "Dialogues (LCCC, OpenAI messages, ShareGPT, Alpaca, CSV …). Default: the corpus that ships.",
             "held_out": "Dialogues to judge by. Default: a fiftieth of --data.",
         },
@@ -159,11 +161,14 @@ VERBS = (
     ),
 )
 
-_train = typer.Typer(cls=VerbGroup, help="Train a model by task, under a budget.", no_args_is_help=True)
-_doctor = typer.Typer(
+_train = Group(help="Train a model by task, under a budget.", no_args_is_help=True)
+_doctor = Group(
     help="Check data before training; without a task: what is installed and found on this machine.",
     invoke_without_command=True,
 )
+
+
+_FILE_FLAGS = (flag_of("config", ConfigFile, None), flag_of("show", Show, False))
 
 
 def add_to(app: typer.Typer, plan: typer.Typer) -> None:
@@ -211,6 +216,7 @@ def _train_flags(verb: TaskVerb) -> list[inspect.Parameter]:
         flag_of("allocator", Allocator, "auto"),
         flag_of("resume", Resume, False),
         flag_of("overwrite", Overwrite, False),
+        *_FILE_FLAGS,
         flag_of("as_json", AsJson, False),
     ]
 
@@ -224,6 +230,7 @@ def _plan_flags(verb: TaskVerb) -> list[inspect.Parameter]:
         *([flag_of("remedy", Remedies, None)] if verb.has_remedies else []),
         flag_of("budget", BudgetText, "4GiB"),
         flag_of("device", Device, "cpu"),
+        *_FILE_FLAGS,
         flag_of("as_json", AsJson, False),
     ]
 
@@ -234,6 +241,8 @@ def _doctor_flags(verb: TaskVerb) -> list[inspect.Parameter]:
         flag_of("files", Files, None),
         *(one for one in _own(verb, RunConfig) if one.name in kept),
         *flags_of(verb.settings_class, is_open=True),
+        flag_of("strict", Strict, False),
+        *_FILE_FLAGS,
         flag_of("as_json", AsJson, False),
     ]
 
@@ -266,6 +275,9 @@ def _run_train(verb: TaskVerb, given: Given) -> None:
     budget, out = Budget.parse(given["budget"], given["device"]), given["out"]
     config = run_config(verb, given, given["seed"])
     training, console = _training(given), Console(given["as_json"])
+    if given["show"]:
+        console.settings(f"train {verb.name}", _train_flags(verb), given)
+        return
     config = replace(config, progress=console.reading)
     from jieyue.hf.interrupts import Interrupted
     from jieyue.run.folder import Out
@@ -301,14 +313,25 @@ def _run_train(verb: TaskVerb, given: Given) -> None:
 def _run_plan(verb: TaskVerb, given: Given) -> None:
     budget = Budget.parse(given["budget"], given["device"])
     config, training = run_config(verb, given, given["seed"]), _training(given)
+    console = Console(given["as_json"])
+    if given["show"]:
+        console.settings(f"plan {verb.name}", _plan_flags(verb), given)
+        return
     from jieyue.run.jobs import plan
 
-    show(Console(given["as_json"]), plan(verb.name, config, budget=budget, training=training))
+    show(console, plan(verb.name, config, budget=budget, training=training))
 
 
 def _run_doctor(verb: TaskVerb, given: Given) -> None:
     console = Console(given["as_json"])
     config = replace(run_config(verb, {**given, "data": given["files"]}, 0), progress=console.reading)
-    from jieyue.run.jobs import doctor
+    if given["show"]:
+        console.settings(f"doctor {verb.name}", _doctor_flags(verb), given)
+        return
+    from jieyue.run.jobs import examined
 
-    show(console, doctor(verb.name, config))
+    report, found = examined(verb.name, config)
+    show(console, report)
+    errors = sum(one.severity == "error" for one in found)
+    if errors and given["strict"]:
+        raise typer.Exit(1)

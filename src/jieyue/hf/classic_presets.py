@@ -14,18 +14,19 @@ Starts (``presets.STARTS``), all weights N(0, σ²) with σ = 0.02·√(768/widt
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AlbertConfig, BertConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError, message, near
 
 from .loading import model_from_config
-from .presets import STARTS, start_copying
+from .presets import PRESETS, STARTS, start_copying
 
-__all__ = ["CLASSIC_PRESETS", "build_classic", "classic_config"]
+__all__ = ["CLASSIC_PRESETS", "build_classic", "classic_config", "refuse_misspelt"]
 
 _TINY = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
 _SMALL = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 1024}
@@ -37,6 +38,13 @@ CLASSIC_PRESETS: dict[str, dict[str, int]] = {
 }
 MAX_POSITIONS = 512
 POSITIONS = 0.5  # of σ
+
+
+def refuse_misspelt(name: str) -> None:
+    """``InputError`` for a name that is nearly a preset's and no folder's, before anybody asks the hub for it."""
+    known = [*PRESETS, *CLASSIC_PRESETS]
+    if name not in known and "/" not in name and not Path(name).exists() and (hint := near(name, known, cutoff=0.8)):
+        raise InputError(message(f"model={name!r}", "no preset and no folder of that name", f"one{hint}"))
 
 
 def classic_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PretrainedConfig:

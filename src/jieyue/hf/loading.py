@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError, message, near_file
 from jieyue.report import write_whole
 
 from .activations import register_config
@@ -272,7 +272,8 @@ def read_record(folder: str | Path, task: str | None = None) -> dict[str, Any]:
     """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue, a broken record or another task."""
     path = Path(folder) / RECORD
     if not path.is_file():
-        raise InputError(f"{folder}: no {RECORD} in it; expected the folder of a model trained by `jieyue train`")
+        hint = "" if Path(folder).is_dir() else near_file(folder)
+        raise InputError(f"{folder}: no {RECORD} in it; expected the folder of a model trained by `jieyue train`{hint}")
     try:
         record = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -285,7 +286,9 @@ def read_record(folder: str | Path, task: str | None = None) -> dict[str, Any]:
 def _check_name(name: str | Path) -> None:
     looks_like_path = os.sep in str(name) and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1)
     if looks_like_path and not Path(name).is_dir():
-        raise InputError(f"load({str(name)!r}): no such folder")
+        raise InputError(f"load({str(name)!r}): no such folder{near_file(name)}")
+    if os.sep in str(name) and not Path(name).exists() and (hint := near_file(name)):
+        raise InputError(f"load({str(name)!r}): no such folder{hint}")  # else it would be asked of the hub
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise InputError(f"load({str(name)!r}): no config.json in that folder; expected a transformers model folder")
 

@@ -22,7 +22,6 @@ whose squared length underflows or overflows float32).
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, near
 
 __all__ = ["FEATURES", "IDENTITY", "FeatureMap", "resolve"]
 
@@ -148,12 +147,11 @@ def resolve(features: str | FeatureMap) -> FeatureMap:
     'elu'
     >>> resolve("elo")
     Traceback (most recent call last):
-    jieyue.errors.InputError: features='elo': expected one of elu, softmax, cosine, relu, taylor2, ...; did you mean 'elu'?
+    jieyue.errors.InputError: features='elo': expected one of elu, softmax, cosine, relu, taylor2, ..., did you mean 'elu'?
     """
     if isinstance(features, FeatureMap):
         return features
     if isinstance(features, str) and features in FEATURES:
         return FEATURES[features]
-    near = difflib.get_close_matches(str(features).lower(), FEATURES, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = near(str(features), FEATURES, cutoff=0.0)
     raise InputError(f"features={features!r}: expected one of {', '.join(FEATURES)}, or a FeatureMap{hint}")

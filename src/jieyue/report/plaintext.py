@@ -12,7 +12,11 @@ from .amounts import Estimate, format_value
 from .picture import Picture
 from .values import Example, Examples, Fact, Note, Section, Table
 
-__all__ = ["Block", "blocks", "escape", "explain", "markdown", "text"]
+__all__ = ["Block", "blocks", "columns", "escape", "explain", "markdown", "text", "wrapped"]
+
+_WIDE = "\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
+_CLOSING = "，。；：、！？）」』】》”’…"
+_PIECES = re.compile(f" *(?:[{_WIDE}][{_CLOSING}]*|[^ {_WIDE}]+[{_CLOSING}]*)")
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,11 @@ def _told(example: Example) -> tuple[tuple[str, ...], ...]:
 
 
 def text(title: str, about: str, found: Sequence[Block], width: int) -> str:
-    lines = [title, "=" * _columns(title), *([about] if about else [])]
+    lines = [title, "=" * columns(title), *([about] if about else [])]
     for block in found:
         lines.append("")
         if block.kind == "heading":
-            lines += [block.title, "-" * _columns(block.title)]
+            lines += [block.title, "-" * columns(block.title)]
             continue
         if lines[-2].startswith("-") and not lines[-2].strip("-"):
             lines.pop()
@@ -105,7 +109,7 @@ def text(title: str, about: str, found: Sequence[Block], width: int) -> str:
         elif block.kind == "table":
             lines += _aligned((block.columns, *block.rows), block.right, width)
         if block.note:
-            lines += _wrapped(block.note, width)
+            lines += wrapped(block.note, width)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -113,19 +117,19 @@ def _aligned(rows: Sequence[tuple[str, ...]], right: tuple[bool, ...], width: in
     """Columns two spaces apart; the last one wraps under itself."""
     clean = [[" ".join(cell.split()) for cell in row] for row in rows]
     count = max((len(row) for row in clean), default=0)
-    widths = [max(_columns(row[j]) for row in clean) for j in range(count)]
+    widths = [max(columns(row[j]) for row in clean) for j in range(count)]
     lines = []
     for row in clean:
         cells = [
-            " " * (widths[j] - _columns(cell)) + cell
+            " " * (widths[j] - columns(cell)) + cell
             if j < len(right) and right[j]
-            else cell + " " * (widths[j] - _columns(cell))
+            else cell + " " * (widths[j] - columns(cell))
             for j, cell in enumerate(row)
         ]
         start = sum(widths[:-1]) + 2 * (count - 1)
         last = cells[-1].rstrip()
-        if start + _columns(last) > width and width - start >= 24:
-            first, *rest = _wrapped(last, width - start)
+        if start + columns(last) > width and width - start >= 24:
+            first, *rest = wrapped(last, width - start)
             lines.append("  ".join([*cells[:-1], first]))
             lines += [" " * start + more for more in rest]
         else:
@@ -133,26 +137,33 @@ def _aligned(rows: Sequence[tuple[str, ...]], right: tuple[bool, ...], width: in
     return lines
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
+    """The columns of a terminal that a text takes.
+
+    >>> columns("节约 jieyue")
+    11
+    """
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """Lines broken between words; what is wider than a line (Chinese has no spaces) is cut where it fills one."""
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines broken between words, and between the characters of Chinese, Japanese and Korean; none begins with a full stop.
+
+    What is wider than a line is cut where it fills one.
+    """
     lines = []
     for paragraph in text.splitlines() or [""]:
         line = ""
-        for word in paragraph.split():
-            if line and _columns(line) + 1 + _columns(word) <= width:
-                line += f" {word}"
-                continue
-            lines += [line] if line else []
-            while _columns(word) > width:
-                cut = next(i for i in range(1, len(word)) if _columns(word[: i + 1]) > width)
-                lines.append(word[:cut])
-                word = word[cut:]
-            line = word
-        lines.append(line)
+        for piece in _PIECES.findall(" ".join(paragraph.split())):
+            if line and columns(line) + columns(piece.rstrip()) > width:
+                lines.append(line.rstrip())
+                line, piece = "", piece.lstrip()
+            while columns(piece.rstrip()) > width:
+                cut = next(i for i in range(1, len(piece)) if columns(piece[: i + 1]) > width)
+                lines.append(piece[:cut])
+                piece = piece[cut:]
+            line += piece
+        lines.append(line.rstrip())
     return lines
 
 

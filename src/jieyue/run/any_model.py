@@ -10,6 +10,7 @@ from typing import Any
 from jieyue.budget import Budget, format_bytes, format_seconds
 from jieyue.data.files import read_text
 from jieyue.errors import InputError, message
+from jieyue.hf.classic_presets import refuse_misspelt
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
@@ -187,6 +188,7 @@ def open_subject(
         own = make_tokenizer(learn_vocabulary(texts or _shipped()))
         config, tokenizer, found = preset_config(name, own), lambda: own, "masked-lm"
     else:
+        refuse_misspelt(name)
         config, tokenizer, found = load_config(name), lambda: load_tokenizer(name), head_of(name) or ""
     chosen = head or found
     if chosen not in OBJECTIVES:

@@ -63,10 +63,10 @@ class TrainingConfig:
     patience: int | None = option(None, "Stop after so many looks without a better score. Default: never.")
     seed: int = option(0, "Seed of everything random.")
     start: str | None = option(
-        None, "How a preset's weights begin: orthogonal-copy or normal. Default: the preset's own way."
+        None, "How a preset's weights begin: orthogonal-copy or normal. Default: orthogonal-copy."
     )
     curriculum: str | None = option(
-        None, "Passages grow: sentences:share of the updates, such as 1:0.22,2:0.42, or none."
+        None, "Passages grow: sentences:share of the updates, or none. Default: 1:0.22,2:0.42 for a preset."
     )
     checkpointing: bool | None = option(
         None, "Activation checkpointing (exact). Default: if needed.", off="--no-checkpointing"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jieyue.budget import Budget, format_bytes
+from jieyue.data.advice import Advice, advise
+from jieyue.errors import InputError
 from jieyue.hf.attention import attention_engines
 from jieyue.hf.interrupts import Interrupted
 from jieyue.hf.loading import load, read_record
@@ -29,6 +31,7 @@ from .prepare import Prepared, prepare
 from .sections import (
     counts_section,
     data_section,
+    findings_table,
     lengths_section,
     memory_section,
     prices_section,
@@ -37,7 +40,7 @@ from .sections import (
     training_section,
 )
 
-__all__ = ["DEFAULT_BUDGET", "Stopped", "doctor", "evaluate", "plan", "planned", "train"]
+__all__ = ["DEFAULT_BUDGET", "Stopped", "doctor", "evaluate", "examined", "plan", "planned", "train"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -56,17 +59,30 @@ def doctor(name: str = "read", config: RunConfig = RunConfig()) -> Report:
 
     ``name``: a task's (``TASKS``). Reads all of the files; nothing is held out, no weight is allocated.
     """
+    return examined(name, config)[0]
+
+
+def examined(name: str, config: RunConfig) -> tuple[Report, tuple[Advice, ...]]:
+    """``doctor``'s report, and what it advises. What training would refuse of the data as a whole is an error among that."""
     job = task(name)
     wanted = job.settings(config, 0)
     examples, findings, shared = job.check(config, wanted)
-    wanted = job.resolved(wanted, examples)
+    report = Report(f"Doctor · {name_of(config.data)}")
+    try:
+        wanted = job.resolved(wanted, examples)
+    except InputError as error:
+        found = advise(findings, {}, shared)
+        if not any(one.severity == "error" for one in found):
+            found = (Advice("error", f"Training would refuse these data: {error}", "Mend them first."), *found)
+            findings_table(report.section("Data"), found)
+        counts_section(report, findings, {}, shared)
+        return report, found
     source = job.open_model(config, wanted, lambda: job.texts(examples))
     _, counts = job.encode(examples, source.tokenizer, wanted.fitted(source.positions))
-    report = Report(f"Doctor · {name_of(config.data)}")
     how = f"{len(source.tokenizer)} tokens; rows of at most {counts['longest_row_tokens']}"
     report.section("Data").fact("tokenizer", config.model, how=how)
     counts_section(report, findings, counts, shared)
-    return report
+    return report, advise(findings, counts, shared)
 
 
 def plan(
@@ -313,8 +329,11 @@ def _say_data(listener: ProgressListener, prepared: Prepared) -> None:
         [[k.replace("_", " "), str(v)] for k, v in counted.items() if v],
         "counted",
     )
-    if any((sources.shared or {}).values()):
-        listener.fact("in training and held out", **(sources.shared or {}))
+    held = sources.held_out_findings
+    parts = {"training files": sources.findings, **({} if held is None else {"held-out files": held})}
+    if found := advise(parts, prepared.counts, sources.shared or {}):
+        rows = [[one.severity, one.found, one.do] for one in found]
+        listener.table("Findings", ["severity", "finding", "what to do"], rows, "finding")
     for line in sources.findings.skipped[:20]:
         listener.say(f"skipped: {line}")
 

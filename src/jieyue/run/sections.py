@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from jieyue.budget import Plan
+from jieyue.data.advice import Advice, advise
 from jieyue.data.findings import MEANING, Findings, shown_text
 from jieyue.planning.setting import Setting
-from jieyue.report import Picture, Report
+from jieyue.report import Picture, Report, Section
 from jieyue.report.amounts import Given
 from jieyue.tasks import Deciding, Facts, Sources
 from jieyue.tasks.models import ModelSource
@@ -20,6 +21,7 @@ from .measure import LengthCost, Memory, Price
 __all__ = [
     "counts_section",
     "data_section",
+    "findings_table",
     "lengths_section",
     "memory_section",
     "prices_section",
@@ -53,12 +55,15 @@ def data_section(report: Report, noun: str, sources: Sources[Any], counts: Mappi
 def counts_section(
     report: Report, findings: Mapping[str, Findings], encoded: Mapping[str, int], shared: Mapping[str, int]
 ) -> None:
-    """Everything counted that is not zero, with what it means; the overlap of the files; every skipped record."""
+    """What to mend first, then everything counted that is not zero, the overlap of the files, every skipped record."""
     section = report.section("Data")
+    findings_table(section, advise(findings, encoded, shared))
     rows: list[list[Given]] = []
     for where, counts in [*((name, own.counts) for name, own in findings.items()), ("rows", encoded)]:
         rows += [[where, count, MEANING.get(name, name.replace("_", " "))] for name, count in counts.items() if count]
-    rows += [["both", count, f"{name} that stand in training and held-out files"] for name, count in shared.items()]
+    rows += [
+        ["both", count, f"{name} that stand in training and held-out files"] for name, count in shared.items() if count
+    ]
     section.table(["where", "count", "what"], rows, title="Everything that was counted")
     for name, own in findings.items():
         if own.example:
@@ -75,6 +80,16 @@ def counts_section(
     skipped = [line for own in findings.values() for line in own.skipped]
     if skipped:
         section.table(["record and reason"], [[line] for line in skipped], title="Skipped records")
+
+
+def findings_table(section: Section, found: Sequence[Advice]) -> None:
+    """What to mend before training, errors first; nothing where there is nothing."""
+    if found:
+        section.table(
+            ["severity", "finding", "what to do"],
+            [[one.severity, one.found, one.do] for one in found],
+            title="Findings",
+        )
 
 
 def training_section(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jieyue.data.textstream import Progress
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError, message, near_file
 from jieyue.options import option
 
 from .settings import Settings
@@ -53,8 +53,9 @@ class RunConfig:
         for name in ("data", "held_out"):
             for path in getattr(self, name):
                 if not Path(path).exists():
-                    raise InputError(message(name, f"no file {path}", "files that exist"))
+                    raise InputError(message(name, f"no file {path}", f"files that exist{near_file(path)}"))
                 if Path(path).is_dir():
                     raise InputError(message(name, f"the folder {path}", "files"))
         if self.vocabulary is not None and not Path(self.vocabulary).is_file():
-            raise InputError(message("vocabulary", f"no file {self.vocabulary}", "a vocab.txt"))
+            found = f"no file {self.vocabulary}"
+            raise InputError(message("vocabulary", found, f"a vocab.txt{near_file(self.vocabulary)}"))

@@ -15,7 +15,7 @@ from torch import nn
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
 from jieyue.hf.albert import Sharing, sharing_of, unshare
-from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config
+from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config, refuse_misspelt
 from jieyue.hf.loading import check_tokenizer, head_of, load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
@@ -84,6 +84,7 @@ def open_model(
             settled = classic_config(name, own, **own_entries)
             make = partial(build_classic, name, own, head=head, start=start, seed=seed, **own_entries)
         return replace(_source(config, head, own, settled, make, True, "new"), start=start or STARTS[0])
+    refuse_misspelt(name)
     tokenizer, settled = load_tokenizer(name), load_config(name)
     before = head_of(name)
     permitted = config.new_head or (new_head and before != head)

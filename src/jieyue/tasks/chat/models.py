@@ -15,6 +15,7 @@ from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
 from jieyue.hf.causal import as_decoder, made_causal
 from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config, set_generation
+from jieyue.hf.classic_presets import refuse_misspelt
 from jieyue.hf.loading import check_tokenizer, load_config, load_model, load_tokenizer, model_from_config
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 from jieyue.hf.tokenizers import make_tokenizer
@@ -46,6 +47,7 @@ def open_chat_model(config: RunConfig, texts: Callable[[], Iterable[str]], *, se
         build_it: Callable[[], nn.Module] = partial(build_causal, name, own, seed=seed)
         positions = fresh.max_position_embeddings
     else:
+        refuse_misspelt(name)
         own, decoder = load_tokenizer(name), as_decoder(load_config(name))
         has_template, own.chat_template = bool(own.chat_template), template_for(own)
         if own.pad_token_id is None:

@@ -24,6 +24,7 @@ from jieyue.data.corpora import compose, heldout_path
 from jieyue.data.findings import Findings
 from jieyue.data.titles import NAMES, Pair, read_titles, shared_pairs
 from jieyue.errors import InputError
+from jieyue.hf.classic_presets import refuse_misspelt
 from jieyue.hf.loading import load, load_config, read_record
 from jieyue.hf.presets import PRESETS
 from jieyue.metrics import generation
@@ -236,6 +237,7 @@ def kind_of(model: str) -> Kind:
     """The kind of writer that a model is: encoder-decoder and causal LMs by their configuration, else a prefix LM."""
     if model in PRESETS and not Path(model).is_dir():
         return "prefix"
+    refuse_misspelt(model)
     config = load_config(model)
     if config.is_encoder_decoder:
         return "encoder-decoder"
