@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from rich.table import Table
 
 from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
-from jieyue.report import Report
+from jieyue.report import Report, write_whole
 from jieyue.text import without_controls
 
+from .language import said, spoken
 from .settings_file import settings_text, told
 
-__all__ = ["Console", "decoded", "read_text", "show"]
+__all__ = ["Console", "decoded", "in_own_language", "read_text", "show"]
 
 
 _SILENT_SECONDS = 30.0
+_ENCODING = "encoding"
 
 
 class Console:
@@ -37,21 +40,56 @@ class Console:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self._told_at = time.monotonic()
+        self._bar: Progress | None = None
         self.speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process alone prints
         self.terminal = Terminal(
             stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=not self.speaks
         )
 
+    def print(self, text: str) -> None:
+        """A text as it is."""
+        self._end_bar()
+        self.terminal.print(escape(without_controls(text)))
+
     def say(self, line: str) -> None:
         """A sentence for people (standard error when the output is JSON)."""
-        self.terminal.print(escape(without_controls(line)))
+        self.print(said(line))
 
-    def reading(self, name: str, done: int, total: int) -> None:
-        """A line every half minute while a large file is read; the first after half a minute."""
+    def reading(self, what: str, done: int, total: int) -> None:
+        """While a file is read (bytes) or examples are encoded: a bar on a terminal, else a line every half minute."""
+        if not self.as_json and self.terminal.is_terminal and self.speaks:
+            self._reading_bar(what, done, total)
+        elif self._is_due():
+            size = f"{total:,}" if what == _ENCODING else format_bytes(total)
+            self.say(f"{what if what == _ENCODING else f'reading {what}'}: {done / max(total, 1):.0%} of {size}")
+
+    def _reading_bar(self, what: str, done: int, total: int) -> None:
+        if self._bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:.0f}%"),
+            )
+            self._bar = Progress(*columns, console=self.terminal, transient=True)
+            self._bar.add_task("")
+            self._bar.start()
+        name = said(what) if what == _ENCODING else f"{said('reading')} {Path(what).name}"
+        self._bar.update(self._bar.task_ids[0], completed=done, total=max(total, 1), description=escape(name))
+        if done >= total:
+            self._end_bar()
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _is_due(self) -> bool:
+        """Once every half minute; the first time half a minute after the start."""
         now = time.monotonic()
-        if now - self._told_at >= _SILENT_SECONDS:
-            self._told_at = now
-            self.say(f"reading {name}: {done / max(total, 1):.0%} of {format_bytes(total)}")
+        if now - self._told_at < _SILENT_SECONDS:
+            return False
+        self._told_at = now
+        return True
 
     def fact(self, event: str, **values: Any) -> None:
         """One JSON line for machines; people read it as ``event: a = 1, b = 2``."""
@@ -59,7 +97,8 @@ class Console:
             sys.stdout.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif not self.as_json:
-            self.say(f"{event}: " + ", ".join(f"{key} = {value}" for key, value in values.items()))
+            told = [f"{said(key)} = {said(str(value))}" for key, value in values.items()]
+            self.print(f"{said(event)}: {', '.join(told)}")
 
     def settings(self, command: str, parameters: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:
         """The flags that hold (``--show``): a file for ``--config``, or one JSON object."""
@@ -75,14 +114,20 @@ class Console:
             for row in rows:
                 self.fact(event or title, **dict(zip(columns, row, strict=True)))
             return
+        self._end_bar()
         drawn = Table(
-            title=title or None, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+            title=said(title) or None,
+            title_justify="left",
+            title_style="bold",
+            header_style="dim",
+            box=None,
+            pad_edge=False,
         )
         for number, column in enumerate(columns):
             numeric = number > 0 and all(not row[number] or row[number][0] in "0123456789-+.<≤≥±" for row in rows)
-            drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            drawn.add_column(said(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            drawn.add_row(*(escape(without_controls(cell)) for cell in row))
+            drawn.add_row(*(escape(without_controls(said(cell))) for cell in row))
         self.terminal.print(drawn)
 
     @contextmanager
@@ -91,19 +136,32 @@ class Console:
         if self.as_json:
             yield _JsonProgress(self, what)
             return
+        self._end_bar()
+        if not self.terminal.is_terminal:
+            yield partial(self._told_now_and_then, what, time.monotonic())
+            return
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}"))
-        with Progress(*columns, console=self.terminal, transient=not self.terminal.is_terminal) as bar:
-            task = bar.add_task(what, total=None, facts="")
+        with Progress(*columns, console=self.terminal) as bar:
+            task = bar.add_task(said(what), total=None, facts="")
             started = time.monotonic()
 
             def update(done: int, total: int, facts: Mapping[str, float]) -> None:
-                shown = [f"{done}/{total}"]
-                shown += [_short(name, value) for name, value in facts.items() if name != "remaining_seconds"]
-                left = facts.get("remaining_seconds", (time.monotonic() - started) / max(done, 1) * (total - done))
-                shown.append(f"{format_seconds(max(left, 0.0))} left" if done < total else "done")
-                bar.update(task, completed=done, total=total, facts=" · ".join(shown))
+                bar.update(task, completed=done, total=total, facts=_progress_line(started, done, total, facts))
 
             yield update
+
+    def _told_now_and_then(self, what: str, started: float, done: int, total: int, facts: Mapping[str, float]) -> None:
+        """Without a terminal: a line every half minute, and one at the end."""
+        if self._is_due() or done == total:
+            self.say(f"{said(what)} {_progress_line(started, done, total, facts)}")
+
+
+def _progress_line(started: float, done: int, total: int, facts: Mapping[str, float]) -> str:
+    shown = [f"{done}/{total}"]
+    shown += [_short(name, value) for name, value in facts.items() if name != "remaining_seconds"]
+    left = facts.get("remaining_seconds", (time.monotonic() - started) / max(done, 1) * (total - done))
+    shown.append(said("{} left").format(format_seconds(max(left, 0.0))) if done < total else said("done"))
+    return " · ".join(shown)
 
 
 def show(
@@ -113,15 +171,29 @@ def show(
     *,
     out: Path | None = None,
     name: str = "report",
+    page: Path | None = None,
 ) -> None:
-    """The report's tables for people (of these sections), its own JSON for machines; both files where ``out`` is given."""
+    """The report's tables for people (of these sections), its own JSON for machines; both files where ``out`` is given.
+
+    ``page``: where the whole report was written already. Pictures are told by the page that shows them.
+    """
+    seen = page or (None if out is None else out / f"{name}.html")
     if console.as_json:
         sys.stdout.write(json.dumps({"event": "report", **json.loads(report.json())}, ensure_ascii=False) + "\n")
     else:
         chosen = [section for section in report.sections if sections is None or section.title in sections]
-        console.say("\n" + replace(report, sections=chosen).text(width=min(console.terminal.width, 120)))
+        own = replace(report, sections=chosen).in_language(spoken())
+        console.print("\n" + own.text(width=min(console.terminal.width, 120), page="" if seen is None else str(seen)))
     if out is not None:
-        console.fact("saved", report=str(report.save(out, name).html))
+        report.save(out, name)
+        in_own_language(report, seen)
+        console.fact("saved", report=str(seen))
+
+
+def in_own_language(report: Report, page: Path | None) -> None:
+    """The page anew in the language that is spoken, where that is not the report's; its JSON stays as programs read it."""
+    if page is not None and spoken() != report.language:
+        write_whole(page, report.in_language(spoken()).html())
 
 
 def read_text(path: Path) -> str:

@@ -145,6 +145,11 @@ EXAMPLES: dict[str, tuple[Example, Example, Example]] = {
         ("jieyue serve runs/chat runs/reader --port 8080", "Several models, each under its folder's name."),
         ("jieyue serve runs/chat --host 0.0.0.0 --api-key-file key.txt", "For others, with a key."),
     ),
+    "export": (
+        ("jieyue export runs/classifier --to onnx --out model.onnx", "For a program without torch, checked for equal outputs."),
+        ("jieyue export runs/classifier --out small.onnx --int8", "Weights in a quarter of the bytes; what that costs is measured."),
+        ("jieyue export runs/classifier --out model.onnx --overwrite --json", _JSON),
+    ),
     "reproduce": (
         ("jieyue reproduce 3 --seeds 3", "One article's claims."),
         ("jieyue reproduce gelu --out reproduction", "An article by its idea."),

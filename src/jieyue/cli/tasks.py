@@ -19,7 +19,7 @@ from jieyue.run.config import TrainingConfig
 from jieyue.tasks.config import RunConfig
 from jieyue.tasks.settings import Settings
 
-from .console import Console, show
+from .console import Console, in_own_language, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
 from .help import Group
 from .options import Allocator, AsJson, BudgetText, ConfigFile, Device, Overwrite, Resume, Show, Strict
@@ -303,7 +303,8 @@ def _run_train(verb: TaskVerb, given: Given) -> None:
         raise typer.Exit(130) from None
     if not console.speaks:  # another process of the same torchrun reports
         return
-    show(console, report, (task(verb.name).quality, "Memory", "Sharing"))
+    in_own_language(report, out / "report.html")
+    show(console, report, (task(verb.name).quality, "Memory", "Sharing"), page=out / "report.html")
     console.fact("saved", model=str(out), report=str(out / "report.html"))
     if not given["as_json"]:
         place = shlex.quote(str(out))

@@ -66,9 +66,17 @@ class Report:
         """The content as titled rows of strings, numbers formatted: what text, Markdown and terminals print."""
         return blocks(self.sections)
 
-    def text(self, width: int = 100) -> str:
-        """Plain text, in lines of at most ``width`` letters."""
-        return text(self.title, self.about, self.blocks(), width)
+    def text(self, width: int = 100, page: str | None = None) -> str:
+        """Plain text, in lines of at most ``width`` letters; ``page``: where pictures are to be seen, in place of sentences."""
+        return text(self.title, self.about, self.blocks(), width, page)
+
+    def in_language(self, language: str) -> Report:
+        """The same with its own words in a language of ``translation.LANGUAGES``; data and numbers are as they were."""
+        from .translation import catalogue, translated
+
+        words = catalogue(language)
+        sections = [translated(section, language) for section in self.sections]
+        return Report(words.said(self.title), words.said(self.about), language, sections)
 
     def markdown(self, level: int = 1) -> str:
         """Headings start at ``level``; text from data is escaped, pictures are told in a sentence."""

@@ -93,9 +93,13 @@ def _told(example: Example) -> tuple[tuple[str, ...], ...]:
     return (*rows, ("passage", example.passage)) if example.passage else tuple(rows)
 
 
-def text(title: str, about: str, found: Sequence[Block], width: int) -> str:
+def text(title: str, about: str, found: Sequence[Block], width: int, page: str | None = None) -> str:
+    """``page``: where pictures are to be seen, "" for nowhere; None tells each in sentences instead."""
     lines = [title, "=" * columns(title), *([about] if about else [])]
     for block in found:
+        if block.kind == "picture" and page is not None:
+            lines += ["", f"{block.title}: {page}"] if page else []
+            continue
         lines.append("")
         if block.kind == "heading":
             lines += [block.title, "-" * columns(block.title)]
@@ -103,7 +107,7 @@ def text(title: str, about: str, found: Sequence[Block], width: int) -> str:
         if lines[-2].startswith("-") and not lines[-2].strip("-"):
             lines.pop()
         if block.title:
-            lines.append(block.title if block.kind != "picture" else f"{block.title} (picture)")
+            lines.append(block.title)
         if block.kind in ("facts", "example"):
             lines += _aligned(block.rows, (), width)
         elif block.kind == "table":

@@ -26,6 +26,7 @@ from jieyue.training.objective import IGNORED, Objective
 from .batches import Stage
 from .config import TrainingConfig
 from .devices import check_device
+from .watched import watched
 
 __all__ = ["MASK", "Prepared", "prepare"]
 
@@ -109,7 +110,8 @@ def prepare(
     curriculum = task.curriculum(training.curriculum, is_preset=source.is_preset)
     stages_of_examples = task.stages(sources.train, curriculum, training.seed)
     kept = None if folder is None else folder / TOKENS
-    rows, stages, counts = _encoded(task, sources.name, stages_of_examples, source, settings, kept)
+    told = [(until, watched(examples, "encoding", config.progress)) for until, examples in stages_of_examples]
+    rows, stages, counts = _encoded(task, sources.name, told, source, settings, kept)
     plain = narrow(task.objective(settings))
     return Prepared(
         task,
