@@ -20,7 +20,7 @@ from jieyue import __version__
 from jieyue.errors import InputError
 
 from .allocator import start_again
-from .help import Group
+from .help import explained
 from .language import FLAG, choose, said, speak
 
 __all__ = ["build", "main"]
@@ -47,18 +47,19 @@ def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
     from . import answer, chat, compare, export, measure, plan, predict, reproduce, serve, tasks, title
 
-    app = Group(
+    app = typer.Typer(
         name="jieyue",
         help="Transformers on a budget: every saving is proven exact, or its price is measured.",
         no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
     app.callback()(_start)
     tasks.add_to(app, plan.add_to(app))
     for verbs in (compare, answer, predict, title, chat, serve, export, measure, reproduce):
         verbs.add_to(app)
-    return app
+    return explained(app)
 
 
 def main() -> None:

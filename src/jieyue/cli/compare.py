@@ -15,7 +15,6 @@ from jieyue.tasks.config import RunConfig
 
 from .console import Console, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
-from .help import Group
 from .options import AsJson, BudgetText, ConfigFile, Device, Show
 from .tasks import TITLE, remedies_of, run_config
 
@@ -41,7 +40,7 @@ Variants = Annotated[
     ),
 ]
 
-_compare = Group(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
+_compare = typer.Typer(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -24,6 +24,7 @@ from jieyue.errors import InputError
 from jieyue.report import Report, write_whole
 from jieyue.text import without_controls
 
+from .flags import Given
 from .language import said, spoken
 from .settings_file import settings_text, told
 
@@ -100,7 +101,7 @@ class Console:
             told = [f"{said(key)} = {said(str(value))}" for key, value in values.items()]
             self.print(f"{said(event)}: {', '.join(told)}")
 
-    def settings(self, command: str, parameters: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:
+    def settings(self, command: str, parameters: Sequence[inspect.Parameter], given: Given) -> None:
         """The flags that hold (``--show``): a file for ``--config``, or one JSON object."""
         if self.as_json:
             flags = {flag: given.get(name) for name, (flag, _) in told(parameters).items() if flag not in ("", "show")}

@@ -88,10 +88,10 @@ EXAMPLES: dict[str, tuple[Example, Example, Example]] = {
     "plan": (
         ("jieyue plan read --model tiny --budget 1GiB", _PEAK),
         ("jieyue plan classify --model bert-base-chinese --budget 4GiB", _HUB),
-        ("jieyue plan model bert-base-chinese --length 512 --budget 8GiB", "Any model, its configuration alone."),
+        ("jieyue plan model bert-base-chinese --length 512 --budget 8GiB", "A model of any kind, by its configuration alone."),
     ),
     "plan model": (
-        ("jieyue plan model bert-base-chinese --length 512 --budget 8GiB", "Any model, its configuration alone."),
+        ("jieyue plan model bert-base-chinese --length 512 --budget 8GiB", "A model of any kind, by its configuration alone."),
         ("jieyue plan model DIR --data texts.txt --effective-batch 64", "Rows as long as your longest text."),
         ("jieyue plan model tiny --measure 2 --out plans", "The two best settings are run and measured."),
     ),

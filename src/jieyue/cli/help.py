@@ -7,8 +7,8 @@ under "Options". ``examples.py`` has the examples.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -20,7 +20,10 @@ from .language import said
 from .optional import with_values
 from .settings_file import with_settings
 
-__all__ = ["FLAGS", "VERBS", "Group", "Verb", "Verbs"]
+if TYPE_CHECKING:
+    from typer._click import Command, Context, HelpFormatter  # Typer's own; earlier versions take click's
+
+__all__ = ["FLAGS", "VERBS", "Verb", "Verbs", "explained"]
 
 VERBS = {
     "Prepare": ("doctor", "plan"),
@@ -63,61 +66,65 @@ _LEFT = 32  # columns of the flags' side
 _SETTLED = re.compile(r"\s+\[(default: .*|required)\]$", re.DOTALL)
 
 
-class _Explained:
-    """What ``Verb`` and ``Verbs`` share: their help page."""
-
-    def format_help(self, context: Any, formatter: Any) -> None:
-        """The whole page: usage, what it does, arguments, flags by group, verbs by group, examples."""
-        command: Any = self
-        width = formatter.width
-        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-        formatter.write(f"{said('Usage')}: {usage}\n\n")
-        for paragraph in (command.help or "").split("\n\n"):
-            formatter.write(_block(said(" ".join(paragraph.split())), width) + "\n")
-        for title, rows in (*_parameters(command, context), *_verbs(command, context)):
-            formatter.write(f"\n{said(title)}:\n{_rows(rows, width)}")
-        examples = EXAMPLES.get(" ".join(_names(context)), ())
-        if examples:
-            formatter.write(f"\n{said('Examples')}:\n")
-            for line, does in examples:
-                formatter.write(f"  {line}\n{_block(said(does), width, 6)}\n")
-
-
-class Verb(_Explained, TyperCommand):
+class Verb(TyperCommand):
     """A verb: its flags in groups, its examples, and ``--config FILE`` where it has that flag."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """The whole page."""
+        _write_page(self, ctx, formatter)
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """With the settings of ``--config`` before what was typed, so that the latter holds."""
         if any("--config" in one.opts for one in self.params):
             args = with_settings(args, self.params)
         return super().parse_args(ctx, args)
 
 
-class Verbs(_Explained, TyperGroup):
+class Verbs(TyperGroup):
     """A group of verbs; flags that may stand without a value get it."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """The whole page."""
+        _write_page(self, ctx, formatter)
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """With the values of flags that stand alone."""
         return super().parse_args(ctx, with_values(args))
 
 
-class Group(typer.Typer):
-    """A Typer whose verbs explain themselves in our way."""
+def explained(app: typer.Typer) -> typer.Typer:
+    """Every verb and group of the app, and of those inside it, explains itself in our way; returns it."""
+    app.info.cls = Verbs
+    for verb in app.registered_commands:
+        verb.cls = Verb
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            explained(group.typer_instance)
+    return app
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"cls": Verbs, "rich_markup_mode": None, "add_completion": False, **options})
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
-        """As Typer's."""
-        return super().command(name, **{"cls": Verb, **options})
+def _write_page(command: Command, context: Context, formatter: HelpFormatter) -> None:
+    """Usage, what it does, arguments, flags by group, verbs by group, examples."""
+    width = formatter.width
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    formatter.write(f"{said('Usage')}: {usage}\n\n")
+    for paragraph in (command.help or "").split("\n\n"):
+        formatter.write(_block(said(" ".join(paragraph.split())), width) + "\n")
+    for title, rows in (*_parameters(command, context), *_verbs(command, context)):
+        formatter.write(f"\n{said(title)}:\n{_rows(rows, width)}")
+    examples = EXAMPLES.get(" ".join(_names(context)), ())
+    if examples:
+        formatter.write(f"\n{said('Examples')}:\n")
+        for line, does in examples:
+            formatter.write(f"  {line}\n{_block(said(does), width, 6)}\n")
 
 
-def _names(context: Any) -> list[str]:
+def _names(context: Context) -> list[str]:
     """The verb's words after the program's name."""
-    return [*_names(context.parent), context.info_name] if context.parent is not None else []
+    return [*_names(context.parent), context.info_name or ""] if context.parent is not None else []
 
 
-def _parameters(command: Any, context: Any) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def _parameters(command: Command, context: Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Arguments, then flags by group, then those of no group."""
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *FLAGS, "Options")}
     group_of = _GROUP_OF if _names(context)[:1] and _names(context)[0] in _GROUPED else {}
@@ -140,8 +147,8 @@ def _explained(text: str) -> str:
     return f"{said(text[: settled.start()])} [{said(word)}{': ' + value if value else ''}]".strip()
 
 
-def _verbs(command: Any, context: Any) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    own: dict[str, Any] = getattr(command, "commands", {})
+def _verbs(command: Command, context: Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    own = command.commands if isinstance(command, TyperGroup) else {}
     grouped = dict(VERBS) if not _names(context) else {}
     grouped["Verbs"] = tuple(name for name in own if not any(name in names for names in grouped.values()))
     for title, names in grouped.items():

@@ -10,14 +10,13 @@ import typer
 from jieyue.errors import InputError
 
 from .console import Console, read_text, show
-from .help import Group
 from .options import AsJson
 
 __all__ = ["add_to"]
 
-_bench = Group(help="Measure on this machine: seconds, bytes, errors.", no_args_is_help=True)
-_verify = Group(help="Verify on your own model what a change costs.", no_args_is_help=True)
-_fit = Group(help="Fit an approximation and certify its error.", no_args_is_help=True)
+_bench = typer.Typer(help="Measure on this machine: seconds, bytes, errors.", no_args_is_help=True)
+_verify = typer.Typer(help="Verify on your own model what a change costs.", no_args_is_help=True)
+_fit = typer.Typer(help="Fit an approximation and certify its error.", no_args_is_help=True)
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")]
 Repeats = Annotated[int, typer.Option(help="Alternating repeats; medians count.")]

@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from .console import Console, show
-from .help import Group
 from .options import AsJson, BudgetText, EffectiveBatch
 
 __all__ = ["add_to"]
 
-_plan = Group(help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True)
+_plan = typer.Typer(help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> typer.Typer:

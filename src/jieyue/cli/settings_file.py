@@ -6,18 +6,26 @@ import inspect
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
+
+from typer.core import TyperOption
 
 from jieyue.errors import InputError, message, near
 
-__all__ = ["settings_text", "with_settings"]
+if TYPE_CHECKING:
+    from typer._click import Parameter  # Typer's own; earlier versions take click's
 
-Value = str | int | float | bool
+    from .flags import Given
+
+__all__ = ["settings_text", "told", "with_settings"]
+
+Toml = str | int | float | bool | date | list["Toml"] | dict[str, "Toml"]
 _NOT_IN_FILES = ("config", "show", "help")
 
 
-def with_settings(arguments: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+def with_settings(arguments: Sequence[str], parameters: Sequence[Parameter]) -> list[str]:
     """The arguments with the file's flags before them; a flag that was typed holds, and replaces a list of the file whole.
 
     ``parameters``: the verb's, as Typer made them. ``InputError`` for a file that is no TOML and for names that are no flags.
@@ -28,6 +36,7 @@ def with_settings(arguments: Sequence[str], parameters: Sequence[Any]) -> list[s
     flags = {
         opt.removeprefix("--"): one
         for one in parameters
+        if isinstance(one, TyperOption)
         for opt in one.opts
         if opt.startswith("--") and opt.removeprefix("--") not in _NOT_IN_FILES
     }
@@ -53,7 +62,7 @@ def _file_of(arguments: Sequence[str]) -> Path | None:
     return None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Mapping[str, Toml]:
     if not path.is_file():
         names = [one.name for one in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         raise InputError(message("--config", f"no file {path}", f"a TOML file{near(path.name, names)}"))
@@ -65,7 +74,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from None
 
 
-def _arguments(flag: Any, value: Any, where: str) -> list[str]:
+def _arguments(flag: TyperOption, value: Toml, where: str) -> list[str]:
     """A value of the file as one would type it."""
     name = next(one for one in flag.opts if one.startswith("--"))
     if flag.is_flag:
@@ -84,7 +93,7 @@ def _arguments(flag: Any, value: Any, where: str) -> list[str]:
     return [f"{name}={one}" for one in values]
 
 
-def settings_text(command: str, parameters: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> str:
+def settings_text(command: str, parameters: Sequence[inspect.Parameter], given: Given) -> str:
     """The flags that hold, as a file for ``--config``; those that are decided later stand as comments, with their help."""
     lines = [f"# jieyue {command} --config THIS_FILE"]
     later: list[str] = []
@@ -113,7 +122,7 @@ def told(parameters: Sequence[inspect.Parameter]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _toml(value: Any) -> str:
+def _toml(value: Toml | Path) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, bool):

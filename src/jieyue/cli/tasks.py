@@ -21,7 +21,6 @@ from jieyue.tasks.settings import Settings
 
 from .console import Console, in_own_language, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
-from .help import Group
 from .options import Allocator, AsJson, BudgetText, ConfigFile, Device, Overwrite, Resume, Show, Strict
 
 if TYPE_CHECKING:
@@ -161,8 +160,8 @@ VERBS = (
     ),
 )
 
-_train = Group(help="Train a model by task, under a budget.", no_args_is_help=True)
-_doctor = Group(
+_train = typer.Typer(help="Train a model by task, under a budget.", no_args_is_help=True)
+_doctor = typer.Typer(
     help="Check data before training; without a task: what is installed and found on this machine.",
     invoke_without_command=True,
 )

@@ -52,8 +52,8 @@ def make_dense(model: PreTrainedModel) -> dict[str, Pattern]:
 
 
 def _narrowed(
-    pattern: Pattern, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> tuple[tuple[object, ...], dict[str, object]]:
+    pattern: Pattern, module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The module's arguments, its mask without the keys that the pattern does not show."""
     hidden = kwargs.get("hidden_states", args[0] if args else None)
     given = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
@@ -175,7 +175,7 @@ def _parameters(model: nn.Module) -> Sequence[str]:
 class _Told(nn.Module):
     """The model with its inputs in order, and its logits alone."""
 
-    def __init__(self, model: Any, names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
@@ -298,7 +298,7 @@ def _size(file: Path) -> int:
     return sum(one.stat().st_size for one in file.parent.iterdir() if one.is_file())
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], Tensor]) -> float:
     call()
     taken = []
     for _ in range(5):
