@@ -126,7 +126,7 @@ def _extreme(problem: Problem, theta: list[Real], points: Tensor, index: int, co
     for _ in range(200):
         before, x = x, (low * at_high - high * at_low) / (at_high - at_low)
         at_x = steepness(x)
-        if at_x == 0 or abs(x - before) <= tolerance:
+        if not at_x or abs(x - before) <= tolerance:
             break
         if at_x * at_high > 0:
             high, at_high, at_low = x, at_x, at_low / 2 if side == 1 else at_low

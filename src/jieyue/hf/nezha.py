@@ -170,7 +170,7 @@ class NezhaModel(NezhaPreTrainedModel):
         self.embeddings = NezhaEmbeddings(config)
         self.encoder = BertEncoder(config)
         for index, layer in enumerate(self.encoder.layer):
-            layer.attention.self = NezhaSelfAttention(config, index)
+            layer.set_submodule("attention.self", NezhaSelfAttention(config, index))
         self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
 

@@ -248,7 +248,7 @@ class EffectiveBatchTrainer(Trainer):
             self.optimizer = make_optimizer(trained, self.args)
         return self.optimizer
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Row]:
         """One item = one effective batch, of which each process keeps every world_size-th row."""
         workers = self.args.dataloader_num_workers
         return DataLoader(

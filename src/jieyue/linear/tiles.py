@@ -10,7 +10,7 @@ computed together (over rows of the batch), C positions of a chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -139,7 +139,7 @@ class Tile:
         return self._kernel[1](x, b, grad)
 
     @property
-    def _kernel(self) -> tuple:
+    def _kernel(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]:
         assert self.form.features.kernel is not None
         return self.form.features.kernel
 

@@ -19,8 +19,8 @@ from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
-from jieyue.metrics.intervals import Estimate, student
-from jieyue.report import Picture, Report
+from jieyue.metrics.intervals import student
+from jieyue.report import Estimate, Picture, Report
 from jieyue.report.amounts import Given
 from jieyue.tasks import RunConfig
 from jieyue.tasks.table import AnyTask, task

@@ -10,8 +10,9 @@ from torch import Tensor
 from jieyue.budget import Budget, Plan, format_bytes
 from jieyue.errors import BudgetError
 from jieyue.hf.optimizers import make_optimizer
-from jieyue.planning.choice import choose, fixed_cost
+from jieyue.planning.choice import choose
 from jieyue.planning.prediction import TrainingStep
+from jieyue.planning.search import fixed_cost
 from jieyue.planning.setting import Setting
 
 from .arguments import arguments_of

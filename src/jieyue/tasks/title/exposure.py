@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from jieyue.data.batch import IGNORED
 from jieyue.data.titles import Pair
 from jieyue.metrics import generation
-from jieyue.metrics.intervals import Estimate, student
-from jieyue.report import Picture, Report
+from jieyue.metrics.intervals import student
+from jieyue.report import Estimate, Picture, Report
 from jieyue.report.amounts import Given
 from jieyue.tasks import Facts
 from jieyue.tasks.batches import device_of
