@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 __all__ = ["Repeats", "median_seconds", "peak_bytes", "take_turns", "timed"]
 
 
-Call: TypeAlias = Callable[[], Any]  # what is timed; what it gives is dropped
+Timed: TypeAlias = Callable[[], Any]  # what is timed; what it gives is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Repeats:
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else math.nan
 
 
-def timed(call: Call) -> float:
+def timed(call: Timed) -> float:
     """Wall seconds of one call, CUDA waited for."""
     import torch
 
@@ -62,7 +62,7 @@ def timed(call: Call) -> float:
 
 
 def take_turns(
-    calls: Mapping[str, Call],
+    calls: Mapping[str, Timed],
     repeats: int = 5,
     warmup: int = 1,
     *,
@@ -88,12 +88,12 @@ def take_turns(
     return found
 
 
-def median_seconds(calls: Mapping[str, Call], repeats: int = 5, warmup: int = 1) -> dict[str, list[float]]:
+def median_seconds(calls: Mapping[str, Timed], repeats: int = 5, warmup: int = 1) -> dict[str, list[float]]:
     """``take_turns``, each list sorted: the median is the middle."""
     return {name: sorted(values) for name, values in take_turns(calls, repeats, warmup).items()}
 
 
-def peak_bytes(call: Call) -> int:
+def peak_bytes(call: Timed) -> int:
     """Highest sum of live bytes of torch's CPU allocator during the call, above what was live when it began.
 
     Read from the profiler's memory events, so it counts every allocation exactly and none of malloc's slack.

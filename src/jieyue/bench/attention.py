@@ -13,14 +13,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jieyue.attention import Call, attend, parse, pick
 from jieyue.errors import InputError
-from jieyue.timer import peak_bytes, take_turns, timed
+from jieyue.json_values import Facts
+from jieyue.timer import Timed, peak_bytes, take_turns, timed
 
 from .attention_rows import (
     CELLS,
@@ -266,7 +266,7 @@ def _ours(text: str) -> Attention:
     return call
 
 
-def _call(function: Attention, tensors: list[Tensor], backward: bool) -> Callable[[], Any]:
+def _call(function: Attention, tensors: list[Tensor], backward: bool) -> Timed:
     q, k, v, grad = tensors
     if backward:
         return lambda: torch.autograd.grad(function(q, k, v), (q, k, v), grad)
@@ -274,7 +274,7 @@ def _call(function: Attention, tensors: list[Tensor], backward: bool) -> Callabl
     return lambda: function(*plain)
 
 
-def _medians(seconds: list[dict[str, list[float]]], name: str, base: str | None = None) -> dict[str, Any]:
+def _medians(seconds: list[dict[str, list[float]]], name: str, base: str | None = None) -> Facts:
     """Median seconds forward and both, and as multiples of ``base``'s: medians of the ratios within repeats."""
     found = {}
     for which, passes in zip(("forward", "both"), seconds, strict=False):

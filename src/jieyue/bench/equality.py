@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +23,11 @@ from jieyue.hf.albert import sharing_of, unshare
 from jieyue.hf.plain_trainer import trainer_gradients
 from jieyue.hf.use import use
 from jieyue.report import Report
+from jieyue.report.amounts import Given
 from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
-from jieyue.training.objective import Objective, num_rows
+from jieyue.training.objective import Batch, Objective, num_rows
 
 from .ranks import gradients_of_processes
 
@@ -84,10 +84,10 @@ class UpdateCheck:
         section = report.section("Updates")
         section.fact("rows", self.rows, how=f"{self.labels} labels; pieces of {self.micro_batch} rows; no dropout")
         section.fact("arithmetic", self.dtype)
-        rows: list[list[Any]] = [
+        rows: list[list[Given]] = [
             [one.setting, *(_shown(getattr(one, name)) for name in _NUMBERS), one.verdict] for one in self.settings
         ]
-        columns: list[Any] = ["setting", *_NUMBERS.values(), "verdict"]
+        columns: list[str | tuple[str, str]] = ["setting", *_NUMBERS.values(), "verdict"]
         section.table(columns, rows, title="Each setting against the undivided batch", note=_NOTE)
         return report
 
@@ -203,7 +203,7 @@ def verify_update(
     case = _Case(twin, objective, batch, micro_batch)
     counted: list[Tally] = []
 
-    def counting(model: Any, piece: Any) -> Tally:
+    def counting(model: nn.Module, piece: Batch) -> Tally:
         counted.append(objective(model, piece).detach())
         return objective(model, piece)
 

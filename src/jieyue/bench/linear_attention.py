@@ -12,13 +12,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jieyue.linear import LinearState
-from jieyue.timer import median_seconds, peak_bytes, take_turns
+from jieyue.timer import Timed, median_seconds, peak_bytes, take_turns
 
 from .linear_rivals import LINEAR_RIVALS, linear
 from .linear_rows import DecodingRow, GoalRow, LinearBench
@@ -82,7 +81,7 @@ def _tensors(n: int, device: str) -> list[Tensor]:
     return [*(x.requires_grad_() for x in made[:3]), made[3]]
 
 
-def _calls(function: Attention, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
+def _calls(function: Attention, tensors: list[Tensor]) -> dict[str, Timed]:
     q, k, v, grad = tensors
     plain = [x.detach() for x in (q, k, v)]
     return {
@@ -153,7 +152,7 @@ def _row(
     return RivalRow(what, n, name, forward_seconds=middle["forward"], both_seconds=middle["both"], peak_bytes=peak)
 
 
-def _peak(call: Callable[[], Any], device: str) -> int:
+def _peak(call: Timed, device: str) -> int:
     if device == "cpu":
         return peak_bytes(call)
     torch.cuda.synchronize()

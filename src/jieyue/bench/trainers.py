@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jieyue.errors import InputError, message
 from jieyue.hf.peers import PEERS, run
+from jieyue.json_values import Facts
 from jieyue.report import Report
 
 __all__ = ["TrainerCheck", "script_of", "verdict", "verify_trainer", "write_scripts"]
@@ -26,10 +26,10 @@ class TrainerCheck:
 
     name: str
     versions: Mapping[str, str] = field(default_factory=dict)
-    cells: tuple[Mapping[str, Any], ...] = ()
+    cells: tuple[Facts, ...] = ()
 
     @classmethod
-    def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> TrainerCheck:
+    def of(cls, name: str, lines: Iterable[Facts]) -> TrainerCheck:
         """From the lines of a run, here or elsewhere."""
         first, *cells = list(lines)
         return cls(name, first["versions"], tuple(cell for cell in cells if "cannot" not in cell))
@@ -66,7 +66,7 @@ def verify_trainer(name: str) -> TrainerCheck:
     return TrainerCheck.of(name, [first, *lines])
 
 
-def verdict(cell: Mapping[str, Any]) -> str:
+def verdict(cell: Facts) -> str:
     """In words: exact, how many times too large or small, turned, or the error."""
     if "error" in cell:
         return f"does not run: {cell['error']}"
@@ -79,7 +79,7 @@ def verdict(cell: Mapping[str, Any]) -> str:
     return size if straight else f"turned (cosine {cell['cosine']:.3f}), {size}"
 
 
-def _number(cell: Mapping[str, Any], name: str) -> str:
+def _number(cell: Facts, name: str) -> str:
     return f"{cell[name]:.6f}" if name in cell else ""
 
 
@@ -143,7 +143,7 @@ print("norm ratio", float(moved.norm() / known.norm()), "cosine", float(moved @ 
 """
 
 
-def script_of(cell: Mapping[str, Any]) -> str | None:
+def script_of(cell: Facts) -> str | None:
     """What shows the cell's difference anywhere; None for a trainer that has no script here."""
     name, head, k = cell["peer"], cell["head"], cell["k"]
     if name not in _STEPS or head not in _MODELS:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -65,7 +65,7 @@ def verify(
     )
 
 
-def _spread(lengths: Any, count: int) -> list[int]:
+def _spread(lengths: Sequence[int], count: int) -> list[int]:
     """``count`` rows from the shortest to the longest, the shortest first: ragged pieces."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     step = max(1, (len(order) - 1) // max(1, count - 1))

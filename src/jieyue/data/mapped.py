@@ -16,11 +16,11 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy
 
 from jieyue.errors import InputError, message
+from jieyue.json_values import Facts
 
 __all__ = [
     "ANY_TURN",
@@ -47,7 +47,7 @@ class MappedTokens:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.counts: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        self.counts: Facts = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         arrays = {}
         for name, (file, kind) in _FILES.items():
             path = folder / file
@@ -71,7 +71,7 @@ class MappedTokens:
 def write_tokens(
     folder: str | Path,
     dialogues: Iterable[tuple[numpy.ndarray, numpy.ndarray]],
-    counts: Mapping[str, Any],
+    counts: Facts,
     *,
     block: int = 2**20,
 ) -> MappedTokens:
@@ -115,9 +115,7 @@ def write_tokens(
     return MappedTokens(folder)
 
 
-def temporary_tokens(
-    dialogues: Iterable[tuple[numpy.ndarray, numpy.ndarray]], counts: Mapping[str, Any]
-) -> MappedTokens:
+def temporary_tokens(dialogues: Iterable[tuple[numpy.ndarray, numpy.ndarray]], counts: Facts) -> MappedTokens:
     """As ``write_tokens``, in files that end with the process however it ends.
 
     Where the system allows it, they have no name any more once they are written. Those of a process that was killed while it

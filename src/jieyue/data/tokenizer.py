@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 __all__ = ["Encoded", "Places", "Tokenizer"]
+
+Open: TypeAlias = Any  # what transformers' tokenizers take and give: of many types, by the options
 
 
 class Places(Protocol):
@@ -20,14 +22,14 @@ class Encoded(Protocol):
 
     encodings: Sequence[Places]
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Open:
         """``input_ids``, or what else was asked for."""
 
 
 class Tokenizer(Protocol):
     """What is needed of a tokenizer: transformers' fast ones have it; they take and give many types, so theirs are open here."""
 
-    chat_template: Any
+    chat_template: Open
 
     @property
     def is_fast(self) -> bool:
@@ -37,14 +39,14 @@ class Tokenizer(Protocol):
     def all_special_tokens(self) -> list[str]:
         """Tokens that no text may write."""
 
-    def __call__(self, text: Any, **options: Any) -> Encoded:
+    def __call__(self, text: Open, **options: Open) -> Encoded:
         """``input_ids`` of the text, or of each text."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Open:
         """Special tokens and their numbers: ``cls_token``, ``sep_token_id``, …"""
 
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+    def apply_chat_template(self, conversation: Open, **options: Open) -> Open:
         """The talk as text."""
 
-    def decode(self, token_ids: Any, **options: Any) -> Any:
+    def decode(self, token_ids: Open, **options: Open) -> Open:
         """Tokens as text."""

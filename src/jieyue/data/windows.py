@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 
 from jieyue.errors import InputError, message
+
+from .tokenizer import Tokenizer
 
 __all__ = ["Specials", "Tokens", "specials", "tokenize", "windows"]
 
@@ -43,7 +44,7 @@ class Specials:
     pad: int
 
 
-def specials(tokenizer: Any) -> Specials:
+def specials(tokenizer: Tokenizer) -> Specials:
     """The four ids that a masked reader needs. ``InputError`` names the ones that the tokenizer lacks."""
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("cls", "sep", "mask", "pad")}
     missing = [f"{name}_token" for name, value in ids.items() if value is None]
@@ -67,7 +68,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """Every text's tokens without special ones; marks like ``[SEP]`` that stand in a text stay ordinary text.
 
     Needs a fast tokenizer, the kind that knows the place of each token in the text; ``InputError`` otherwise.

@@ -21,7 +21,13 @@ __all__ = ["Axis", "Picture", "Series"]
 
 FORMS = ("line", "scatter", "bar", "stack", "waterfall", "histogram")
 Numbers = Sequence[Given]
-Values = tuple[Sequence[float], Numbers] | tuple[Sequence[str], Numbers] | Mapping[Any, Given]
+Values = (
+    tuple[Sequence[float], Numbers]
+    | tuple[Sequence[str], Numbers]
+    | Mapping[str, Given]
+    | Mapping[float, Given]
+    | Mapping[int, Given]
+)
 
 
 @dataclass(frozen=True)

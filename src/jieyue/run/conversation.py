@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jieyue.data.history import Message, fit_history
 from jieyue.decoding.reply import Reply
@@ -22,6 +21,7 @@ from jieyue.decoding.sampling import Sampling
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
 from jieyue.hf.batched_decoding import DecodingRows, KeptStates, Stepper
+from jieyue.hf.types import Tokenizer
 from jieyue.report import write_whole
 from jieyue.tasks.chat.replies import ends_of, log_probability
 from jieyue.tasks.chat.settings import ChatSettings
@@ -41,8 +41,8 @@ class Conversation:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: nn.Module,
+        tokenizer: Tokenizer,
         sampling: Sampling = Sampling(),
         *,
         reply_tokens: int = 128,
@@ -120,8 +120,8 @@ class Conversation:
                 self.messages.append(Message("assistant", reply.text.strip()))
 
     def _new_reply(self, ids: list[int], sampling: Sampling) -> Reply:
-        def decode(some: Any) -> str:
-            return str(self.tokenizer.decode(some, skip_special_tokens=True))
+        def decode(some: Sequence[int]) -> str:
+            return str(self.tokenizer.decode(list(some), skip_special_tokens=True))
 
         return Reply(sampling, ids, ends=self._ends, decode=decode, max_tokens=self.reply_tokens)
 

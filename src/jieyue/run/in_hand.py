@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from jieyue.listener import ProgressListener
 from jieyue.report import Report
 from jieyue.tasks import Facts, RunConfig, Settings
 from jieyue.tasks.table import task as task_named
+from jieyue.training.remedies.remedy import Remedy
 
 from . import jobs
 from .bars import Bars
@@ -40,7 +41,7 @@ class Options(TypedDict, total=False):
     """What ``train`` and ``plan`` take by name besides: fields of ``RunConfig`` and ``TrainingConfig``; ``settings``: the task's own, a
     value of its class or a dict of what differs from the defaults."""
 
-    settings: Settings | Mapping[str, Any]
+    settings: Settings | Facts
     vocabulary: Path
     limit: int
     skip_bad: bool
@@ -67,7 +68,7 @@ class Options(TypedDict, total=False):
     optimizer: str
     dtype: str
     save_steps: int
-    remedies: Sequence[Any]
+    remedies: Sequence[Remedy]
     plan: Plan
     resume: bool
     overwrite: bool
@@ -197,7 +198,7 @@ def _files(role: str, given: Data, place: Path) -> list[str | Path]:
     return [file]
 
 
-def _class_names(given: Data) -> dict[str, Any]:
+def _class_names(given: Data) -> dict[str, Callable[[int], str]]:
     """Of a ``datasets.Dataset``: column -> what makes a name of a class number."""
     features = getattr(given, "features", None) or {}
     return {name: naming for name, kind in features.items() if (naming := getattr(kind, "int2str", None)) is not None}
@@ -207,11 +208,11 @@ def _configured(
     task: str, name: str, files: Mapping[str, list[str | Path]], options: Options
 ) -> tuple[RunConfig, TrainingConfig, str]:
     """The configurations that the options spell out, and the device."""
-    given: dict[str, Any] = dict(options)
+    given: Facts = dict(options)
     for other in ("resume", "overwrite", "listener"):
         given.pop(other, None)
     settings, device = given.pop("settings", None), given.pop("device", "cpu")
-    run: dict[str, Any] = {one.name: given.pop(one.name) for one in fields(RunConfig) if one.name in given}
+    run: Facts = {one.name: given.pop(one.name) for one in fields(RunConfig) if one.name in given}
     run |= {"model": name, **files}
     how = {one.name: given.pop(one.name) for one in fields(TrainingConfig) if one.name in given}
     if given:

@@ -149,7 +149,7 @@ def _loaded(name: str, head: str, new_head: bool, config: Config, seed: int) -> 
         return load_model(name, head, new_head=new_head, config=copy.deepcopy(config))
 
 
-def _unshared(groups: int, model: nn.Module, **options: Any) -> nn.Module:
+def _unshared(groups: int, model: nn.Module, **options: bool) -> nn.Module:
     return unshare(model, groups or None, **options)
 
 

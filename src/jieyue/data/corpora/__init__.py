@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from jieyue.errors import InputError
+from jieyue.json_values import Facts
 
 from .passages import Passage, compose_passage
 from .patterns import LANGUAGES, Topic, read_topics
@@ -29,7 +29,7 @@ def heldout_path() -> Path:
     return Path(__file__).parent / "heldout.json"
 
 
-def _record(passage: Passage, topic: Topic, name: str) -> dict[str, Any]:
+def _record(passage: Passage, topic: Topic, name: str) -> Facts:
     questions = [
         {
             "id": f"{name}-{number}",
@@ -51,7 +51,7 @@ def compose(
     *,
     languages: tuple[str, ...] = LANGUAGES,
     unanswerable: float = UNANSWERABLE,
-) -> dict[str, Any]:
+) -> Facts:
     """A corpus of exactly ``num_questions`` questions in SQuAD 2.0 shape, languages and topics in turn.
 
     ``split`` is "train" or "heldout"; the two share no person, place, organisation, work or dish, and a fifth of the
@@ -69,7 +69,7 @@ def compose(
         raise InputError(f"unanswerable={unanswerable}: expected a share between 0 and 1")
     random = Random(f"{split} {seed}")
     topics = [topic for pair in zip(*map(read_topics, languages), strict=False) for topic in pair]
-    data: list[dict[str, Any]] = []
+    data: list[Facts] = []
     seen: set[str] = set()
     missing, turn = num_questions, 0
     while missing:

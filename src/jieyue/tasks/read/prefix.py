@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
@@ -76,8 +76,8 @@ def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     ``batch``: ``input_ids``, ``attention_mask``, ``token_type_ids`` [B, L]; ``labels``, ``places`` [B, A], where alone the
     vocabulary's logits are computed.
     """
-    inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "places")}
-    logits = logits_at(model, inputs | {"use_cache": False}, batch["places"])
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "places")}
+    logits = logits_at(model, {**inputs, "use_cache": False}, batch["places"])
     return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, batch["labels"])
 
 
