@@ -40,7 +40,10 @@ def halves_stay_halves(monkeypatch):
     monkeypatch.setattr(Call, "lifted", property(lambda call: call))
 
 
-@pytest.mark.parametrize("number", range(len(PATTERNS)))
+@pytest.mark.parametrize(
+    "number",
+    [number if number % 2 else pytest.param(number, marks=pytest.mark.slow) for number in range(len(PATTERNS))],
+)
 def test_battery(number):
     shape = [(1, 2, 1, 53, 53, 16, 16), (1, 1, 1, 37, 61, 8, 12), (2, 2, 2, 1, 50, 5, 5)][number % 3]
     key_mask = torch.rand(shape[0], shape[4]) > 0.3 if number % 2 else None
@@ -49,12 +52,15 @@ def test_battery(number):
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("text", ["causal(local(20))", "sparse(8)"])
+@pytest.mark.parametrize("text", ["causal(local(20))", pytest.param("sparse(8)", marks=pytest.mark.slow)])
 def test_half_precision(halves_stay_halves, dtype, text):
     check("fused", (1, 2, 1, 45, 45, 16, 16), parse(text), dtype)
 
 
-@pytest.mark.parametrize("text", ["full()", "causal(sparse(4))", "local(3, step=4)"])
+@pytest.mark.parametrize(
+    "text",
+    ["causal(sparse(4))", *(pytest.param(one, marks=pytest.mark.slow) for one in ("full()", "local(3, step=4)"))],
+)
 def test_dropout(text):
     check("fused", (2, 2, 1, 37, 37, 8, 8), parse(text), torch.float32, dropout=0.3, q_offset=5)
 

@@ -48,22 +48,27 @@ def warm_peak(step, setting, effective):
     return measure_step(step.objective, model, batch, optimizer, micro_batch=setting.plan(effective), weigh=step.weigh)
 
 
+FAST = [
+    (subject, Setting(micro_batch=2, chunked=True)),
+    (subject, Setting(micro_batch=2, chunked=True, checkpointing=True, dtype="bfloat16", optimizer="adafactor")),
+    (lambda: subject("classification"), Setting(micro_batch=4, checkpointing=True)),
+    (gpt2, Setting(micro_batch=3, chunked=True, optimizer="momentum", in_backward=True)),
+]
+SLOW = [
+    (subject, Setting(micro_batch=2)),
+    (subject, Setting(micro_batch=2, chunked=True, checkpointing=True)),
+    (subject, Setting(micro_batch=2, optimizer="adafactor")),
+    (subject, Setting(micro_batch=2, dtype="bfloat16")),
+    (subject, Setting(micro_batch=2, attention="local(4)", optimizer="momentum")),
+    (gpt2, Setting(micro_batch=3, chunked=True)),
+    (subject, Setting(micro_batch=2, optimizer="momentum", in_backward=True)),
+    (subject, Setting(micro_batch=2, chunked=True, checkpointing=True, in_backward=True)),
+]
+
+
 @pytest.mark.parametrize(
     ("make", "setting"),
-    [
-        (subject, Setting(micro_batch=2)),
-        (subject, Setting(micro_batch=2, chunked=True)),
-        (subject, Setting(micro_batch=2, chunked=True, checkpointing=True)),
-        (subject, Setting(micro_batch=2, optimizer="adafactor")),
-        (subject, Setting(micro_batch=2, dtype="bfloat16")),
-        (subject, Setting(micro_batch=2, chunked=True, checkpointing=True, dtype="bfloat16", optimizer="adafactor")),
-        (subject, Setting(micro_batch=2, attention="local(4)", optimizer="momentum")),
-        (gpt2, Setting(micro_batch=3, chunked=True)),
-        (lambda: subject("classification"), Setting(micro_batch=4, checkpointing=True)),
-        (subject, Setting(micro_batch=2, optimizer="momentum", in_backward=True)),
-        (subject, Setting(micro_batch=2, chunked=True, checkpointing=True, in_backward=True)),
-        (gpt2, Setting(micro_batch=3, chunked=True, optimizer="momentum", in_backward=True)),
-    ],
+    FAST + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW],
 )
 def test_every_setting_costs_what_is_predicted(make, setting):
     found, effective = make(), 6

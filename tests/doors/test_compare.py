@@ -80,7 +80,7 @@ def test_comparison_is_resumed_cell_by_cell(given, monkeypatch):
 
     def counting(prepared, planned, training, folder, **options):
         trained.append((training.seed, [str(one) for one in training.remedies]))
-        if len(trained) == 3:
+        if len(trained) in (3, 6):
             raise KeyboardInterrupt
         return fit(prepared, planned, training, folder, **options)
 
@@ -100,8 +100,8 @@ def test_comparison_is_resumed_cell_by_cell(given, monkeypatch):
     assert {"Comparison", "Exposure gap"} <= {section.title for section in report.sections}
     assert len(scores) == 4
     other = settings | {"training": run.TrainingConfig(steps=1, effective_batch=4)}
-    run.compare("title", variants, materials, out, **other)
-    assert len(trained) == 9, "other settings, other cells"
+    with pytest.raises(KeyboardInterrupt):  # it trains anew: other settings, other cells
+        run.compare("title", variants, materials, out, **other)
 
 
 def test_what_is_no_comparison(given):

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from jieyue.budget import Plan
+from jieyue.budget import Cost, Plan
 from jieyue.hf.use import use
 from jieyue.machine import malloc_name
 from jieyue.planning.measurement import measure_step
@@ -90,12 +90,7 @@ def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Me
     plan, allowed, steps = planned.plan, planned.budget.memory_bytes, []
     run: dict[int, Plan] = {}
     for number, (added, setting) in enumerate(_thrift(plan)):
-        cost = predict(
-            planned.step,
-            effective_batch=setting.effective_batch,
-            micro_batch=setting.micro_batch,
-            checkpointing=setting.checkpointing,
-        )
+        cost = _cost(planned, setting)
         step = Step(added=added, update=planned.way.update, predicted_bytes=cost.peak_bytes)
         if allowed is not None and cost.peak_bytes + planned.fixed_bytes > allowed:
             step = replace(step, how="beyond the budget, not run")
@@ -111,6 +106,19 @@ def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Me
         spread = (min(seconds), max(seconds))
         steps[number] = replace(steps[number], seconds=median(seconds), seconds_range=spread)
     return Waterfall(steps=tuple(steps), effective_batch=plan.effective_batch, positions=planned.step.length)
+
+
+def _cost(planned: RunPlan, setting: Plan) -> Cost:
+    """What the setting is predicted to cost; the run's own was traced when it was chosen."""
+    own = planned.plan
+    if own.predicted is not None and (setting.micro_batch, setting.checkpointing) == (own.micro_batch, own.checkpointing):
+        return own.predicted
+    return predict(
+        planned.step,
+        effective_batch=setting.effective_batch,
+        micro_batch=setting.micro_batch,
+        checkpointing=setting.checkpointing,
+    )
 
 
 def _thrift(plan: Plan) -> list[tuple[str, Plan]]:
