@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import signal
 import sys
 import warnings
@@ -28,6 +29,7 @@ from jieyue.report import write_whole
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "families.md"
 SECONDS = 30  # of processor time; a type that takes longer is not built
+MEMORY = 8 << 30  # bytes of address space: a type that cannot be made small is not built, and other processes live on
 ORDER = ("wrong", "crash", "equal", "refused", "not built")
 OPENING = """# Model families
 
@@ -106,6 +108,7 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     kept: dict[str, FamilyRow] = {}
     if asked.rows.is_file():
         for line in asked.rows.read_text(encoding="utf-8").splitlines():

@@ -175,6 +175,21 @@ def test_a_request_that_changes_nothing_is_told():
         jieyue.use(model, attention="linear(elu),linear(elu)")
 
 
+def test_a_window_that_use_could_not_see_is_not_put_in_a_patterns_place():
+    """An audio encoder has no inputs that a probe could make up: its first call tells of its window."""
+    config, features = tiny_config("voxtral_realtime_encoder"), torch.randn(1, 16, 80).double()
+    config.sliding_window = 6
+    model = tiny_model(config)
+    plain = model(features).last_hidden_state
+    jieyue.use(model, attention="full()")
+    assert torch.allclose(model(features).last_hidden_state, plain, atol=1e-11)
+    jieyue.use(model, attention="local(3)")
+    with pytest.raises(ValueError, match=r"of its own, 5 to each side.*given local\(3\).*a list with an entry"):
+        model(features)
+    jieyue.use(model, attention="local(3), local(3)")
+    assert (model(features).last_hidden_state - plain).abs().max() > 1e-3
+
+
 def test_models_of_one_configuration_are_apart():
     config = transformers.LlamaConfig(**GROUPED | PAD)
     teacher, student = (transformers.LlamaForCausalLM(config).double().eval() for _ in range(2))

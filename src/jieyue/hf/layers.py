@@ -59,6 +59,11 @@ class LayerAttention:
         if self.cross or self.named:
             return
         if not self.seen:
+            if ask.window is not None and str(self.entry) != "full()":
+                raise InputError(
+                    f"{name}: has a window of its own, {ask.window} to each side, which use() could not see, and was given "
+                    f"{self.entry}; expected a list with an entry for every layer, which takes the window's place, or full()"
+                )
             self.seen = True
             self.keep_window(ask.window)
         if ask.window != self.window:
