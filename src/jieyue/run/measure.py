@@ -111,7 +111,10 @@ def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Me
 def _cost(planned: RunPlan, setting: Plan) -> Cost:
     """What the setting is predicted to cost; the run's own was traced when it was chosen."""
     own = planned.plan
-    if own.predicted is not None and (setting.micro_batch, setting.checkpointing) == (own.micro_batch, own.checkpointing):
+    if own.predicted is not None and (setting.micro_batch, setting.checkpointing) == (
+        own.micro_batch,
+        own.checkpointing,
+    ):
         return own.predicted
     return predict(
         planned.step,
