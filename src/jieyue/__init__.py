@@ -38,6 +38,7 @@ _FACE = {
     "replace_tokens": "jieyue.training.remedies.replacement",
     "reshare": "jieyue.hf.albert",
     "sparse": "jieyue.attention",
+    "sparsify": "jieyue.run.in_hand",
     "train": "jieyue.run.in_hand",
     "unshare": "jieyue.hf.albert",
     "use": "jieyue.hf.use",

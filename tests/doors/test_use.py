@@ -54,14 +54,31 @@ def test_plain_transformers_refuses_the_folder(tmp_path):
     )
 
 
-def test_a_registered_name_without_patterns_is_refused(tmp_path):
-    """Where the name is known, because a model uses it already, plain loading must not mean full attention either."""
-    model = make("bert", num_hidden_layers=1)
-    jieyue.use(model, attention="sparse(4)")
+@pytest.mark.parametrize(("name", "attention"), [("llama", "first(2)+local(3),full()"), ("bert", "local(3),atrous(2)")])
+def test_plain_transformers_opens_the_folder_once_ours_is_imported(name, attention, tmp_path):
+    """Plain loading must mean the patterns: layer by layer what ``load`` gives, in ``generate`` as well."""
+    model, ids = make(name), inputs(19)[0]
+    kind = "AutoModelForCausalLM" if name == "llama" else "AutoModelForMaskedLM"
+    jieyue.use(model, attention=attention)
     saved(model, tmp_path)
-    bare = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no pattern was given to it"):
-        bare(inputs(9)[0])
+    plain = getattr(transformers, kind).from_pretrained(tmp_path).double()
+    expected = model(ids).logits
+    assert torch.equal(plain(ids).logits, expected) and list(attention_of(plain).values()) == attention.split(",")
+    twin = getattr(transformers, kind).from_pretrained(tmp_path, attn_implementation="sdpa").double()  # means all keys
+    assert not torch.allclose(twin(ids).logits, expected)
+    if name == "llama":
+        asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+        assert torch.equal(plain.generate(ids, **asked), model.generate(ids, **asked))
+    code = f"import jieyue.hf, transformers; transformers.{kind}.from_pretrained({str(tmp_path)!r})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_what_a_module_alone_cannot_tell_is_refused(tmp_path):
+    model = make("bart")
+    jieyue.use(model, attention="local(3)")
+    saved(model, tmp_path)
+    with pytest.raises(ValueError, match=r"jieyue\.load"):
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)(inputs(9)[0])
 
 
 def test_dropout_alone_and_nothing_at_all():

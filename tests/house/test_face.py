@@ -39,6 +39,7 @@ FACE = [
     "replace_tokens",
     "reshare",
     "sparse",
+    "sparsify",
     "train",
     "unshare",
     "use",

@@ -45,7 +45,7 @@ def _start(
 
 def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
-    from . import answer, chat, compare, export, measure, plan, predict, reproduce, serve, tasks, title
+    from . import answer, chat, compare, export, measure, plan, predict, reproduce, serve, sparsify, tasks, title
 
     app = typer.Typer(
         name="jieyue",
@@ -57,7 +57,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_start)
     tasks.add_to(app, plan.add_to(app))
-    for verbs in (compare, answer, predict, title, chat, serve, export, measure, reproduce):
+    for verbs in (sparsify, compare, answer, predict, title, chat, serve, export, measure, reproduce):
         verbs.add_to(app)
     return explained(app)
 

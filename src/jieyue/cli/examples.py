@@ -7,6 +7,7 @@ __all__ = ["EXAMPLES", "Example"]
 Example = tuple[str, str]
 
 _SHIPS = "On the corpus that ships, within 1 GiB."
+_SPARSE = "jieyue sparsify DIR --attention 'first(4)+local(512)'"
 _OWN = "Your own files; judged by files that it never trained on."
 _CHECK = "Everything wrong with your files, or that will be cut."
 _BOTH = "What training and held-out files share is counted as well."
@@ -94,6 +95,11 @@ EXAMPLES: dict[str, tuple[Example, Example, Example]] = {
         ("jieyue plan model bert-base-chinese --length 512 --budget 8GiB", "A model of any kind, by its configuration alone."),
         ("jieyue plan model DIR --data texts.txt --effective-batch 64", "Rows as long as your longest text."),
         ("jieyue plan model tiny --measure 2 --out plans", "The two best settings are run and measured."),
+    ),
+    "sparsify": (
+        (f"{_SPARSE} --data text.txt", "Measures the price and chooses the layers that stay full; trains nothing."),
+        (f"{_SPARSE} --data text.txt --tokens 200k --control", "Trains the model and the full one alike, and compares."),
+        (f"{_SPARSE} --data text.txt --full-layers 11 --tokens 2M --train qkvo --distill logits", "Learns from the full model."),
     ),
     "compare": (
         ("jieyue compare title --seeds 3", "The article's remedies beside each other."),

@@ -40,7 +40,13 @@ def _blocks(text: str) -> int:
     return int(text)
 
 
-_READ: dict[str, Callable[[str], Any]] = {"seconds": lambda text: parse_seconds(text, "time"), "unshare": _blocks}
+_READ: dict[str, Callable[[str], Any]] = {
+    "seconds": lambda text: parse_seconds(text, "time"),
+    "unshare": _blocks,
+    "tokens": str,
+    "calibration_tokens": str,
+    "price_tokens": str,
+}
 """Fields that are written as text and mean something else."""
 
 

@@ -27,7 +27,7 @@ __all__ = ["FLAGS", "VERBS", "Verb", "Verbs", "explained"]
 
 VERBS = {
     "Prepare": ("doctor", "plan"),
-    "Train": ("train", "compare"),
+    "Train": ("train", "sparsify", "compare"),
     "Use a trained model": (
         "evaluate", "read", "predict", "classify", "tag", "title", "chat", "serve", "export", "push",
     ),
@@ -39,17 +39,19 @@ FLAGS = {
         "--data", "--held-out", "--questions", "--limit", "--skip-bad", "--encoding", "--delimiter", "--roles",
         "--text-column", "--label-column", "--pair-column", "--label-separator", "--problem", "--tag-column",
         "--source-column", "--title-column", "--over-long", "--text", "--file", "--question", "--strict", "--scale",
+        "--second-data", "--calibration-tokens", "--price-tokens",
     ),
     "Model": (
         "--model", "--vocabulary", "--new-head", "--head", "--attention", "--unshare", "--unshare-after", "--start",
         "--reader", "--answer-slots", "--window-tokens", "--search", "--max-tokens", "--kind", "--source-tokens",
         "--title-tokens", "--beams", "--thresholds", "--pseudo-rows", "--recipe", "--form", "--target", "--criterion",
-        "--domain", "--fix", "--length",
+        "--domain", "--fix", "--length", "--full-layers", "--candidates", "--row-tokens", "--train", "--distill", "--rank",
     ),
     "Training": (
         "--effective-batch", "--steps", "--epochs", "--time", "--learning-rate", "--warmup-steps", "--schedule",
         "--weight-decay", "--max-grad-norm", "--evaluate-every", "--keep", "--patience", "--seed", "--seeds",
         "--curriculum", "--remedy", "--variant", "--class-weights", "--loss-on", "--share", "--whole-words",
+        "--tokens", "--control",
     ),
     "Budget": (
         "--budget", "--device", "--allocator", "--checkpointing", "--optimizer", "--dtype", "--micro-batch",
@@ -60,7 +62,7 @@ FLAGS = {
         "--picture", "--code", "--page", "--scripts", "--docs", "--measure", "--to", "--int8", "--quote", "--license",
     ),
 }  # fmt: skip
-_GROUPED = ("train", "plan", "doctor", "compare")
+_GROUPED = ("train", "plan", "doctor", "compare", "sparsify")
 _GROUP_OF = {flag: group for group, flags in FLAGS.items() for flag in flags}
 _LEFT = 32  # columns of the flags' side
 _SETTLED = re.compile(r"\s+\[(default: .*|required)\]$", re.DOTALL)

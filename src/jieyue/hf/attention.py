@@ -31,6 +31,7 @@ from .entries import Entry, PatternEntry, parse_entry, refuse_more, split_layers
 from .implementation import held_configs, implementations, own_configs, set_implementations
 from .layers import SLOT, LayerAttention
 from .probe import Seen, look, runs_under_sdpa
+from .saved_attention import DROPOUT_FIELD, FIELD, PART_FIELD
 
 __all__ = [
     "FIELD",
@@ -47,9 +48,6 @@ __all__ = [
     "use_attention",
 ]
 
-FIELD = "jieyue_attention"  # the key of config.json that `load` reads back
-DROPOUT_FIELD = "jieyue_attention_dropout"
-PART_FIELD = "jieyue_attention_part"
 _HANDLE = "jieyue_proof"
 _BEFORE = "jieyue_attention_before"
 _CROSS = ("crossattention", "cross_attn", "encoder_attn", "encdecattention", "cross_attention")

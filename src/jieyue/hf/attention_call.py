@@ -15,10 +15,9 @@ from .keywords import refuse_keywords, with_keywords
 from .layers import SLOT, LayerAttention
 from .masks import Ask, ask_of, asked_mask
 from .memory import state_layer_of
+from .saved_attention import PREFIX, layer_from_config
 
 __all__ = ["PREFIX", "attention_forward", "interface_name", "register_attention"]
-
-PREFIX = "jieyue:"
 
 
 def interface_name(text: str) -> str:
@@ -47,7 +46,7 @@ def attention_forward(
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls: query [B,H,N,D], key [B,G,M,D], value [B,G,M,V] -> ([B,N,H,V], None)."""
-    layer: LayerAttention | None = vars(module).get(SLOT)
+    layer: LayerAttention | None = vars(module).get(SLOT) or layer_from_config(module)
     if layer is None:
         raise InputError(f"{type(module).__name__}: no pattern was given to it; call jieyue.use(model, attention=...)")
     name = type(module).__name__

@@ -76,7 +76,11 @@ class LayerAttention:
         """The model's own window takes the place of the entry."""
         self.window = window
         if window is not None:
-            self.entry, self._causal = PatternEntry(local(window)), None
+            self.put(PatternEntry(local(window)))
+
+    def put(self, entry: Entry) -> None:
+        """Another entry from the next call on; ``use`` alone proves that a model can have it."""
+        self.entry, self._causal = entry, None
 
     def pass_by(self) -> None:
         """The keys are not those that a cache handed out: the model changes them, and the cache keeps what it was given."""

@@ -26,6 +26,7 @@ from .attention import FIELD, register_attention, restore_attention
 from .span import is_span_config, span_class, span_config
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
@@ -245,16 +246,24 @@ def head_of(name: str | Path) -> str | None:
     return next((head for end, head in ends.items() if kind.endswith(end)), None)
 
 
-def save(model: Any, tokenizer: Any, folder: str | Path, record: Mapping[str, Any]) -> Path:
+def save(
+    model: Any,
+    tokenizer: Any,
+    folder: str | Path,
+    record: Mapping[str, Any],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Writes model, tokenizer and ``jieyue.json`` into ``folder``; each file appears whole or not at all.
 
     ``record``: what ``read_record`` will give back (the task, under the name ``recipe`` as ever, settings, version); JSON values only.
+    ``weights``: in place of the model's own, by name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, _silenced():
         try:
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, **({} if weights is None else {"state_dict": dict(weights)}))
             tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             do = "make room and train on with --resume"

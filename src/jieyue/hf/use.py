@@ -36,7 +36,8 @@ def use(
     "language_model" of a vision-language model; the others stay, and ``generate()`` of the whole keeps our cache.
 
     Returns module path -> what it has now, for the report. ``save_pretrained`` keeps the choice and ``jieyue.load`` restores
-    it; plain transformers without ``import jieyue.hf`` refuses such a folder with a ValueError. Each layer proves at its first
+    it, and so does plain transformers after ``import jieyue.hf`` (decoders and encoders; with a plain cache); without, it refuses
+    such a folder with a ValueError. Each layer proves at its first
     forward pass that its attention came through here.
 
     Causality and windows are those of the masks that the model asks for. A small forward pass shows first that ``full()``

@@ -18,6 +18,7 @@ from jieyue.errors import InputError
 from jieyue.hf.checkpoints import intact_checkpoint
 from jieyue.hf.loading import quiet, save
 from jieyue.hf.optimizers import make_optimizer
+from jieyue.hf.trained_part import merged_weights
 from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
 from jieyue.hf.types import Control
 from jieyue.hf.unsharing import Unsharing
@@ -175,7 +176,7 @@ def store(trained: Trained, prepared: Prepared, settings: Settings, folder: Path
         "settings": settings.to_dict(),
         **record,
     }
-    save(trained.model, prepared.model.tokenizer, folder, contents)
+    save(trained.model, prepared.model.tokenizer, folder, contents, weights=merged_weights(trained.model))
 
 
 def _batches(

@@ -22,6 +22,7 @@ from jieyue.hf.types import Model, Tokenizer
 from jieyue.listener import ProgressListener
 from jieyue.report import Report
 from jieyue.tasks import Facts, RunConfig, Settings
+from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.table import task as task_named
 from jieyue.training.remedies.remedy import Remedy
 
@@ -29,9 +30,12 @@ from . import jobs
 from .bars import Bars
 from .config import TrainingConfig
 from .folder import Out
+from .layer_options import Choosing
 from .predict import Predictor
+from .sparsify import EFFECTIVE_BATCH
+from .sparsify import sparsify as sparsify_files
 
-__all__ = ["Data", "Options", "ReportedPlan", "TrainedModel", "plan", "train"]
+__all__ = ["Data", "Options", "ReportedPlan", "SparseOptions", "TrainedModel", "plan", "sparsify", "train"]
 
 Data = str | Path | Sequence[str | Path] | Iterable[Facts]
 """Files, or rows: dicts, or a ``datasets.Dataset``, whose class labels become their names."""
@@ -149,6 +153,89 @@ def plan(
         config, training, device = _configured(task, name, files, options)
         found, report = jobs.planned(task, config, budget=Budget.parse(budget, device), training=training)
     return ReportedPlan(**{one.name: getattr(found.plan, one.name) for one in fields(Plan)}, report=report)
+
+
+class SparseOptions(TypedDict, total=False):
+    """What ``sparsify`` takes by name besides: ``held_out`` as ``train`` has it; fields of ``Choosing``,
+    ``SparseSettings``, ``RunConfig`` and ``TrainingConfig``."""
+
+    held_out: Data
+    calibration_tokens: int | str
+    price_tokens: int | str
+    candidates: int
+    second_data: Sequence[str | Path]
+    control: bool
+    row_tokens: int
+    train: str
+    distill: str
+    rank: int
+    limit: int
+    skip_bad: bool
+    effective_batch: int
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    weight_decay: float
+    max_grad_norm: float
+    evaluate_every: int
+    seed: int
+    checkpointing: bool
+    optimizer: str
+    dtype: str
+    save_steps: int
+    resume: bool
+    overwrite: bool
+    device: str
+    listener: ProgressListener
+
+
+def sparsify(
+    model: str | Path | Model,
+    tokenizer: Tokenizer | None = None,
+    *,
+    attention: str,
+    data: Data = (),
+    tokens: int | str = 0,
+    full_layers: int | str = "auto:+2%",
+    out: str | Path = "runs/sparse",
+    budget: str | int | Budget = jobs.DEFAULT_BUDGET,
+    **options: Unpack[SparseOptions],
+) -> TrainedModel:
+    """Sparse attention in a trained model, as ``jieyue sparsify`` does it: measured, full layers chosen, trained, the price told.
+
+    ``model``: a folder, a hub name, or a model in hand with its ``tokenizer`` (which stays as it is). ``attention``: what sparse layers
+    read, such as "first(4)+local(512)". ``data``: files of plain text, or rows with a text; () = the passages that ship,
+    of which a part is held out. ``tokens``: to train on, 0 = measure and choose only. ``full_layers``: how many stay full, a number or
+    "auto:+2%" of perplexity. ``out``: the folder that is left. ``budget``: of the training process. ``options``: ``SparseOptions``.
+
+    Raises ``InputError`` (a ValueError) for what does not fit together, before anything is measured. Cost: about a pass over the
+    calibration text for each layer and ``candidates`` for each round of the choice, then the training.
+    """
+    with _in_files(model, tokenizer, data, options.get("held_out", ())) as (name, files):
+        given: Facts = {**options, "tokens": tokens, "full_layers": str(full_layers)}
+        for other in ("held_out", "resume", "overwrite", "listener", "device"):
+            given.pop(other, None)
+        parts = [
+            {one.name: given.pop(one.name) for one in fields(kind) if one.name in given}
+            for kind in (Choosing, RunConfig, TrainingConfig)
+        ]
+        if unknown := sorted(set(given) - {one.name for one in fields(SparseSettings)}):
+            raise InputError(
+                message("options", ", ".join(unknown), f"some of {', '.join(SparseOptions.__annotations__)}")
+            )
+        training = TrainingConfig(**{"effective_batch": EFFECTIVE_BATCH, **parts[2]})
+        settings = SparseSettings(**given, seed=training.seed)
+        report = sparsify_files(
+            RunConfig(**{**parts[1], **files, "model": name, "attention": attention, "settings": settings}),
+            Choosing(**parts[0]),
+            Out(Path(out), options.get("overwrite", False)),
+            budget=Budget.parse(budget, options.get("device", "cpu")),
+            training=training,
+            resume=options.get("resume", False),
+            listener=options.get("listener") or Bars(),
+        )
+    opened = Predictor(out)
+    return TrainedModel(opened.model, opened.tokenizer, report, Path(out))
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | Non
         return AnsweringModel(name, "title", _titler(folder), bounds)
     if task == "classify":
         return AnsweringModel(name, "classify", _classifier(folder), bounds)
-    if task == "chat":
+    if task in ("chat", "sparsify"):
         if head_of(folder) != "causal-lm":
             raise InputError(f"{folder}: not a causal language model; expected one that writes, or a trained reader")
         return ChatModel(name, *load(folder, "causal-lm"), bounds, context)

@@ -20,6 +20,7 @@ TASKS = {
     "mlm": "jieyue.tasks.mlm.task",
     "title": "jieyue.tasks.title.task",
     "chat": "jieyue.tasks.chat.task",
+    "sparsify": "jieyue.tasks.sparsify.task",
 }
 
 AnyTask = Task[Any, Any, Any]

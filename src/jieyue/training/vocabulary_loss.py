@@ -25,7 +25,7 @@ from jieyue.tally import Tally
 from .microbatch import is_out_of_memory
 from .objective import IGNORED
 
-__all__ = ["model_vocabulary_loss", "vocabulary_loss"]
+__all__ = ["held_back", "model_vocabulary_loss", "vocabulary_loss"]
 
 CHUNK_BYTES = 2**24
 
@@ -115,14 +115,14 @@ def model_vocabulary_loss(
             label_smoothing=smoothing,
         )
         return Tally(total, (labels != IGNORED).sum())
-    hidden = _held_back(model, head, inputs)
+    hidden = held_back(model, head, inputs)
     if shift:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
     return vocabulary_loss(hidden, head.weight, labels, head.bias, smoothing=smoothing, chunk_bytes=chunk_bytes)
 
 
-def _held_back(model: nn.Module, head: nn.Linear, inputs: Mapping[str, Tensor | bool]) -> Tensor:
-    """What the model would hand its output layer."""
+def held_back(model: nn.Module, head: nn.Linear, inputs: Mapping[str, Tensor | bool]) -> Tensor:
+    """What the model would hand its output layer ``head``, [B, T, H]; ``InputError`` where the logits are changed after it."""
     given: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""A model whose self-attentions are switched one by one between a sparse entry and all keys: how a choice of layers is measured.
+
+``use`` proves once that the model can have the entries; after that a switch is an assignment, so that hundreds of choices cost
+hundreds of forward passes and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from jieyue.attention import full
+from jieyue.errors import InputError, message
+
+from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
+from .entries import Entry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
+from .layers import SLOT, LayerAttention
+from .remembered_layers import RememberedLayers
+
+__all__ = ["SwitchedLayers", "check_sparse", "switched_layers"]
+
+
+@dataclass(frozen=True)
+class SwitchedLayers:
+    """The self-attentions in order; ``sparse``: the entry of each; ``free``: the numbers of those without a window of their own,
+    which alone are switched. ``memory``: what the layers around them gave (``RememberedLayers``), None where they are not apart."""
+
+    layers: Sequence[LayerAttention]
+    sparse: Sequence[Entry]
+    free: tuple[int, ...]
+    memory: RememberedLayers | None = None
+
+    def keep_full(self, chosen: Collection[int]) -> None:
+        """From now on the chosen layers read all keys, the others have their sparse entry."""
+        for number, layer in enumerate(self.layers):
+            layer.put(PatternEntry(full()) if number in chosen else self.sparse[number])
+        if self.memory is not None:
+            self.memory.setting = tuple(number in chosen for number in range(len(self.layers)))
+
+    def without_linear(self, chosen: Collection[int]) -> None:
+        """The same, with the linear branch of each hybrid entry switched off: what stays is softmax over its near keys."""
+        self.keep_full(chosen)
+        for layer in self.layers:
+            if isinstance(layer.entry, HybridEntry):
+                layer.put(PatternEntry(layer.entry.near))
+
+    @property
+    def has_linear(self) -> bool:
+        return any(isinstance(entry, HybridEntry) for entry in self.sparse)
+
+    def text(self, chosen: Collection[int]) -> str:
+        """The list that ``use`` takes for this choice: an entry for each layer, or one where all are alike."""
+        entries = ["full()" if number in chosen else str(entry) for number, entry in enumerate(self.sparse)]
+        return entries[0] if len(set(entries)) == 1 else ",".join(entries)
+
+
+def check_sparse(attention: str) -> None:
+    """Refuses, before any model is read, what no choice of layers can be measured for: linear maps without a near part."""
+    for text in split_layers(attention):
+        entry = parse_entry(text)
+        if isinstance(entry, LinearEntry | WindowEntry):
+            allowed = "a pattern, or local(w)+linear(map)"
+            raise InputError(message(f"sparsify(attention={attention!r})", str(entry), allowed, "add a near part"))
+
+
+@contextmanager
+def switched_layers(model: PreTrainedModel, attention: str) -> Iterator[SwitchedLayers]:
+    """The model under ``attention`` for a while, its layers to be switched; afterwards it is as it was before.
+
+    ``InputError``: what ``use`` refuses, a model that has an attention of ours, an encoder with a decoder, layers that share one
+    module.
+    """
+    check_sparse(attention)
+    name = type(model).__name__
+    if attention_of(model):
+        raise InputError(
+            message("sparsify(model)", "an attention of ours", "the model's own", "use(model, attention=None)")
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(
+            message("sparsify(model)", f"{name}, an encoder with a decoder", "a decoder or an encoder alone")
+        )
+    named = [(path, module) for path, module in attention_modules(model) if not is_cross(path, module)]
+    modules = [module for _, module in named]
+    num_layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", len(modules)))
+    if modules and len(modules) < num_layers and getattr(model.config, "num_hidden_groups", None) is not None:
+        do = "give each its own with jieyue.unshare(model) and save that"
+        raise InputError(message("sparsify(model)", f"{num_layers} layers that share a module", "a module a layer", do))
+    use_attention(model, attention)
+    try:
+        layers = [vars(module)[SLOT] for module in modules]
+        free = tuple(number for number, layer in enumerate(layers) if layer.window is None)
+        yield SwitchedLayers(
+            layers, [layer.entry for layer in layers], free, _around(model, [path for path, _ in named])
+        )
+    finally:
+        remove_attention(model)
+
+
+def _around(model: PreTrainedModel, paths: Sequence[str]) -> RememberedLayers | None:
+    """The layers that hold one attention each, in order ("model.layers.3" of "model.layers.3.self_attn")."""
+    found = [re.match(r"(.*?\.\d+)\.", path) for path in paths]
+    names = [match[1] for match in found if match]
+    if len(set(names)) < len(paths) or len({re.sub(r"\d+$", "", name) for name in names}) > 1:
+        return None
+    return RememberedLayers([model.get_submodule(name) for name in names])

@@ -1,0 +1,88 @@
+"""Which layers stay full: chosen greedily by the joint price of a choice, since the prices of single layers do not add up.
+
+From all layers full, one layer after the other becomes sparse: in each round the few that were cheapest when they were last tried
+are tried together with those that are sparse already, and the cheapest stays. The price is any function of the set of full layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jieyue.errors import InputError, message
+
+from .layer_options import FullLayers
+
+__all__ = ["Choice", "check_count", "choose_layers", "interleaved"]
+
+Price = Callable[[frozenset[int]], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``full``: the layers that stay full, ascending. ``path``: (number of full layers, joint price) of every round, from all full;
+    ``order``: the layers in the order in which they became sparse; ``alone``: layer -> price of it alone being sparse;
+    ``tried``: how many prices were asked for."""
+
+    full: tuple[int, ...]
+    path: tuple[tuple[int, float], ...]
+    order: tuple[int, ...]
+    alone: dict[int, float]
+    tried: int
+
+
+def choose_layers(
+    price: Price,
+    layers: Sequence[int],
+    wanted: FullLayers,
+    *,
+    candidates: int = 4,
+    kept: Callable[[frozenset[int]], None] = lambda full: None,
+) -> Choice:
+    """Greedy choice among ``layers``. ``price(full)``: of these layers full and the others sparse, 0 for all of them full.
+
+    With ``wanted.most`` it stops at the first round whose cheapest choice costs more; with ``wanted.count`` when so many are left.
+    ``kept(full)``: told of the choice that later ones differ from. ``InputError`` where more are wanted than there are. Cost: a
+    price a layer, then up to ``candidates`` a round.
+    """
+    check_count(wanted, layers)
+    if candidates < 1:
+        raise InputError(message("candidates", str(candidates), "at least 1"))
+    whole = frozenset(layers)
+    kept(whole)
+    if wanted.count == len(layers):
+        return Choice(tuple(sorted(whole)), ((len(layers), 0.0),), (), {}, 0)
+    alone = {layer: price(whole - {layer}) for layer in layers}
+    tried, full, reached = len(layers), whole, 0.0
+    gain = dict(alone)  # what each layer added when it was last tried
+    path, order = [(len(whole), 0.0)], list[int]()
+    while len(full) > (wanted.count or 0):
+        some = sorted(full, key=lambda layer: (gain[layer], layer))[:candidates]
+        prices = {layer: alone[layer] if full == whole else price(full - {layer}) for layer in some}
+        tried += 0 if full == whole else len(some)
+        best = min(prices, key=lambda layer: (prices[layer], layer))
+        if wanted.most is not None and prices[best] > wanted.most:
+            break
+        gain |= {layer: own - reached for layer, own in prices.items()}
+        full, reached = full - {best}, prices[best]
+        order.append(best)
+        kept(full)
+        path.append((len(full), reached))
+    return Choice(tuple(sorted(full)), tuple(path), tuple(order), alone, tried)
+
+
+def check_count(wanted: FullLayers, layers: Sequence[int]) -> None:
+    """``InputError`` where more layers are to stay full than there are."""
+    if wanted.count is not None and wanted.count > len(layers):
+        raise InputError(
+            message("full_layers", str(wanted.count), f"at most {len(layers)}, the layers that can be sparse")
+        )
+
+
+def interleaved(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """``count`` of the layers, evenly spaced: what a choice is held against.
+
+    >>> interleaved(range(6), 3), interleaved(range(5), 2)
+    ((1, 3, 5), (1, 3))
+    """
+    return tuple(layers[int((place + 0.5) * len(layers) / count)] for place in range(count))

@@ -1,0 +1,168 @@
+"""What a sparse attention costs a model as it is: measured on calibration text, by which layers are chosen, and on other text.
+
+Nothing is trained here. Rows of calibration text come from the training part; the price is told on the held-out part, and on a
+second kind of text where one is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from jieyue.errors import InputError, message
+from jieyue.hf.switched_layers import SwitchedLayers, switched_layers
+from jieyue.hf.types import Tokenizer
+from jieyue.listener import ProgressListener
+from jieyue.tasks import Row
+from jieyue.tasks.sources import Sources
+from jieyue.tasks.sparsify.costs import Costs, costs_of, encoded, price
+from jieyue.tasks.sparsify.rows import Line
+from jieyue.tasks.sparsify.settings import SparseSettings
+from jieyue.tasks.sparsify.task import TASK, batches_of
+
+from .layer_choice import Choice, check_count, choose_layers, interleaved
+from .layer_options import Choosing, FullLayers
+
+__all__ = ["ALL_FULL", "CHOSEN", "Measured", "Text", "measure_layers", "texts_of"]
+
+ALL_FULL, ALL_SPARSE, CHOSEN, INTERLEAVED, NO_LINEAR = (
+    "every layer full",
+    "no layer full",
+    "chosen layers full",
+    "evenly spaced layers full",
+    "chosen layers full, linear branch off",
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Rows of one kind of text as batches; ``name``: what they are called in the report."""
+
+    name: str
+    batches: Sequence[dict[str, Tensor]]
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``attention``: the chosen list, as ``use`` takes it; ``costs``: text -> setting -> what its rows cost there."""
+
+    attention: str
+    choice: Choice
+    num_layers: int
+    costs: Mapping[str, Mapping[str, Costs]] = field(default_factory=dict)
+
+    def settings(self, text: str) -> list[tuple[str, Costs]]:
+        """The settings measured on a text, every layer full first."""
+        return list(self.costs[text].items())
+
+
+def texts_of(
+    sources: Sources[Line],
+    tokenizer: Tokenizer,
+    settings: SparseSettings,
+    choosing: Choosing,
+) -> list[Text]:
+    """Calibration, held-out and second text, each spread over its source; ``InputError`` where one fills no row."""
+    parts: list[tuple[str, Sequence[Line], int]] = [
+        ("calibration", sources.train, choosing.calibration_tokens),
+        ("held out", sources.held_out, choosing.price_tokens),
+    ]
+    if choosing.second_data:
+        second, _ = TASK.read(choosing.second_data, settings)
+        parts.append(("second text", second, choosing.price_tokens))
+    found = []
+    for name, lines, tokens in parts:
+        rows, _ = TASK.encode(lines, tokenizer, settings)
+        if not rows:
+            text = f"{sum(len(line.text) for line in lines)} characters of {name} text that fill no row of {settings.row_tokens} tokens"
+            raise InputError(
+                message("data", text, "more running text", "add text, or take shorter rows (--row-tokens)")
+            )
+        some = _spread(rows, max(1, round(tokens / settings.row_tokens)))
+        found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some)))
+    return found
+
+
+def measure_layers(
+    model: nn.Module, texts: Sequence[Text], attention: str, choosing: Choosing, listener: ProgressListener
+) -> Measured:
+    """Chooses by the first text, then measures every text with all, no, the chosen and evenly spaced layers full.
+
+    Cost: a pass over the first text for each layer, up to ``choosing.candidates`` passes a round, and some over each text.
+    """
+    is_encoder = getattr(model, "get_output_embeddings", lambda: None)() is None
+    with switched_layers(model, attention) as switched:  # type: ignore[arg-type]
+        if not switched.free:
+            raise InputError(
+                message("sparsify(model)", "layers that all have a window of their own", "one that reads all keys")
+            )
+        check_count(FullLayers.parse(choosing.full_layers), switched.free)
+        switched.keep_full(switched.free)
+        known = {text.name: encoded(model, text.batches) if is_encoder else None for text in texts}
+        choice = _chosen(model, switched, texts[0], known[texts[0].name], choosing, listener)
+        costs: dict[str, dict[str, Costs]] = {}
+        with listener.progress("pricing") as update:
+            for number, text in enumerate(texts):
+                costs[text.name] = _settings(model, switched, text, known[text.name], choice)
+                update(number + 1, len(texts), {})
+        return Measured(switched.text(choice.full), choice, len(switched.layers), costs)
+
+
+def _chosen(
+    model: nn.Module,
+    switched: SwitchedLayers,
+    text: Text,
+    known: Sequence[Tensor] | None,
+    choosing: Choosing,
+    listener: ProgressListener,
+) -> Choice:
+    wanted, done, memory = FullLayers.parse(choosing.full_layers), [0], switched.memory
+    base = costs_of(model, text.batches, reference=known)
+    rounds = len(switched.free) - (wanted.count or 0)
+    most = len(switched.free) + max(0, rounds - 1) * choosing.candidates
+
+    with listener.progress("choosing layers") as update:
+
+        def asked(full: frozenset[int]) -> float:
+            switched.keep_full(full)
+            found = price(costs_of(model, text.batches, reference=known, memory=memory), base).value
+            done[0] += 1
+            update(min(done[0], most), most, {"full": len(full), "price": found})
+            return found
+
+        def kept(full: frozenset[int]) -> None:
+            switched.keep_full(full)
+            if memory is not None:
+                memory.keep()
+
+        with nullcontext() if memory is None else memory.remembering():
+            return choose_layers(asked, switched.free, wanted, candidates=choosing.candidates, kept=kept)
+
+
+def _settings(
+    model: nn.Module, switched: SwitchedLayers, text: Text, known: Sequence[Tensor] | None, choice: Choice
+) -> dict[str, Costs]:
+    spaced = frozenset(interleaved(switched.free, len(choice.full))) if choice.full else frozenset[int]()
+    chosen = {
+        ALL_FULL: frozenset(switched.free),
+        ALL_SPARSE: frozenset[int](),
+        CHOSEN: frozenset(choice.full),
+        INTERLEAVED: spaced,
+    }
+    found = {}
+    for name, full in chosen.items():
+        switched.keep_full(full)
+        found[name] = costs_of(model, text.batches, reference=known)
+    if switched.has_linear:
+        switched.without_linear(choice.full)
+        found[NO_LINEAR] = costs_of(model, text.batches, reference=known)
+    return found
+
+
+def _spread(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many of the rows, evenly spaced."""
+    return [rows[place * len(rows) // most] for place in range(most)] if len(rows) > most else list(rows)

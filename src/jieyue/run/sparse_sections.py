@@ -1,0 +1,75 @@
+"""The report of a sparse attention: which layers stay full and what it costs, on each text and by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jieyue.report import Picture, Report
+from jieyue.report.amounts import Given
+from jieyue.tasks.sparsify.costs import Costs, price
+from jieyue.tasks.sparsify.task import position_edges
+
+from .layer_prices import CHOSEN, Measured
+
+__all__ = ["SECTION", "TRAINED", "choice_section", "prices_section"]
+
+SECTION, TRAINED = "Layers that stay full", "sparse, trained"
+TOLD = (CHOSEN, TRAINED)
+_HOW = "perplexity against the full model on the same rows; 95 % bootstrap over rows"
+_LIKENESS = "1 − cos of a row's mean state and the full model's; 95 % bootstrap over rows"
+
+
+def choice_section(report: Report, measured: Measured, calibration_rows: int, row_tokens: int) -> None:
+    """The chosen layers, the joint price of every round, and each layer's price alone."""
+    section, choice = report.section(SECTION), measured.choice
+    section.fact("attention", measured.attention, how="an entry a layer, as jieyue.use takes it")
+    section.fact(
+        "full layers", f"{len(choice.full)} of {measured.num_layers}", how=", ".join(map(str, choice.full)), key=True
+    )
+    how = f"by the joint price on {calibration_rows} rows of {row_tokens} tokens of the training part"
+    section.fact("prices asked for", choice.tried, how=how)
+    cells: list[list[Given]] = [
+        [left, None if place == 0 else choice.order[place - 1], f"{100 * joint:+.2f} %"]
+        for place, (left, joint) in enumerate(choice.path)
+    ]
+    section.table(["full layers", "layer made sparse", "joint price"], cells, title="Round by round")
+    if choice.alone:
+        alone: list[list[Given]] = [[layer, f"{100 * own:+.3f} %"] for layer, own in choice.alone.items()]
+        summed = 100 * sum(choice.alone[layer] for layer in choice.order)
+        together = 100 * choice.path[-1][1]
+        note = (
+            f"The prices of the {len(choice.order)} layers made sparse add up to {summed:+.2f} %; together they cost "
+            f"{together:+.2f} %."
+        )
+        section.table(["layer made sparse alone", "price"], alone, title="Layer by layer", note=note)
+        points = {float(left): 100 * joint for left, joint in choice.path}
+        section.picture(
+            Picture.lines("Price by full layers", {"calibration text": points}, x="full layers", y="% of perplexity")
+        )
+
+
+def prices_section(
+    report: Report, title: str, text: str, settings: Sequence[tuple[str, Costs]], row_tokens: int
+) -> None:
+    """Loss and price of each setting, the first one the base; then by position."""
+    section, (_, base) = report.section(title), settings[0]
+    kind = ("loss", "nats") if base.is_loss else ("mean cost", "")
+    cells: list[list[Given]] = []
+    for name, costs in settings:
+        own = price(costs, base)
+        cells.append([name, costs.mean, f"{100 * own.value:+.2f} % [{100 * own.low:+.2f}, {100 * own.high:+.2f}]"])
+        if name in TOLD:
+            how = f"{_HOW if base.is_loss else _LIKENESS}, {len(base.rows)} rows of {row_tokens} tokens"
+            section.fact(f"{name}, on {text}", own, "share", how, key=text != "calibration")
+    section.table(["setting", kind, "price"], cells, title=f"On {text}")
+    edges = position_edges(row_tokens)
+    found = [[costs.between(*edge) for _, costs in settings] for edge in edges]
+    table = [[f"{first} to {stop - 1}", *each] for (first, stop), each in zip(edges, found, strict=True)]
+    section.table(["position", *(name for name, _ in settings)], table, title=f"By position, on {text}")
+    curves = {
+        name: {
+            float(stop): each[place] for (_, stop), each in zip(edges, found, strict=True) if each[place] is not None
+        }
+        for place, (name, _) in enumerate(settings)
+    }
+    section.picture(Picture.lines(f"By position, on {text}", curves, x="position", y=kind, log="x"))

@@ -1,0 +1,262 @@
+"""A model that is there under a sparse attention: measured, its full layers chosen, then trained a little, and the price told.
+
+measure      cost of every token with all and no layer full, and of each layer sparse alone; nothing is trained
+choose       which layers stay full: greedily by the joint price on calibration text (layer_choice)
+train        as every training: task ``sparsify`` under the chosen list, exact accumulation under the budget
+tell         the price on held-out text, and on a second kind, beside the full model and the full model trained alike
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from jieyue import __version__
+from jieyue.budget import Budget
+from jieyue.errors import InputError, message
+from jieyue.hf.loading import head_of, load_model, save
+from jieyue.hf.switched_layers import check_sparse
+from jieyue.hf.use import use
+from jieyue.json_values import Facts
+from jieyue.listener import SILENT, ProgressListener
+from jieyue.machine import describe
+from jieyue.report import Report, model_card, write_whole
+from jieyue.tasks import RunConfig
+from jieyue.tasks.sparsify.costs import Costs, costs_of, encoded
+from jieyue.tasks.sparsify.settings import SparseSettings
+from jieyue.tasks.sparsify.task import TASK
+
+from .config import TrainingConfig
+from .devices import check_device
+from .folder import Out, check_folder, check_unfinished, locked
+from .jobs import DEFAULT_BUDGET, train
+from .layer_options import Choosing
+from .layer_prices import ALL_FULL, Measured, Text, measure_layers, texts_of
+from .plan import check_budget
+from .sections import settings_section
+from .sparse_sections import TRAINED, choice_section, prices_section
+
+__all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
+
+EFFECTIVE_BATCH = 8
+CHOICE = "choice.json"  # what was measured and chosen, for --resume
+_KINDS = {"causal-lm": "causal", "masked-lm": "masked", None: "encoder"}
+
+
+def sparsify(
+    config: RunConfig,
+    choosing: Choosing | None = None,
+    out: str | Path | Out = "runs/sparse",
+    *,
+    budget: str | int | Budget = DEFAULT_BUDGET,
+    training: TrainingConfig | None = None,
+    resume: bool = False,
+    command: str = "",
+    listener: ProgressListener = SILENT,
+) -> Report:
+    """Measures, chooses, trains where ``choosing.tokens`` says so, and leaves model, card and report in ``out``.
+
+    ``config``: the model's folder or hub name, its ``attention`` (a pattern, or local(w)+linear(map); a list is tiled over the
+    layers), files, settings of the task ``sparsify``. ``training``: how; its length comes from ``choosing.tokens``. ``resume``: what
+    was chosen is kept, and training goes on from its checkpoint. ``budget`` bounds the training, not the measuring, which holds
+    the model and some thousand tokens. Raises ``InputError`` for what does not fit together, before anything runs.
+    """
+    place, allowed = Out.of(out), Budget.parse(budget)
+    choosing, training = choosing or Choosing(), training or TrainingConfig(effective_batch=EFFECTIVE_BATCH)
+    folder = place.path
+    settings = _settings(config, choosing, training, allowed.device)
+    check_budget(allowed)
+    check_folder(folder)
+    check_unfinished(folder, place.overwrite or resume)
+    asked = _asked(config, choosing, settings)
+    with locked(folder):
+        report, attention, settings, texts = _first(folder, config, settings, choosing, asked, resume, listener)
+        if not choosing.tokens:
+            return _kept(report, config, settings, attention, folder, command)
+    gc.collect()
+    chosen = replace(config, attention=attention, settings=settings)
+    updates = max(1, round(choosing.tokens / (training.effective_batch * settings.row_tokens)))
+    how = replace(training, steps=updates)
+    trained = train(
+        "sparsify",
+        chosen,
+        Out(folder, True),
+        budget=allowed,
+        training=how,
+        resume=resume,
+        command=command,
+        listener=listener,
+    )
+    models = {TRAINED: folder}
+    if choosing.control:
+        listener.say("Training the full model on the same tokens")
+        plain = replace(chosen, attention="full()", settings=replace(settings, distill="none"))
+        again = resume and (folder / "control" / "training.json").is_file()
+        train(
+            "sparsify",
+            plain,
+            Out(folder / "control", True),
+            budget=allowed,
+            training=how,
+            resume=again,
+            listener=listener,
+        )
+        models["full, trained alike"] = folder / "control"
+    _tell_trained(report, config, settings, texts, models)
+    report.sections += trained.sections
+    _publish(report, folder, command)
+    return report
+
+
+def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, device: str) -> SparseSettings:
+    """The task's settings for this kind of model; refuses what cannot be, before anything is read."""
+    check_device(device, must_exist=True)
+    if config.attention is None:
+        raise InputError(message("sparsify(attention)", "none", "a pattern such as first(4)+local(512)"))
+    check_sparse(config.attention)
+    for name in ("steps", "epochs", "seconds", "start", "curriculum", "plan"):
+        if getattr(training, name) is not None:
+            found = f"{name}={getattr(training, name)}"
+            raise InputError(
+                message("sparsify(training)", found, "none: tokens says how long it trains", "leave it away")
+            )
+    if not Path(config.model).is_dir() and "/" not in config.model:
+        do = "a preset starts from scratch: train it, then name its folder"
+        raise InputError(
+            message("sparsify(model)", f"{config.model!r}, no folder", "a trained model's folder or hub name", do)
+        )
+    kind = _KINDS.get(head := head_of(config.model))
+    if kind is None:
+        raise InputError(
+            message(
+                f"sparsify({config.model!r})",
+                f"a model with the head {head}",
+                "a causal or masked language model, or an encoder without a head",
+            )
+        )
+    settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
+    settings = replace(settings, kind=kind, teacher=config.model)
+    if kind == "encoder" and choosing.tokens and settings.distill == "none":
+        raise InputError(message("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'"))
+    if kind == "encoder" and choosing.control:
+        raise InputError(
+            message("control", "an encoder: the full model has nothing to learn from itself", "no control")
+        )
+    return settings
+
+
+def _asked(config: RunConfig, choosing: Choosing, settings: SparseSettings) -> Facts:
+    """What a choice depends on: it is kept for --resume only where all of this is the same."""
+    own = {name: str(value) for name, value in asdict(choosing).items() if name not in ("tokens", "control")}
+    rows = {"row_tokens": settings.row_tokens, "seed": settings.seed, "limit": config.limit}
+    files = [str(path) for path in (*config.data, *config.held_out)]
+    return {"model": config.model, "attention": config.attention, "files": files, **own, **rows, "version": __version__}
+
+
+def _first(
+    folder: Path,
+    config: RunConfig,
+    settings: SparseSettings,
+    choosing: Choosing,
+    asked: Facts,
+    resume: bool,
+    listener: ProgressListener,
+) -> tuple[Report, str, SparseSettings, list[Text]]:
+    """What is measured and chosen, or what an interrupted run had chosen."""
+    listener.say(f"Reading {', '.join(map(str, config.data)) or 'the corpus that ships'}")
+    plain = replace(config, attention=None)
+    sources = TASK.sources(plain, settings, settings.seed)
+    source = TASK.open_model(
+        plain, replace(settings, train="all"), lambda: TASK.texts(sources.train), seed=settings.seed
+    )
+    settings = settings.fitted(source.positions)
+    texts = texts_of(sources, source.tokenizer, settings, choosing)
+    listener.fact(
+        "text", **{text.name.replace(" ", "_"): text.num_rows for text in texts}, row_tokens=settings.row_tokens
+    )
+    path = folder / CHOICE
+    if resume and path.is_file():
+        kept = dict(json.loads(path.read_text(encoding="utf-8")))
+        if kept.get("asked") != asked:
+            changed = sorted(name for name, value in asked.items() if dict(kept.get("asked") or {}).get(name) != value)
+            raise InputError(
+                message("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
+            )
+        return Report.parse(json.dumps(kept["report"])), str(kept["attention"]), settings, texts
+    model = source.build()
+    assert config.attention is not None
+    measured = measure_layers(model, texts, config.attention, choosing, listener)
+    report = _told(config, measured, texts, settings)
+    write_whole(
+        path,
+        json.dumps(
+            {"asked": asked, "attention": measured.attention, "report": json.loads(report.json())}, ensure_ascii=False
+        )
+        + "\n",
+    )
+    listener.fact("chosen", attention=measured.attention, full_layers=len(measured.choice.full))
+    return report, measured.attention, settings, texts
+
+
+def _told(config: RunConfig, measured: Measured, texts: Sequence[Text], settings: SparseSettings) -> Report:
+    report = Report(f"{TASK.title} · {Path(config.model).name} · {config.attention}")
+    for text in texts[1:]:
+        title = f"Price without training, {text.name}"
+        prices_section(report, title, text.name, measured.settings(text.name), settings.row_tokens)
+    choice_section(report, measured, texts[0].num_rows, settings.row_tokens)
+    prices_section(
+        report, "Price on the calibration text", "calibration", measured.settings("calibration"), settings.row_tokens
+    )
+    return report
+
+
+def _tell_trained(
+    report: Report, config: RunConfig, settings: SparseSettings, texts: Sequence[Text], models: dict[str, Path]
+) -> None:
+    """The full model as it is, then each trained one, on the held-out and the second text."""
+    head = None if settings.kind == "encoder" else settings.head("")
+    full = load_model(config.model, head)
+    known = {text.name: encoded(full, text.batches) if head is None else None for text in texts[1:]}
+    found: dict[str, list[tuple[str, Costs]]] = {
+        text.name: [(ALL_FULL, costs_of(full, text.batches, reference=known[text.name]))] for text in texts[1:]
+    }
+    del full
+    for name, place in models.items():
+        model = load_model(place, head)
+        for text in texts[1:]:
+            found[text.name].append((name, costs_of(model, text.batches, reference=known[text.name])))
+    told = Report("")
+    for name, settings_of in found.items():
+        prices_section(told, f"Price after training, {name}", name, settings_of, settings.row_tokens)
+        if len(settings_of) > 2:  # against the full model trained alike
+            (_, _), sparse, control = settings_of
+            section = f"Price against the full model trained alike, {name}"
+            prices_section(told, section, name, [control, sparse], settings.row_tokens)
+    report.sections[:0] = told.sections
+
+
+def _kept(
+    report: Report, config: RunConfig, settings: SparseSettings, attention: str, folder: Path, command: str
+) -> Report:
+    """The model as it is, under the chosen attention, as a folder; nothing was trained."""
+    plain = replace(config, attention=None)
+    source = TASK.open_model(plain, replace(settings, train="all"), list, seed=settings.seed)
+    model = source.build()
+    use(model, attention=attention)
+    record = {"recipe": TASK.name, "version": __version__, "settings": settings.to_dict(), "model": config.model}
+    save(model, source.tokenizer, folder, record)
+    told = {"model": config.model, "attention": config.attention, **settings.to_dict()}
+    settings_section(report, {**told, "command": command or "jieyue.sparsify(...)"}, describe())
+    _publish(report, folder, command)
+    return report
+
+
+def _publish(report: Report, folder: Path, command: str) -> None:
+    report.save(folder)
+    header = {"tags": ["jieyue", *TASK.card.tags]}
+    usage, limits = TASK.card.usage(folder.name), TASK.card.limits
+    card = model_card(report, command=command or "jieyue.sparsify(...)", usage=usage, limits=limits, header=header)
+    write_whole(folder / "README.md", card)

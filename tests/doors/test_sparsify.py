@@ -1,0 +1,342 @@
+"""Sparse attention in a trained model: switched layers are what ``use`` gives, costs are the plain ones, and the folder opens."""
+
+import json
+import random
+
+import numpy
+import pytest
+import torch
+import transformers
+from attention_models import inputs, make
+
+import jieyue
+from jieyue.errors import InputError
+from jieyue.hf.attention import attention_of
+from jieyue.hf.loading import load, read_record
+from jieyue.hf.position_losses import token_losses
+from jieyue.hf.switched_layers import check_sparse, switched_layers
+from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part
+from jieyue.run.sparsify import CHOICE
+from jieyue.tasks.sparsify.costs import costs_of, encoded, price
+from jieyue.tasks.sparsify.objectives import Distilled, text_loss
+from jieyue.tasks.sparsify.rows import blocks_of, encode_rows
+from jieyue.tasks.sparsify.settings import SparseSettings
+from jieyue.training.accumulation import accumulate
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+CAUSAL, MASKED, ENCODER = (SparseSettings(row_tokens=32, kind=kind) for kind in ("causal", "masked", "encoder"))
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+}
+
+
+def batches(length=24, count=2):
+    torch.manual_seed(3)
+    found = []
+    for _ in range(count):
+        ids = torch.randint(3, 40, (2, length))
+        found.append({"input_ids": ids, "labels": torch.cat([ids[:, 1:], torch.full((2, 1), -100)], 1)})
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_switch_is_what_use_gives(name):
+    model, twin, ids = make(name), make(name), inputs(21)[0]
+    twin.load_state_dict(model.state_dict())
+    before = model(ids).logits
+    with switched_layers(model, "first(1)+local(2)") as switched:
+        for chosen in ((), (1,), (0, 1)):
+            switched.keep_full(chosen)
+            jieyue.use(twin, attention=switched.text(chosen))
+            assert torch.equal(model(ids).logits, twin(ids).logits)
+        assert switched.text((1,)) == "first(1)+local(2),full()" and switched.text((0, 1)) == "full()"
+    assert torch.equal(model(ids).logits, before) and not attention_of(model)
+
+
+def test_layers_with_a_window_of_their_own_keep_it():
+    model = make("mistral", num_hidden_layers=1)
+    model.config.sliding_window = 4
+    with pytest.warns(UserWarning, match="nothing changes"), switched_layers(model, "local(2)") as switched:
+        assert switched.free == () and switched.text(()) == "local(3)"
+
+
+def test_remembered_layers_change_nothing_and_save_half():
+    model, given = make("llama", num_hidden_layers=4), batches()
+    with switched_layers(model, "local(2)") as switched:
+        memory, trials = switched.memory, [(0, 1, 2), (0, 1, 3), (0, 1)]
+
+        def measured(with_memory):
+            return [
+                (switched.keep_full(one), costs_of(model, given, memory=memory if with_memory else None).mean)[1]
+                for one in trials
+            ]
+
+        plain = measured(False)
+        switched.keep_full((0, 1, 2, 3))
+        memory.keep()
+        with memory.remembering():
+            costs_of(model, given, memory=memory)
+            memory.computed = 0
+            assert measured(True) == plain
+            assert memory.computed == 2 * (1 + 2 + 2), "of each of two batches: only what lies behind a switched layer"
+            memory.setting = ()  # a twin that does not say what changed
+            memory._kept = ()
+            switched.layers[0].put(switched.sparse[0])
+            memory.setting = (True,) * 4
+            assert costs_of(model, given, memory=memory).mean not in plain
+        assert measured(False) == plain and "forward" not in vars(memory.layers[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_token_losses_are_the_cross_entropy(name):
+    model, (batch, _) = make(name), batches()
+    labels = batch["labels"]
+    labels[0, 4] = -100
+    logits = model(batch["input_ids"]).logits
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    torch.testing.assert_close(token_losses(model, {"input_ids": batch["input_ids"]}, labels), each.float())
+    costs = costs_of(model, [batch])
+    assert costs.weights.tolist() == [22, 23] and costs.mean == pytest.approx(float(each.detach().sum() / 45), rel=1e-6)
+    assert costs.between(0, 4) == pytest.approx(float(each.detach()[:, :4].mean()), rel=1e-6)
+    assert costs.between(23, 24) is None
+
+
+def test_capped_logits_are_priced_as_they_are():
+    config = transformers.Gemma2Config(
+        vocab_size=40, num_hidden_layers=1, num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, **SIZES
+    )
+    model, (batch, _) = transformers.Gemma2ForCausalLM(config).eval(), batches()
+    each = torch.nn.functional.cross_entropy(
+        model(batch["input_ids"]).logits.transpose(1, 2), batch["labels"], reduction="none"
+    )
+    torch.testing.assert_close(token_losses(model, {"input_ids": batch["input_ids"]}, batch["labels"]), each)
+
+
+def test_an_encoder_is_priced_by_its_mean_state():
+    model, given = (
+        transformers.BertModel(transformers.BertConfig(vocab_size=40, num_hidden_layers=2, **SIZES)),
+        batches(),
+    )
+    model = model.double().eval()
+    known = encoded(model, given)
+    base = costs_of(model, given, reference=known)
+    assert abs(base.mean) < 1e-12 and not base.is_loss
+    jieyue.use(model, attention="local(1)")
+    found = costs_of(model, given, reference=known)
+    means = [(states.mean(1), other.mean(1)) for states, other in zip(encoded(model, given), known, strict=True)]
+    expected = torch.cat([1 - torch.nn.functional.cosine_similarity(*pair) for pair in means])
+    assert found.mean == pytest.approx(float(expected.mean())) == pytest.approx(price(found, base).value)
+    assert found.mean > 1e-4
+
+
+@pytest.fixture(scope="module")
+def lines():
+    random.seed(0)
+    return [" ".join(random.choice(WORDS) for _ in range(9)) for _ in range(300)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(lines):
+    return make_tokenizer(learn_vocabulary(lines))
+
+
+@pytest.mark.parametrize("settings", [CAUSAL, MASKED, ENCODER], ids=lambda one: one.kind)
+def test_rows_are_full_and_never_cross_a_seam(lines, tokenizer, settings):
+    cut = [line for line in blocks_of(lines, 32) if line.block % 3]
+    rows, counts = encode_rows(cut, tokenizer, settings)
+    texts = "\n".join(lines).split()
+    assert rows and {len(row["input_ids"]) for row in rows} == {32} == {len(row["labels"]) for row in rows}
+    assert counts["tokens"] == 32 * len(rows)
+    if settings.kind == "causal":
+        whole = " ".join(texts)
+        assert all(
+            " ".join(tokenizer.convert_ids_to_tokens(row["input_ids"])).replace(" ##", "") in whole for row in rows[:9]
+        )
+        assert all((row["labels"][:-1] == row["input_ids"][1:]).all() and row["labels"][-1] == -100 for row in rows)
+        blocks = {line.block for line in cut}
+        assert len(blocks) > 5 and not blocks & {0, 3}
+    if settings.kind == "masked":
+        hidden = numpy.stack([row["labels"] for row in rows]) >= 0
+        assert (hidden.sum(1) == round(0.15 * 30)).all() and not hidden[:, [0, -1]].any()
+        assert all((row["input_ids"][row["labels"] >= 0] == tokenizer.mask_token_id).all() for row in rows)
+
+
+@pytest.mark.parametrize(("name", "count"), [("llama", 8), ("bert", 8), ("gpt2", 4)])
+def test_what_is_trained(name, count):
+    model = make(name)
+    matrices = dict(attention_matrices(model))
+    assert len(matrices) == count, list(matrices)
+    train_part(model, "qkvo")
+    trained = {path for path, own in model.named_parameters() if own.requires_grad}
+    assert trained == {f"{path}.{kind}" for path, own in matrices.items() for kind, _ in own.named_parameters()}
+    assert merged_weights(model) is None
+
+
+def test_adapters_change_nothing_at_first_and_are_merged_into_the_weights(tmp_path):
+    model, twin, ids = make("llama"), make("llama"), inputs(9)[0]
+    names, before = set(model.state_dict()), model(ids).logits
+    train_part(model, "adapters", rank=2)
+    assert torch.equal(model(ids).logits, before)
+    assert {path.rpartition(".")[2] for path, own in model.named_parameters() if own.requires_grad} == {"up", "down"}
+    for path, own in model.named_parameters():
+        if path.endswith("up"):
+            torch.nn.init.normal_(own)
+    weights = merged_weights(model)
+    assert set(weights) == names
+    twin.load_state_dict(weights)
+    torch.testing.assert_close(twin(ids).logits, model(ids).logits)
+    assert not torch.allclose(twin(ids).logits, before)
+
+
+@pytest.mark.parametrize("what", ["outputs", "logits"])
+def test_learning_from_the_full_model(what):
+    """0 for the same model, the plain formula for another, and the update of the whole batch whatever the pieces."""
+    model, teacher, (batch, _) = make("llama"), make("llama"), batches()
+    objective = Distilled(teacher, what)
+    assert float(Distilled(make_same(model), what)(model, batch).total.detach()) == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():
+        own, full = (one(batch["input_ids"], output_hidden_states=True) for one in (model, teacher))
+    if what == "logits":
+        p, q = full.logits.log_softmax(-1)[:, :-1], own.logits.log_softmax(-1)[:, :-1]
+        expected, weight = (p.exp() * (p - q)).sum(), 46
+    else:
+        pairs = zip(own.hidden_states[1:], full.hidden_states[1:], strict=True)
+        expected, weight = sum(((a - b).square().sum(-1) / b.square().sum(-1)).sum() for a, b in pairs) / 2, 48
+    found = objective(model, batch)
+    assert float(found.total) == pytest.approx(float(expected), rel=1e-5) and int(found.weight) == weight
+    accumulate(objective, model, batch, micro_batch=2)
+    whole = [own.grad.clone() for own in model.parameters() if own.grad is not None]
+    model.zero_grad()
+    accumulate(objective, model, batch, micro_batch=1)
+    for one, own in zip(whole, [own.grad for own in model.parameters() if own.grad is not None], strict=True):
+        torch.testing.assert_close(own, one, rtol=1e-4, atol=1e-7)
+    assert all(own.grad is None for own in teacher.parameters())
+
+
+def make_same(model):
+    twin = make("llama")
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, lines, tokenizer):
+    """A folder with text, and folders of a tiny Llama and a tiny BERT encoder."""
+    folder = tmp_path_factory.mktemp("sparsify")
+    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    own = SIZES | {"vocab_size": len(tokenizer)}
+    llama = transformers.LlamaConfig(num_hidden_layers=3, num_key_value_heads=1, **own)
+    transformers.LlamaForCausalLM(llama).save_pretrained(folder / "llama")
+    transformers.BertModel(transformers.BertConfig(num_hidden_layers=2, **own)).save_pretrained(folder / "bert")
+    for name in ("llama", "bert"):
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+SMALL = {"row_tokens": 32, "calibration_tokens": 128, "price_tokens": 256, "budget": "4GiB"}
+
+
+def told(report):
+    return {fact.what: fact.value for _, fact in report.facts()}
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("llama", "first(2)+local(4)"), ("bert", "global(1)+local(4)")])
+def test_measuring_and_choosing_without_training(name, pattern, place, tmp_path):
+    given = {"attention": pattern, "data": place / "text.txt", "held_out": place / "text.txt"}
+    done = jieyue.sparsify(place / name, **given, full_layers=1, out=tmp_path / "out", **SMALL)
+    chosen = list(attention_of(done.model).values())
+    assert chosen.count("full()") == 1 and set(chosen) == {"full()", pattern}
+    record, kept = read_record(tmp_path / "out"), json.loads((tmp_path / "out" / CHOICE).read_text(encoding="utf-8"))
+    assert record["recipe"] == "sparsify" and kept["attention"] == ",".join(chosen)
+    before, _ = load(place / name)
+    assert all(torch.equal(own, done.model.state_dict()[path]) for path, own in before.state_dict().items())
+    facts = told(done.report)
+    assert facts["full layers"] == f"1 of {len(chosen)}" and "chosen layers full, on held out" in facts
+    assert told(jieyue.Report.load(tmp_path / "out")) == facts
+    with pytest.raises(InputError, match="holds a finished model"):
+        jieyue.sparsify(place / name, **given, out=tmp_path / "out", **SMALL)
+
+
+def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
+    given = {"attention": "local(4)+linear(elu)", "data": place / "text.txt", "full_layers": 0, **SMALL}
+    with pytest.warns(UserWarning, match="trained with softmax"):
+        report = jieyue.sparsify(place / "llama", **given, out=tmp_path).report
+    rows = {row[0] for section in report.sections for item in section.items for row in getattr(item, "rows", ())}
+    assert "chosen layers full, linear branch off" in rows
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"model": "tiny"}, "no folder"),
+        ({"attention": "linear(elu)"}, "add a near part"),
+        ({"attention": "local(4"}, "local"),
+        ({"model": "bert", "tokens": 100}, "distill='outputs'"),
+        ({"model": "bert", "tokens": 100, "distill": "logits"}, "distill='outputs'"),
+        ({"distill": "everything"}, "one of none, outputs, logits"),
+        ({"train": "some"}, "one of all, qkvo, adapters"),
+        ({"tokens": "many"}, "a whole number of tokens"),
+        ({"full_layers": "auto:+x"}, "a number of layers, or auto"),
+        ({"full_layers": 4}, "at most 3"),
+        ({"data": "nothing.txt"}, "no file"),
+        ({"row_tokens": 4}, "at least 16"),
+        ({"steps": 3}, "tokens says how long"),
+        ({"windows": 3}, "some of calibration_tokens"),
+        ({"device": "gpu"}, "cuda"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(given, says, place, tmp_path):
+    asked = {"attention": "local(4)", "data": place / "text.txt", **SMALL} | given
+    model = asked.pop("model", "llama")
+    with pytest.raises(ValueError, match=says):
+        jieyue.sparsify(model if model == "tiny" else place / model, out=tmp_path / "out", **asked)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_too_little_text_for_a_row_is_told(place, tmp_path):
+    (tmp_path / "short.txt").write_text("alpha beta\n" * 30, encoding="utf-8")
+    asked = {"attention": "local(4)", "data": tmp_path / "short.txt", **SMALL} | {"row_tokens": 64}
+    with pytest.raises(InputError, match=r"--row-tokens|too few to hold some out"):
+        jieyue.sparsify(place / "llama", out=tmp_path / "out", **asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("llama", {"control": True}),
+        ("llama", {"train": "adapters", "distill": "logits"}),
+        ("bert", {"distill": "outputs", "train": "qkvo"}),
+    ],
+)
+def test_training_leaves_a_better_folder_and_is_told(name, how, place, tmp_path):
+    given = {"attention": "first(1)+local(2)", "data": place / "text.txt", "full_layers": 0, **SMALL, **how}
+    done = jieyue.sparsify(place / name, **given, tokens="8k", learning_rate=5e-3, out=tmp_path / "out")
+    facts = told(done.report)
+    assert float(facts["sparse, trained, on held out"].value) < float(facts["chosen layers full, on held out"].value)
+    again, _ = load(tmp_path / "out")
+    assert set(again.state_dict()) == set(load(place / name)[0].state_dict())
+    assert list(attention_of(again).values()) == list(attention_of(done.model).values())
+    assert (tmp_path / "out" / "control" / "config.json").is_file() == ("control" in how)
+    if name == "llama":
+        answers = jieyue.predict(tmp_path / "out", ["alpha beta gamma delta"])
+        assert answers[0]["answer"] > 0
+        assert (
+            text_loss(again, {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[6, 7, -100]])}).weight
+            == 2
+        )
+    again_given = given | {"tokens": "8k", "learning_rate": 5e-3, "resume": True, "full_layers": 1}
+    with pytest.raises(InputError, match="another full_layers"):
+        jieyue.sparsify(place / name, **again_given, out=tmp_path / "out")
+
+
+def test_linear_entries_without_a_near_part_are_named():
+    check_sparse("local(8)+linear(elu), full()")
+    with pytest.raises(InputError, match=r"linear\(elu, window=4\)"):
+        check_sparse("local(8),linear(elu, window=4)")
