@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all gpu-check demo chat bench docs dist clean
+.PHONY: setup test test-all gpu-check demo chat bench long sparsify-demo docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -81,6 +81,22 @@ bench: setup
 	$(BIN)/python benchmarks/decoding.py --out benchmarks/results
 	$(BIN)/python benchmarks/write_docs.py
 	$(BIN)/python docs/fill_numbers.py
+
+# A pretrained model that you have under sparse attention: the layers that jieyue sparsify chose, the price by length, the cache.
+# make long MODEL=folder CHOICE=the folder that jieyue sparsify left TEXT=a file of held-out text
+long: setup
+	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --cache 1024 4096 16384 --add --out benchmarks/results
+
+# Sparse attention in a small dialogue model that `make chat` trained (it is trained first where it is not there), about ten minutes
+# in all: prices measured, layers chosen, 100,000 tokens trained, beside the full model trained alike.
+sparsify-demo: setup
+	@if [ ! -f $(DEMO)/chat/report.html ]; then \
+	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 225s --out $(DEMO)/chat; \
+	fi
+	$(BIN)/jieyue sparsify $(DEMO)/chat --attention "first(4)+local(16)" --row-tokens 256 --full-layers auto:+1% --tokens 100k \
+	  --learning-rate 2e-4 --control --budget 2GiB --out $(DEMO)/sparse --overwrite
+	@echo; echo "Model   $(DEMO)/sparse"; echo "Report  $(DEMO)/sparse/report.html"; echo "Try next:"
+	@echo "  $(BIN)/jieyue chat $(DEMO)/sparse"
 
 # The documentation as a site in site/, both languages; strict: a link that leads nowhere is an error.
 docs: setup
