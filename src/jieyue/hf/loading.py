@@ -27,7 +27,7 @@ from .span import is_span_config, span_class, span_config
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "HEADS",
@@ -94,9 +94,15 @@ def check_tokenizer(name: str | Path, tokenizer: PreTrainedTokenizerBase, model:
 
 
 def load_model(
-    name: str | Path, head: str | None = "masked-lm", *, new_head: bool = False, config: PretrainedConfig | None = None
+    name: str | Path,
+    head: str | None = "masked-lm",
+    *,
+    new_head: bool = False,
+    config: PretrainedConfig | None = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """The model alone; see ``load``. ``config``: in place of the folder's own, such as one with other labels.
+    ``quantization``: in which layers are rounded as they are read.
 
     With ``new_head`` a head of another shape starts anew as well.
     """
@@ -111,6 +117,8 @@ def load_model(
             if head == "span":
                 config = span_config(own if config is None else config)
             options: dict[str, Any] = {} if config is None else {"config": config}
+            if quantization is not None:
+                options |= {"quantization_config": quantization, "device_map": {"": "cpu"}}
             model, found = getattr(transformers, _class_of(head, own)).from_pretrained(
                 str(name), output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
@@ -256,14 +264,24 @@ def save(
 ) -> Path:
     """Writes model, tokenizer and ``jieyue.json`` into ``folder``; each file appears whole or not at all.
 
+    A model with adapters is written with them added to its weights (``merged``), as plain as any other.
+
     ``record``: what ``read_record`` will give back (the task, under the name ``recipe`` as ever, settings, version); JSON values only.
     ``weights``: in place of the model's own, by name.
     """
+    from .low_rank import is_adapted
+    from .merged import save_merged
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary, _silenced():
         try:
-            model.save_pretrained(temporary, **({} if weights is None else {"state_dict": dict(weights)}))
+            if is_adapted(model):
+                if weights is not None:
+                    raise InputError(message("save", "weights for a model with adapters", "the model's own"))
+                save_merged(model, temporary)
+            else:
+                model.save_pretrained(temporary, **({} if weights is None else {"state_dict": dict(weights)}))
             tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             do = "make room and train on with --resume"

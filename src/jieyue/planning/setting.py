@@ -33,7 +33,8 @@ def dtype_named(name: str) -> torch.dtype | None:
 class Setting:
     """``micro_batch``: rows a piece; ``attention``: a pattern in place of the model's own; ``chunked``: the vocabulary loss
     in chunks; ``dtype``: of matrix products (bfloat16: autocast); ``optimizer``: of ``OPTIMIZERS``; ``in_backward``: its update
-    is folded into the backward pass (momentum, adamw, tiger), in a loop of one's own."""
+    is folded into the backward pass (momentum, adamw, tiger), in a loop of one's own; ``adapter``, ``base``: as ``RunConfig`` has them,
+    such as lora:16 and nf4."""
 
     micro_batch: int
     checkpointing: bool = False
@@ -42,6 +43,8 @@ class Setting:
     optimizer: str = "adamw"
     dtype: str = "float32"
     in_backward: bool = False
+    adapter: str | None = None
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -67,6 +70,10 @@ class Setting:
             names.append("bf16 autocast (approx)")
         if self.attention not in (None, "full()"):
             names.append("attention pattern (approx)")
+        if self.adapter is not None:
+            names.append("low-rank adapters (approx)")
+        if self.base is not None:
+            names.append("four-bit base (approx)")
         if self.in_backward:
             names.append(FOLDED[self.optimizer])
         found = [technique(name) for name in names]

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
 
 from jieyue.report import write_whole
 
@@ -57,7 +57,8 @@ class BestWeights:
             if self.keeps:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 part = self.folder / f"{_WEIGHTS}.part"
-                save_model(model, str(part))
+                trained = _trained(model)
+                save_model(model, str(part)) if trained is None else save_file(trained, str(part))
                 part.replace(self.folder / _WEIGHTS)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / _SCORES, json.dumps({"scores": self.scores, "best": self.best}) + "\n")
@@ -75,7 +76,12 @@ class BestWeights:
         path = self.folder / _WEIGHTS
         if not self.keeps or self.best is None or not path.is_file():
             return False
-        load_model(model, str(path))
+        trained = _trained(model)
+        if trained is None:
+            load_model(model, str(path))
+        else:
+            for name, value in load_file(str(path)).items():
+                trained[name].copy_(value)
         path.unlink()
         return True
 
@@ -85,3 +91,11 @@ class BestWeights:
         if self.best is None:
             return True
         return score > self.best[1] if self.higher_is_better else score < self.best[1]
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor] | None:
+    """The weights that are trained, where others are frozen and so known already; None where all are."""
+    named = dict(model.named_parameters())
+    if all(p.requires_grad for p in named.values()):
+        return None
+    return {name: p.detach() for name, p in named.items() if p.requires_grad}

@@ -150,6 +150,9 @@ def train_on(
 def _key(job: AnyTask, config: RunConfig, training: TrainingConfig) -> Facts:
     """All that decides a cell, as JSON values; files by their content."""
     values = {name: value for name, value in asdict(config).items() if name not in ("data", "held_out", "progress")}
+    for name in ("adapter", "base"):  # cells of before there were any are of the same settings
+        if values[name] is None:
+            del values[name]
     for name, paths in (("data", config.data), ("held_out", config.held_out)):
         values[name] = [content_of([Path(path)]) for path in paths]
     if Path(config.model).is_dir():

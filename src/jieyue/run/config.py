@@ -27,8 +27,9 @@ class TrainingConfig:
     """How to train; every default is a real value, None means "decide for me" and the report says what was decided.
 
     At most one of ``steps``, ``epochs`` and ``seconds`` (none: two epochs). ``learning_rate``: None = 1e-3 for a preset,
-    3e-5 for a checkpoint, and a hundred times that for momentum. ``curriculum``: as ``data.curriculum.Curriculum`` reads it,
-    such as "1:0.22,2:0.42"; None = the preset's own, "none" = whole passages from the beginning; reading alone has one.
+    3e-5 for a checkpoint, 3e-4 for adapters, and a hundred times that for momentum. ``curriculum``: as
+    ``data.curriculum.Curriculum`` reads it, such as "1:0.22,2:0.42"; None = the preset's own, "none" = whole passages from the
+    beginning; reading alone has one.
     ``start``: how a preset's weights begin, None = its own way. ``optimizer``: of ``OPTIMIZERS``; ``dtype``: of ``DTYPES``,
     bfloat16 is autocast and an approximation. ``keep``: "best" = by ``Task.deciding`` on the examples set aside, looked at every
     ``evaluate_every`` updates; ``patience``: looks without a better score after which training stops.
@@ -42,7 +43,7 @@ class TrainingConfig:
         None, "Train for about this long, such as 4min: turned into updates first.", flag="--time"
     )
     learning_rate: float | None = option(
-        None, "Default: 1e-3 for a preset, 3e-5 for a checkpoint; a hundred times that for momentum."
+        None, "Default: 1e-3 for a preset, 3e-5 for a checkpoint, 3e-4 for adapters; a hundred times that for momentum."
     )
     warmup_steps: int | None = option(None, "Updates in which the rate rises. Default: a tenth, at most 100.")
     schedule: str | None = option(

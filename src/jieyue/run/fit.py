@@ -26,7 +26,7 @@ from jieyue.listener import SILENT, ProgressListener, Update
 from jieyue.machine import peak_resident_bytes
 from jieyue.tasks import Facts, Settings
 
-from .arguments import arguments_of
+from .arguments import arguments_of, pace_of
 from .batches import num_positions, seconds_per_position, staged_batches, updates_within
 from .best import BestWeights
 from .config import TrainingConfig
@@ -80,13 +80,13 @@ def fit(
     model = prepared.model.build()
     later = Unsharing(prepared.model.unshare, prepared.unshare_after, checkpoints, resume)
     later.before(model)
-    micro, is_preset = prepared.micro_batch(planned.plan), prepared.model.is_preset
-    arguments = arguments_of(training, steps=1, is_preset=is_preset, folder=checkpoints, device=device)
+    micro, pace = prepared.micro_batch(planned.plan), pace_of(prepared.model)
+    arguments = arguments_of(training, steps=1, pace=pace, folder=checkpoints, device=device)
     steps = decided_updates(folder) if resume else None
     batches = _batches(prepared, training, planned.plan, model, arguments, steps)
     if not resume:
         write_resolved(folder, training, prepared, len(batches))
-    arguments = arguments_of(training, steps=len(batches), is_preset=is_preset, folder=checkpoints, device=device)
+    arguments = arguments_of(training, steps=len(batches), pace=pace, folder=checkpoints, device=device)
     if training.patience is not None and arguments.world_size > 1:
         raise InputError("patience: found several processes, which would stop at different updates; expected none")
     best = _best(prepared, training, checkpoints, resume)

@@ -53,6 +53,8 @@ class Options(TypedDict, total=False):
     attention: str
     unshare: int
     unshare_after: int
+    adapter: str
+    base: str
     effective_batch: int
     steps: int
     epochs: float

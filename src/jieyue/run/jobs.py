@@ -29,6 +29,7 @@ from .measure import against_length, measured_memory, prices, savings
 from .plan import RunPlan, check_budget, plan_for
 from .prepare import Prepared, prepare
 from .sections import (
+    adapter_section,
     counts_section,
     data_section,
     findings_table,
@@ -112,6 +113,7 @@ def planned(
     found = plan_for(prepared, allowed, training)
     report = Report(f"Plan · {job.title.lower()} · {config.model}")
     memory_section(report, found.plan, found.way, None, found.budget.memory_bytes)
+    adapter_section(report, prepared.model, found.way)
     if allowed.device == "cpu":
         report.section("Memory").fact("bfloat16 here", bfloat16_price().text)
     sharing_section(report, prepared.model, config.unshare_after)
@@ -165,6 +167,7 @@ def train(
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)
     resolved = {**training.to_dict(), **decided, **settings.to_dict()}
+    resolved |= {"adapter": config.adapter, "base": config.base}
     resolved |= {"model": config.model, "data": prepared.sources.name, "head": prepared.model.head}
     settings_section(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
     report.section("Training").table(
@@ -298,6 +301,7 @@ def _measured_sections(
     measured = measured_memory(prepared, planned, trained)
     gained = savings(prepared, planned, trained, measured)
     memory_section(report, planned.plan, planned.way, measured, planned.budget.memory_bytes)
+    adapter_section(report, prepared.model, planned.way)
     sharing_section(report, prepared.model, config.unshare_after)
     gained.tell(report, "What each saving was worth", note=_SAVINGS)
     if training.remedies:

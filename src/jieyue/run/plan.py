@@ -15,7 +15,7 @@ from jieyue.planning.prediction import TrainingStep
 from jieyue.planning.search import fixed_cost
 from jieyue.planning.setting import Setting
 
-from .arguments import arguments_of
+from .arguments import arguments_of, pace_of
 from .config import TrainingConfig
 from .prepare import MASK, Prepared
 
@@ -55,8 +55,7 @@ def check_budget(budget: Budget) -> None:
 
 def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> RunPlan:
     """Chooses by tracing the very objective and optimizer that will run, on the longest rows of the data."""
-    is_preset = prepared.model.is_preset
-    arguments = arguments_of(training, is_preset=is_preset, folder="unused", steps=1, device=budget.device)
+    arguments = arguments_of(training, pace=pace_of(prepared.model), folder="unused", steps=1, device=budget.device)
     step = TrainingStep(
         build_model=prepared.model.blueprint,
         objective=prepared.objective,
@@ -67,14 +66,20 @@ def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Ru
         columns=prepared.task.columns(prepared.settings),
     )
     if training.plan is not None:
-        return RunPlan(training.plan, budget, step, _way(training.plan, training))
+        return RunPlan(training.plan, budget, step, _way(training.plan, training, prepared))
     plan = choose(step, budget, effective_batch=training.effective_batch, checkpointing=training.checkpointing)
-    way = _way(plan, training)
+    way = _way(plan, training, prepared)
     return RunPlan(replace(plan, exact=way.exact), budget, step, way)
 
 
-def _way(plan: Plan, training: TrainingConfig) -> Setting:
-    return Setting(micro_batch=plan.micro_batch, optimizer=training.optimizer, dtype=training.dtype)
+def _way(plan: Plan, training: TrainingConfig, prepared: Prepared) -> Setting:
+    return Setting(
+        micro_batch=plan.micro_batch,
+        optimizer=training.optimizer,
+        dtype=training.dtype,
+        adapter=prepared.adapter,
+        base=prepared.base,
+    )
 
 
 def _example(prepared: Prepared, rows: int, length: int) -> dict[str, Tensor]:

@@ -37,7 +37,8 @@ TOKENS = "tokens"  # what a task that keeps its tokens leaves of them
 
 @dataclass(frozen=True)
 class Prepared:
-    """``objective``: with its dtype and remedies; ``plain``: without remedies; ``counts``: what encoding counted."""
+    """``objective``: with its dtype and remedies; ``plain``: without remedies; ``counts``: what encoding counted; ``adapter``,
+    ``base``: as ``RunConfig`` has them."""
 
     task: AnyTask
     sources: Sources[Any]
@@ -51,6 +52,8 @@ class Prepared:
     counts: Mapping[str, int]
     curriculum: str | None = None
     unshare_after: int = 0
+    adapter: str | None = None
+    base: str | None = None
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Rows as padded tensors."""
@@ -98,6 +101,9 @@ def prepare(
     ``folder``: the run's, where a task that keeps its tokens finds them again; ``device``: where the objective's dtype will be.
     """
     narrow = _autocast(training, device)
+    if config.base is not None and training.dtype != "float32":
+        found = f"dtype={training.dtype} beside it, whose products would be narrowed twice"
+        raise InputError(message(f"base={config.base!r}", found, "dtype=float32"))
     wanted = task.settings(config, training.seed)
     sources = task.sources(config, wanted, training.seed)
     if training.chooses:
@@ -126,6 +132,8 @@ def prepare(
         counts,
         curriculum,
         config.unshare_after,
+        config.adapter,
+        config.base,
     )
 
 

@@ -63,6 +63,8 @@ def _read(folder: Path) -> Facts:
 def _values(training: TrainingConfig, prepared: Prepared) -> Facts:
     values = {
         "model": prepared.model.name,
+        "adapter": prepared.adapter,
+        "base": prepared.base,
         "data": prepared.sources.name,
         "training": training.to_dict(),
         "settings": prepared.settings.to_dict(),

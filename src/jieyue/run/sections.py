@@ -9,6 +9,7 @@ from typing import Any
 from jieyue.budget import Plan
 from jieyue.data.advice import Advice, advise
 from jieyue.data.findings import MEANING, Findings, shown_text
+from jieyue.hf.four_bit import check_rounding
 from jieyue.planning.setting import Setting
 from jieyue.report import Picture, Report, Section
 from jieyue.report.amounts import Given
@@ -19,6 +20,7 @@ from jieyue.training.techniques import EXACT
 from .measure import LengthCost, Memory, Price
 
 __all__ = [
+    "adapter_section",
     "counts_section",
     "data_section",
     "findings_table",
@@ -137,8 +139,9 @@ def memory_section(report: Report, plan: Plan, way: Setting, measured: Memory | 
         "micro-batch", plan.micro_batch, how=f"rows; an update sees {plan.effective_batch} rows in {plan.pieces} pieces"
     )
     section.fact("activation checkpointing", "on" if plan.checkpointing else "off", how=EXACT)
-    section.fact("optimizer", way.optimizer, how=replace(way, dtype="float32").update)
-    section.fact("matrix products in", way.dtype, how=replace(way, optimizer="adamw").update)
+    whole = replace(way, adapter=None, base=None)
+    section.fact("optimizer", way.optimizer, how=replace(whole, dtype="float32").update)
+    section.fact("matrix products in", way.dtype, how=replace(whole, optimizer="adamw").update)
     found = measured
     rows: list[list[Given]] = [
         [
@@ -167,6 +170,15 @@ def memory_section(report: Report, plan: Plan, way: Setting, measured: Memory | 
     section.picture(Picture.bars("What the predicted peak is made of", parts, value=("memory", "bytes")))
     if plan.rejected:
         section.table(["setting", "why not"], [list(row) for row in plan.rejected], title="Rejected")
+
+
+def adapter_section(report: Report, source: ModelSource, way: Setting) -> None:
+    """What is trained in place of all weights, and what four bits do to those that are frozen."""
+    section = report.section("Memory")
+    if way.adapter is not None:
+        section.fact("adapter", way.adapter, how=source.adapter or "")
+    if way.base is not None:
+        section.fact("frozen base in", way.base, how=check_rounding().text)
 
 
 def sharing_section(report: Report, source: ModelSource, after: int) -> None:

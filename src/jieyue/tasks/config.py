@@ -23,6 +23,8 @@ class RunConfig:
     data. ``limit``: so many training examples, sampled from all. ``new_head``: a checkpoint may lack the task's head.
     ``attention``: a pattern such as "local(64)+atrous(16)" in place of full self-attention. ``unshare``: so many blocks for
     an ALBERT's layers, 0 = one for each layer, None = as it is; ``unshare_after``: only after so many updates.
+    ``adapter``: "lora:16" trains adapters of rank 16 (``hf.low_rank``) in place of the weights; ``base``: "nf4" keeps those in four
+    bits.
     ``progress``: told while large files are read.
     """
 
@@ -41,6 +43,14 @@ class RunConfig:
         metavar="[GROUPS]",
     )
     unshare_after: int = option(0, "Unshare only after so many updates.", metavar="STEPS")
+    adapter: str | None = option(
+        None,
+        "Train low-rank adapters of this rank on frozen weights, such as lora:16 (needs peft).",
+        metavar="lora:RANK",
+    )
+    base: str | None = option(
+        None, "Keep the frozen weights under --adapter in four bits: nf4 (needs bitsandbytes).", metavar="NAME"
+    )
     progress: Progress | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +58,12 @@ class RunConfig:
             raise InputError(f"unshare={self.unshare}, unshare_after={self.unshare_after}: expected 0 or more")
         if self.unshare_after and self.unshare is None:
             raise InputError("unshare_after: found no unshare, expected how many blocks (0 = one for each layer)")
+        if self.adapter is not None and self.unshare is not None:
+            raise InputError(message("adapter", "unshare beside it", "one of the two"))
+        if self.adapter is not None or self.base is not None:
+            from jieyue.hf.low_rank import Adapter
+
+            Adapter.parse(self.adapter, self.base)
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit={self.limit}: expected at least 1 example")
         for name in ("data", "held_out"):

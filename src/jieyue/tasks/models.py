@@ -17,6 +17,7 @@ from jieyue.errors import InputError, message
 from jieyue.hf.albert import Sharing, sharing_of, unshare
 from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config, refuse_misspelt
 from jieyue.hf.loading import check_tokenizer, head_of, load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.low_rank import Adapter, trained_share
 from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
@@ -40,7 +41,7 @@ class ModelSource:
     """``build()`` makes the model; ``blueprint()`` without its trained weights (free under fake tensors), ``plain()`` without
     the pattern as well. ``unshare(model, ...)``: what is done to it after some updates, where that was asked for.
     ``sharing``: of an ALBERT that is unshared, as it was and as it becomes. ``head``: "new" where it starts anew;
-    ``start``: how a preset's weights begin."""
+    ``start``: how a preset's weights begin; ``adapter``: in words, where adapters alone are trained."""
 
     name: str
     is_preset: bool
@@ -53,6 +54,7 @@ class ModelSource:
     sharing: tuple[Sharing, Sharing] | None = None
     head: str = "the checkpoint's"
     start: str | None = None
+    adapter: str | None = None
 
 
 def open_model(
@@ -71,7 +73,11 @@ def open_model(
     another head is what is expected. A preset's vocabulary is learned from ``texts()``, or read from a ``vocab.txt``.
     """
     name, own_entries = config.model, dict(entries or {})
+    adapter = Adapter.parse(config.adapter, config.base)
     if name in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
+        if adapter is not None:
+            found = f"the preset {name}, whose frozen weights would stay random"
+            raise InputError(message(f"adapter={config.adapter!r}", found, "a trained model: a folder or a hub name"))
         own = make_tokenizer(learn_vocabulary(texts()) if config.vocabulary is None else config.vocabulary)
         if head not in ("masked-lm", "prefix", "classification", "token-classification", "span"):
             raise InputError(
@@ -83,7 +89,7 @@ def open_model(
         else:
             settled = classic_config(name, own, **own_entries)
             make = partial(build_classic, name, own, head=head, start=start, seed=seed, **own_entries)
-        return replace(_source(config, head, own, settled, make, True, "new"), start=start or STARTS[0])
+        return replace(_source(config, head, own, settled, make, True, "new", None), start=start or STARTS[0])
     refuse_misspelt(name)
     tokenizer, settled = load_tokenizer(name), load_config(name)
     before = head_of(name)
@@ -92,9 +98,10 @@ def open_model(
         _same_labels(name, settled, own_entries)
     for key, value in own_entries.items():
         setattr(settled, key, value)
-    make = partial(_loaded, name, head, permitted, settled, seed)
     is_new = permitted and before != head
-    return _source(config, head, tokenizer, settled, make, False, "new" if is_new else "the checkpoint's")
+    finish = None if adapter is None else partial(adapter.put_into, head=head, new_head=is_new, seed=seed)
+    make = partial(_loaded, name, head, permitted, settled, seed, adapter)
+    return _source(config, head, tokenizer, settled, make, False, "new" if is_new else "the checkpoint's", finish)
 
 
 def _source(
@@ -105,7 +112,9 @@ def _source(
     make: Callable[[], nn.Module],
     is_preset: bool,
     kind: str,
+    finish: Callable[[nn.Module], nn.Module] | None,
 ) -> ModelSource:
+    """``finish``: puts adapters into the model, last of all."""
     groups, after = run.unshare, run.unshare_after
     apart = None if groups is None else partial(_unshared, groups)
     with torch.device("meta"):
@@ -117,12 +126,17 @@ def _source(
         if apart is not None:
             shared = sharing_of(drawn)
             sharing = (shared, sharing_of(apart(drawn)))
+        adapter = None if finish is None else trained_share(finish(drawn))
 
-    def plain() -> nn.Module:
+    def fresh(attention: str | None = None) -> nn.Module:
         own = copy.deepcopy(config)
         if sharing is not None:  # fake tensors cannot be copied: the same shapes from the configuration
             own.num_hidden_groups = sharing[1].num_groups
-        return _ready(model_from_config(own, head), head, tokenizer)
+        return finished(_ready(model_from_config(own, head), head, tokenizer), attention)
+
+    def finished(model: nn.Module, attention: str | None) -> nn.Module:
+        patterned = with_attention(model, attention)
+        return patterned if finish is None else finish(model)
 
     def built() -> nn.Module:
         model = _ready(make(), head, tokenizer)
@@ -133,20 +147,25 @@ def _source(
         is_preset=is_preset,
         tokenizer=tokenizer,
         positions=positions or NO_LIMIT,
-        plain=plain,
-        blueprint=lambda: with_attention(plain(), run.attention),
-        build=lambda: with_attention(built(), run.attention),
+        plain=fresh,
+        blueprint=lambda: fresh(run.attention),
+        build=lambda: finished(built(), run.attention),
         unshare=apart if after else None,
         sharing=sharing,
         head=kind,
+        adapter=adapter,
     )
 
 
-def _loaded(name: str, head: str, new_head: bool, config: Config, seed: int) -> nn.Module:
-    """The checkpoint's weights; a head that starts anew is drawn from the seed."""
+def _loaded(name: str, head: str, new_head: bool, config: Config, seed: int, adapter: Adapter | None) -> nn.Module:
+    """The checkpoint's weights, in four bits where the adapter's base is; a head that starts anew is drawn from the seed."""
+    rounding = None
+    if adapter is not None and adapter.base is not None:
+        with torch.device("meta"):
+            rounding = adapter.loading(model_from_config(copy.deepcopy(config), head))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return load_model(name, head, new_head=new_head, config=copy.deepcopy(config))
+        return load_model(name, head, new_head=new_head, config=copy.deepcopy(config), quantization=rounding)
 
 
 def _unshared(groups: int, model: nn.Module, **options: bool) -> nn.Module:

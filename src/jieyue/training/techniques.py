@@ -151,6 +151,20 @@ TECHNIQUES = (
         costs="moments rounded to eight bits in blocks; needs pip install 'jieyue[eight-bit]'",
     ),
     Technique(
+        name="low-rank adapters (approx)",
+        where="jieyue.hf.low_rank.Adapter",
+        update=APPROXIMATE,
+        saves="gradient and moments of all weights but the adapters' and a small head's",
+        costs="the update has the adapters' rank; needs pip install 'jieyue[adapters]'",
+    ),
+    Technique(
+        name="four-bit base (approx)",
+        where="jieyue.hf.four_bit.four_bit",
+        update=APPROXIMATE,
+        saves="seven eighths of the frozen weights under adapters",
+        costs="weights rounded by about 9 % of their norm; each product makes its matrix first; needs pip install 'jieyue[four-bit]'",
+    ),
+    Technique(
         name="attention pattern (approx)",
         where="jieyue.hf.use.use",
         update=APPROXIMATE,
