@@ -21,7 +21,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ EXACT = 1e-6  # of weights of about 1, in float32
 SCALES = "absmax"  # the scales as a buffer of the layer, so that they are counted, moved and traced with it
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     """bitsandbytes; ``MissingExtra`` where it is not installed."""
     if find_spec("bitsandbytes") is None:
         raise MissingExtra("bitsandbytes", "four-bit")
@@ -129,7 +130,7 @@ def settled(model: nn.Module) -> nn.Module:
     for layer in filter(is_four_bit, list(model.modules())):
         layer.requires_grad_(False)
         vars(layer)["support_avx512bf16_for_cpu"] = False  # its layout has no gradient
-        state: Any = layer.weight.quant_state  # type: ignore[union-attr]
+        state = vars(layer.weight)["quant_state"]
         vars(layer)["quant_state"] = state
         if SCALES not in layer._buffers:
             layer.register_buffer(SCALES, state.absmax, persistent=False)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def _shape(base: nn.Module) -> Tensor:
     if not is_four_bit(base):
         assert isinstance(base.weight, Tensor)
         return base.weight.detach().to("meta")
-    state: Any = vars(base.weight)["quant_state"]
+    state = vars(base.weight)["quant_state"]
     rows = torch.empty(tuple(state.shape), dtype=state.dtype, device="meta")
     return rows.T.contiguous() if vars(base)["source_cls"] is Conv1D else rows
 
