@@ -13,7 +13,12 @@ class InputError(ValueError):
 
 
 class BudgetError(InputError):
-    """Nothing fits what was allowed; the message says by how much, and what would fit."""
+    """Nothing fits what was allowed; the message says by how much, and what would fit.
+
+    ``fixed_bytes``: what the process held without the model, where that was measured; so it need not be measured again.
+    """
+
+    fixed_bytes: int | None = None
 
 
 class MissingExtra(InputError):

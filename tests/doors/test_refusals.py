@@ -226,7 +226,7 @@ def test_ctrl_c_outside_of_the_updates_says_what_is_left(labelled, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "plan_for", stopped)
+        patch.setattr(jobs, "decide", stopped)
         done = jieyue(*flags)
     assert done.returncode == 130 and "before the first update; the same command starts anew" in " ".join(
         done.stdout.split()

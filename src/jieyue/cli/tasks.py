@@ -38,6 +38,7 @@ PLANNED = (
     "checkpointing",
     "optimizer",
     "dtype",
+    "in_backward",
 )  # of TrainingConfig, what a plan depends on
 
 Files = Annotated[list[Path] | None, typer.Argument(help="Training files. Default: the corpus that ships.")]

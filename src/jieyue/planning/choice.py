@@ -12,7 +12,7 @@ from jieyue.budget import Budget, Cost, Plan, format_bytes
 from jieyue.errors import BudgetError, InputError
 
 from .prediction import TrainingStep
-from .search import fixed_cost, largest_fitting, refusal, step_costs
+from .search import fixed_cost, largest_fitting, refusal, step_costs, whole_or_nothing
 
 __all__ = ["choose"]
 
@@ -29,7 +29,8 @@ def choose(
 
     ``fixed_bytes``: what the process holds without the model; None measures it now (``fixed_cost``), so call it after
     the data is read. ``checkpointing``: None tries without, then with; True or False allow only that. Without a memory
-    limit the whole batch is one piece. Raises ``BudgetError``, which says by how much nothing fits and what would.
+    limit the whole batch is one piece; so it is where weights move in the backward pass. Raises ``BudgetError``, which says by
+    how much nothing fits and what would.
     """
     if effective_batch < 1:
         raise InputError(f"effective_batch={effective_batch}: expected at least 1 row")
@@ -41,14 +42,17 @@ def choose(
         suffix = ", checkpointing" if checkpointed else ""
         cost = _told(step_costs(step, effective_batch, checkpointed, fixed), suffix, budget, allowed, rejected)
         try:
-            found = largest_fitting(cost, effective_batch, allowed)
+            search = whole_or_nothing if step.in_backward else largest_fitting
+            found = search(cost, effective_batch, allowed)
         except InputError as error:  # a model without layers cannot be checkpointed
             if not checkpointed or checkpointing:
                 raise
             rejected.append(("checkpointing", str(error)))
             continue
         if isinstance(found, Cost):
-            floors.append((f"micro-batches{suffix}", step, found))
+            floors.append(
+                ("update in backward" + suffix if step.in_backward else f"micro-batches{suffix}", step, found)
+            )
             continue
         micro_batch, predicted = found
         return Plan(
@@ -59,7 +63,9 @@ def choose(
             rejected=tuple(rejected),
         )
     assert budget.memory_bytes is not None
-    raise BudgetError(refusal(budget.memory_bytes, floors, could_checkpoint=checkpointing is False))
+    refused = BudgetError(refusal(budget.memory_bytes, floors, could_checkpoint=checkpointing is False))
+    refused.fixed_bytes = fixed
+    raise refused
 
 
 def _told(

@@ -28,6 +28,7 @@ from jieyue.training.in_backward import update_in_backward, update_in_backward_a
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 from jieyue.training.tiger import Tiger
+from jieyue.training.weightwise import PreviousNorm, step_in_backward
 
 from .prediction import TrainingStep, _state_tensors, _storage_bytes
 from .search import fixed_cost
@@ -136,18 +137,23 @@ def measure_step(
     micro_batch: int | Plan | MicroBatch,
     max_grad_norm: float = 1.0,
     weigh: Weigh | None = None,
+    in_backward: bool = False,
 ) -> int:
     """Peak bytes of one update on this model and optimizer, weights, state and batch included.
 
     CPU: highest sum of live bytes of torch's allocator (profiler memory events) above what the weights, the optimizer's
     state and the batch hold; GPU: ``max_memory_allocated``. Call it once the optimizer has state, that is after a first
     update, with gradients None. The learning rates are zero meanwhile, so the weights stay bit for bit; the optimizer's
-    moments and the random state move on. ``weigh``: as in ``TrainingStep``.
+    moments and the random state move on. ``weigh``, ``in_backward``: as in ``TrainingStep``.
     The profiler's own events need memory: read a process peak before, not after.
     """
 
     def step() -> None:
         model.train()
+        if in_backward:
+            clip = PreviousNorm(max_grad_norm) if max_grad_norm > 0 else None
+            step_in_backward(objective, model, batch, optimizer, micro_batch=micro_batch, clip=clip)
+            return
         _update(objective, model, batch, optimizer, micro_batch, max_grad_norm, weigh)
 
     rates = [group["lr"] for group in optimizer.param_groups]

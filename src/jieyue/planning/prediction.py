@@ -15,6 +15,7 @@ Source: ``FakeTensorMode``, ``torch.distributed._tools.mem_tracker.MemTracker`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from jieyue.training.checkpointing import checkpointed
 from jieyue.training.in_backward import Folding
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective, num_rows
+from jieyue.training.weightwise import Moves, PreviousNorm, moving
 
 from .fake_model import fake_model
 from .gradient_sums import InPlaceSums, sole_owner
@@ -54,6 +56,7 @@ class TrainingStep:
     ``make_optimizer(model)``: the optimizer. ``max_grad_norm``: 0 for no clipping. ``device``: "cpu", or a GPU type where
     this torch has one. ``length``: positions of a row. ``weigh(batch)``: the labels that a batch counts; given, the
     update is folded into the backward pass (``training.in_backward``): no gradients between pieces, no clipping.
+    ``in_backward``: each weight moves in the backward pass (``training.weightwise``), of a batch in one piece.
     """
 
     build_model: Callable[[], nn.Module]
@@ -66,6 +69,7 @@ class TrainingStep:
     weigh: Callable[[Mapping[str, Tensor]], float] | None = None
     mask: str | None = None
     columns: Collection[str] | None = None
+    in_backward: bool = False
 
     def at(self, length: int) -> TrainingStep:
         """The same step on shorter (or longer) rows."""
@@ -82,6 +86,8 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
     """
     if not 1 <= micro_batch <= effective_batch:
         raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
+    if step.in_backward and micro_batch != effective_batch:
+        raise InputError(message("in_backward", f"pieces of {micro_batch} rows", "the whole batch in one piece"))
     sums = InPlaceSums(sole_owner())
     try:
         with fakes_as_real():
@@ -122,11 +128,14 @@ def _trace(step: TrainingStep, effective: int, micro: int, checkpointing: bool, 
             stack.enter_context(tracker.gradients(trained))
             stack.enter_context(tracker)
             folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
-            with checkpointed(model, checkpointing), _Scalars(), KernelScratch(), known, sums:
+            if step.in_backward:
+                stack.enter_context(moving(model, Moves(optimizer, PreviousNorm(step.max_grad_norm or math.inf))))
+            with checkpointed(model, checkpointing), _Scalars(integers=step.in_backward), KernelScratch(), known, sums:
                 backward_pieces(
                     step.objective, model, MicroBatch(micro, mask=step.mask, columns=step.columns).pieces(batch)
                 )
-            _finish(step, trained, optimizer, folding)
+            if not step.in_backward:
+                _finish(step, trained, optimizer, folding)
     return _cost(tracker, model, optimizer, round(batch_bytes), device)
 
 

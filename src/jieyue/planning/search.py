@@ -16,7 +16,7 @@ from .prediction import TrainingStep, predict
 
 BY_LINE = 3  # probes that a line proposes; further ones halve what is left
 
-__all__ = ["fixed_cost", "largest_fitting", "refusal", "step_costs"]
+__all__ = ["fixed_cost", "largest_fitting", "refusal", "step_costs", "whole_or_nothing"]
 
 
 def step_costs(
@@ -55,6 +55,12 @@ def largest_fitting(cost: Callable[[int], Cost], effective: int, allowed: float)
         tried += 1
     rows = _balanced(effective, low)
     return rows, known[rows] if rows in known else cost(rows)
+
+
+def whole_or_nothing(cost: Callable[[int], Cost], effective: int, allowed: float) -> tuple[int, Cost] | Cost:
+    """The same for an update that takes its batch in one piece."""
+    whole = cost(effective)
+    return (effective, whole) if whole.peak_bytes <= allowed else whole
 
 
 def _pieces(effective: int, rows: int) -> int:
@@ -99,8 +105,8 @@ def refusal(
     what, step, least = min(floors, key=lambda floor: floor[2].process_bytes)
     held = least.weight_bytes + least.gradient_bytes + least.optimizer_bytes
     text = (
-        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({what}, one row of {step.length} positions"
-        f" at a time) needs {format_bytes(least.process_bytes)}, {format_bytes(least.process_bytes - budget_bytes)} too much:"
+        f"budget={format_bytes(budget_bytes)}: the leanest of {len(floors)} settings ({what}, {_at_a_time(step)}) needs"
+        f" {format_bytes(least.process_bytes)}, {format_bytes(least.process_bytes - budget_bytes)} too much:"
         f" fixed {format_bytes(least.fixed_bytes)}, weights {format_bytes(least.weight_bytes)}, gradients"
         f" {format_bytes(least.gradient_bytes)}, optimizer {format_bytes(least.optimizer_bytes)}, activations and temporaries"
         f" {format_bytes(least.peak_bytes - held)}."
@@ -110,6 +116,8 @@ def refusal(
     if floor > budget_bytes:
         text += f" Floor for any batch and length: {format_bytes(floor)}."
         would.append("a smaller model (fewer layers or a smaller vocabulary: half the weights halve all three)")
+    elif step.in_backward:
+        would.append("pieces, without updates in backward")
     else:
         would.append(_shorter(step, budget_bytes, least, held, could_checkpoint))
     if least.optimizer_bytes > least.weight_bytes // 2:
@@ -117,6 +125,11 @@ def refusal(
     if could_checkpoint:
         would.append("activation checkpointing, perhaps")
     return f"{text} What would fit: {'; '.join(would)}"
+
+
+def _at_a_time(step: TrainingStep) -> str:
+    rows = "the whole batch of rows" if step.in_backward else "one row"
+    return f"{rows} of {step.length} positions at a time"
 
 
 def _shorter(step: TrainingStep, budget_bytes: int, least: Cost, held: int, plain: bool) -> str:

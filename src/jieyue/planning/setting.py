@@ -11,7 +11,9 @@ from jieyue.errors import InputError, message
 from jieyue.hf.optimizers import OPTIMIZERS
 from jieyue.training.techniques import EXACT, UPDATES, Technique, technique
 
-__all__ = ["DTYPES", "FOLDED", "OPTIMIZERS", "Setting", "dtype_named"]
+AUTO = "auto"  # of an optimizer or dtype that the run chooses (run.ways)
+
+__all__ = ["AUTO", "DTYPES", "FOLDED", "OPTIMIZERS", "Setting", "dtype_named"]
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # of matrix products; None: the weights' own
 
@@ -34,7 +36,7 @@ class Setting:
     """``micro_batch``: rows a piece; ``attention``: a pattern in place of the model's own; ``chunked``: the vocabulary loss
     in chunks; ``dtype``: of matrix products (bfloat16: autocast); ``optimizer``: of ``OPTIMIZERS``; ``in_backward``: its update
     is folded into the backward pass (momentum, adamw, tiger), in a loop of one's own; ``adapter``, ``base``: as ``RunConfig`` has them,
-    such as lora:16 and nf4."""
+    such as lora:16 and nf4; ``moving``: each weight moves in the backward pass of a batch that is one piece, in any loop."""
 
     micro_batch: int
     checkpointing: bool = False
@@ -45,6 +47,7 @@ class Setting:
     in_backward: bool = False
     adapter: str | None = None
     base: str | None = None
+    moving: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -74,6 +77,8 @@ class Setting:
             names.append("low-rank adapters (approx)")
         if self.base is not None:
             names.append("four-bit base (approx)")
+        if self.moving:
+            names.append("step in backward (one piece)")
         if self.in_backward:
             names.append(FOLDED[self.optimizer])
         found = [technique(name) for name in names]

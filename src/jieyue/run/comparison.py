@@ -30,10 +30,11 @@ from .cells import content_of, digest_of, read_cell, write_cell
 from .config import TrainingConfig
 from .devices import check_device
 from .fit import Curve, Trained, fit, set_aside_curve
-from .plan import RunPlan, plan_for
+from .plan import RunPlan
 from .prepare import Prepared, prepare
 from .resume import RESOLVED
 from .sections import settings_section
+from .ways import decide
 
 __all__ = ["OneTraining", "Variant", "compare", "train_on"]
 
@@ -141,7 +142,8 @@ def train_on(
     check_device(budget.device, must_exist=True)
     work.mkdir(parents=True, exist_ok=True)
     prepared = prepare(job, config, training, device=budget.device)
-    planned = plan_for(prepared, budget, training)
+    decided = decide(prepared, budget, training)
+    prepared, training, planned = decided.prepared, decided.training, decided.planned
     begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
     trained = fit(prepared, planned, training, work, resume=begun, device=budget.device, listener=listener, curve=curve)
     return OneTraining(prepared, planned, trained, begun)

@@ -31,7 +31,8 @@ class TrainingConfig:
     ``data.curriculum.Curriculum`` reads it, such as "1:0.22,2:0.42"; None = the preset's own, "none" = whole passages from the
     beginning; reading alone has one.
     ``start``: how a preset's weights begin, None = its own way. ``optimizer``: of ``OPTIMIZERS``; ``dtype``: of ``DTYPES``,
-    bfloat16 is autocast and an approximation. ``keep``: "best" = by ``Task.deciding`` on the examples set aside, looked at every
+    bfloat16 is autocast and an approximation; "auto" of either: the first that fits the budget (``run.ways``). ``in_backward``:
+    each weight moves in the backward pass. ``keep``: "best" = by ``Task.deciding`` on the examples set aside, looked at every
     ``evaluate_every`` updates; ``patience``: looks without a better score after which training stops.
     ``remedies``: functions ``Objective -> Objective``, the first one innermost. ``plan``: obeyed, instead of planning anew.
     """
@@ -74,10 +75,19 @@ class TrainingConfig:
     )
     optimizer: str = option(
         "adamw",
-        "adamw, adafactor, momentum (SGD), tiger, muon or adamw-8bit (needs bitsandbytes).",
+        "adamw, adafactor, momentum (SGD), tiger, muon or adamw-8bit (needs bitsandbytes); auto: adamw where it fits, else adafactor.",
         metavar="NAME",
     )
-    dtype: str = option("float32", "Of matrix products: float32, or bfloat16 (autocast; approximate).", metavar="NAME")
+    dtype: str = option(
+        "float32",
+        "Of matrix products: float32, or bfloat16 (autocast; approximate); auto: the first of them that fits the budget.",
+        metavar="NAME",
+    )
+    in_backward: bool = option(
+        False,
+        "Move each weight in the backward pass: no gradient is kept. The batch must fit in one piece; clipping is by the "
+        "norm of the step before.",
+    )
     save_steps: int = option(200, "Updates between checkpoints.")
     remedies: tuple[Callable[[Objective], Objective], ...] = ()
     plan: Plan | None = None
@@ -104,12 +114,18 @@ class TrainingConfig:
             Curriculum.parse(self.curriculum)
         from jieyue.hf.optimizers import optimizer_named
         from jieyue.hf.presets import STARTS
-        from jieyue.planning.setting import dtype_named
+        from jieyue.planning.setting import AUTO, dtype_named
 
         if self.start is not None and self.start not in STARTS:
             raise InputError(message(f"start={self.start!r}", repr(self.start), f"one of {', '.join(STARTS)}"))
-        optimizer_named(self.optimizer)
-        dtype_named(self.dtype)
+        if self.in_backward and self.optimizer == "adamw-8bit":
+            raise InputError(
+                message("in_backward", "optimizer='adamw-8bit'", "one of torch's or ours, such as adafactor")
+            )
+        if self.optimizer != AUTO:
+            optimizer_named(self.optimizer)
+        if self.dtype != AUTO:
+            dtype_named(self.dtype)
 
     def to_dict(self) -> Facts:
         """JSON values; remedies by their text."""

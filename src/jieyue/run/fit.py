@@ -99,6 +99,7 @@ def fit(
             collate=prepared.collate,
             batches=visits([batch.tolist() for batch in batches], len(prepared.rows)),
             micro_batch=micro,
+            in_backward=training.in_backward,
         )
         trainer = EffectiveBatchTrainer(model, arguments, work, progress=watched, callbacks=[later])
         watched.model, watched.control = model, trainer.control

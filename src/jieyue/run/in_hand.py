@@ -73,6 +73,7 @@ class Options(TypedDict, total=False):
     checkpointing: bool
     optimizer: str
     dtype: str
+    in_backward: bool
     save_steps: int
     remedies: Sequence[Remedy]
     plan: Plan

@@ -26,8 +26,9 @@ from .devices import check_device
 from .fit import Trained, fit, store
 from .folder import MEMORY, Out, check_folder, check_unfinished, locked, read_memory
 from .measure import against_length, measured_memory, prices, savings
-from .plan import RunPlan, check_budget, plan_for
+from .plan import RunPlan, check_budget
 from .prepare import Prepared, prepare
+from .resume import as_before
 from .sections import (
     adapter_section,
     counts_section,
@@ -40,6 +41,7 @@ from .sections import (
     sharing_section,
     training_section,
 )
+from .ways import Decided, decide, ways_section
 
 __all__ = ["DEFAULT_BUDGET", "Stopped", "doctor", "evaluate", "examined", "plan", "planned", "train"]
 
@@ -110,10 +112,12 @@ def planned(
     check_device(allowed.device)
     check_budget(allowed)
     prepared = prepare(job, config, training, device=allowed.device)
-    found = plan_for(prepared, allowed, training)
+    decided = decide(prepared, allowed, training)
+    prepared, found = decided.prepared, decided.planned
     report = Report(f"Plan · {job.title.lower()} · {config.model}")
-    memory_section(report, found.plan, found.way, None, found.budget.memory_bytes)
+    memory_section(report, found, None)
     adapter_section(report, prepared.model, found.way)
+    ways_section(report, decided, allowed)
     if allowed.device == "cpu":
         report.section("Memory").fact("bfloat16 here", bfloat16_price().text)
     sharing_section(report, prepared.model, config.unshare_after)
@@ -146,16 +150,19 @@ def train(
     check_folder(folder)
     check_unfinished(folder, place.overwrite or resume)
     with _stopping("before the first update; the same command starts anew"), locked(folder):
-        prepared, planned = _planned(job, config, training, allowed, folder, listener, clock)
+        if resume:
+            training = as_before(folder, training)
+        decided = _planned(job, config, training, allowed, folder, listener, clock)
+        prepared, training, planned = decided.prepared, decided.training, decided.planned
         trained = fit(prepared, planned, training, folder, resume=resume, device=allowed.device, listener=listener)
     clock.lap("training")
     if not trained.is_first_process:
         return Report("another process reports")
     model, tokenizer, memory = trained.model, prepared.model.tokenizer, prepared.memory()
     settings, fitted = job.fitted(prepared.settings, model, tokenizer, prepared.sources.set_aside)
-    decided = _decided(prepared, trained, training, planned)
+    settled = _decided(prepared, trained, training, planned)
     write_whole(folder / MEMORY, json.dumps(memory, ensure_ascii=False) + "\n")
-    record = {"training": training.to_dict(), "decided": decided, "data": prepared.sources.name, "model": config.model}
+    record = {"training": training.to_dict(), "decided": settled, "data": prepared.sources.name, "model": config.model}
     store(trained, prepared, settings, folder, record)
     report = Report(f"{job.title} · {config.model}")
     with _stopping(f"while judging; the trained model is in {folder}, jieyue evaluate {folder} judges it"):
@@ -166,7 +173,7 @@ def train(
         _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)
-    resolved = {**training.to_dict(), **decided, **settings.to_dict()}
+    resolved = {**training.to_dict(), **settled, **settings.to_dict()}
     resolved |= {"adapter": config.adapter, "base": config.base}
     resolved |= {"model": config.model, "data": prepared.sources.name, "head": prepared.model.head}
     settings_section(report, {**resolved, "command": command or "jieyue.train(...)"}, describe())
@@ -231,18 +238,19 @@ def _planned(
     folder: Path,
     listener: ProgressListener,
     clock: _Clock,
-) -> tuple[Prepared, RunPlan]:
+) -> Decided:
     """Reads, encodes and plans, and tells of it."""
     listener.say(f"Reading {', '.join(map(str, config.data)) or name_of(())}")
     prepared = prepare(job, config, training, folder=folder, device=budget.device)
     clock.lap("reading and encoding the data")
     _say_data(listener, prepared)
-    planned = plan_for(prepared, budget, training)
+    decided = decide(prepared, budget, training)
+    planned = decided.planned
     clock.lap("planning")
     _say_plan(listener, planned)
     if planned.tight and give_back_freed_memory():
         listener.say(_little_room())
-    return prepared, planned
+    return decided
 
 
 def _little_room() -> str:
@@ -300,7 +308,7 @@ def _measured_sections(
     """Memory, savings, prices and lengths, measured now on the run's own model."""
     measured = measured_memory(prepared, planned, trained)
     gained = savings(prepared, planned, trained, measured)
-    memory_section(report, planned.plan, planned.way, measured, planned.budget.memory_bytes)
+    memory_section(report, planned, measured)
     adapter_section(report, prepared.model, planned.way)
     sharing_section(report, prepared.model, config.unshare_after)
     gained.tell(report, "What each saving was worth", note=_SAVINGS)

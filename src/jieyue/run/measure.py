@@ -71,7 +71,7 @@ def measured_memory(prepared: Prepared, planned: RunPlan, trained: Trained) -> M
     may_keep = not planned.tight and malloc != "tcmalloc"
     kept = f", under {malloc}" + ("; it may keep freed blocks, as the budget leaves room for them" if may_keep else "")
     return Memory(
-        peak_bytes=_peak(prepared.objective, prepared, trained, plan),
+        peak_bytes=_peak(prepared.objective, prepared, planned.step, trained, plan),
         peak_how="max_memory_allocated"
         if on_gpu
         else "live bytes of torch's allocator, one warm update on the longest rows",
@@ -89,15 +89,18 @@ def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Me
     """
     plan, allowed, steps = planned.plan, planned.budget.memory_bytes, []
     run: dict[int, Plan] = {}
+    usual = replace(planned.step, in_backward=False) if planned.step.in_backward else planned.step
     for number, (added, setting) in enumerate(_thrift(plan)):
-        cost = _cost(planned, setting)
+        cost = _cost(planned, usual, setting)
         step = Step(added=added, update=planned.way.update, predicted_bytes=cost.peak_bytes)
         if allowed is not None and cost.peak_bytes + planned.fixed_bytes > allowed:
             step = replace(step, how="beyond the budget, not run")
         else:
             run[number] = setting
-            own = _peak(prepared.objective, prepared, trained, setting)
-            step = replace(step, measured_bytes=measured.peak_bytes if setting == plan else own)
+            own = _peak(prepared.objective, prepared, usual, trained, setting)
+            step = replace(
+                step, measured_bytes=measured.peak_bytes if setting == plan and usual is planned.step else own
+            )
         steps.append(step)
     timings = _alternating(
         {number: partial(_update, prepared.objective, prepared, trained, setting) for number, setting in run.items()}
@@ -105,23 +108,40 @@ def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Me
     for number, seconds in timings.items():
         spread = (min(seconds), max(seconds))
         steps[number] = replace(steps[number], seconds=median(seconds), seconds_range=spread)
+    if planned.step.in_backward:
+        steps.append(_moved(planned, measured))
     return Waterfall(steps=tuple(steps), effective_batch=plan.effective_batch, positions=planned.step.length)
 
 
-def _cost(planned: RunPlan, setting: Plan) -> Cost:
+def _cost(planned: RunPlan, step: TrainingStep, setting: Plan) -> Cost:
     """What the setting is predicted to cost; the run's own was traced when it was chosen."""
     own = planned.plan
-    if own.predicted is not None and (setting.micro_batch, setting.checkpointing) == (
-        own.micro_batch,
-        own.checkpointing,
+    if (
+        step is planned.step
+        and own.predicted is not None
+        and (setting.micro_batch, setting.checkpointing)
+        == (
+            own.micro_batch,
+            own.checkpointing,
+        )
     ):
         return own.predicted
     return predict(
-        planned.step,
+        step,
         effective_batch=setting.effective_batch,
         micro_batch=setting.micro_batch,
         checkpointing=setting.checkpointing,
     )
+
+
+def _moved(planned: RunPlan, measured: Memory) -> Step:
+    """The run's own update, whose weights moved in the backward pass; not timed beside the others, which only look."""
+    cost, with_it = planned.plan.predicted, ", checkpointing" if planned.plan.checkpointing else ""
+    added, predicted = (
+        f"undivided batch, update in backward{with_it}",
+        measured.peak_bytes if cost is None else cost.peak_bytes,
+    )
+    return Step(added=added, update=planned.way.update, predicted_bytes=predicted, measured_bytes=measured.peak_bytes)
 
 
 def _thrift(plan: Plan) -> list[tuple[str, Plan]]:
@@ -151,7 +171,7 @@ def prices(
     return [
         Price(
             objective=name,
-            peak_bytes=_peak(one, prepared, trained, planned.plan),
+            peak_bytes=_peak(one, prepared, planned.step, trained, planned.plan),
             seconds=median(timings[name]),
         )
         for name, one in objectives.items()
@@ -201,9 +221,17 @@ def _timed_step(step: TrainingStep) -> tuple[int, float]:
     return measure_step(step.objective, model, batch, optimizer, micro_batch=1), min(seconds[1:])
 
 
-def _peak(objective: Objective, prepared: Prepared, trained: Trained, plan: Plan) -> int:
+def _peak(objective: Objective, prepared: Prepared, step: TrainingStep, trained: Trained, plan: Plan) -> int:
     batch = prepared.longest(plan.effective_batch)
-    return measure_step(objective, trained.model, batch, trained.optimizer, micro_batch=prepared.micro_batch(plan))
+    return measure_step(
+        objective,
+        trained.model,
+        batch,
+        trained.optimizer,
+        micro_batch=prepared.micro_batch(plan),
+        max_grad_norm=step.max_grad_norm,
+        in_backward=step.in_backward,
+    )
 
 
 def _alternating(calls: dict[Key, Callable[[], None]]) -> dict[Key, list[float]]:

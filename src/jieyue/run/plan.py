@@ -53,8 +53,11 @@ def check_budget(budget: Budget) -> None:
         )
 
 
-def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> RunPlan:
-    """Chooses by tracing the very objective and optimizer that will run, on the longest rows of the data."""
+def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig, fixed_bytes: int | None = None) -> RunPlan:
+    """Chooses by tracing the very objective and optimizer that will run, on the longest rows of the data.
+
+    ``fixed_bytes``: what the process holds without the model, None measures it.
+    """
     arguments = arguments_of(training, pace=pace_of(prepared.model), folder="unused", steps=1, device=budget.device)
     step = TrainingStep(
         build_model=prepared.model.blueprint,
@@ -64,10 +67,18 @@ def plan_for(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Ru
         length=int(max(prepared.lengths)),
         mask=MASK,
         columns=prepared.task.columns(prepared.settings),
+        max_grad_norm=training.max_grad_norm,
+        in_backward=training.in_backward,
     )
     if training.plan is not None:
         return RunPlan(training.plan, budget, step, _way(training.plan, training, prepared))
-    plan = choose(step, budget, effective_batch=training.effective_batch, checkpointing=training.checkpointing)
+    plan = choose(
+        step,
+        budget,
+        effective_batch=training.effective_batch,
+        fixed_bytes=fixed_bytes,
+        checkpointing=training.checkpointing,
+    )
     way = _way(plan, training, prepared)
     return RunPlan(replace(plan, exact=way.exact), budget, step, way)
 
@@ -79,6 +90,7 @@ def _way(plan: Plan, training: TrainingConfig, prepared: Prepared) -> Setting:
         dtype=training.dtype,
         adapter=prepared.adapter,
         base=prepared.base,
+        moving=training.in_backward,
     )
 
 

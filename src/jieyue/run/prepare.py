@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from jieyue.budget import Plan
 from jieyue.data.packing import DialogueRows
 from jieyue.errors import InputError, message
-from jieyue.planning.setting import dtype_named
+from jieyue.planning.setting import AUTO, dtype_named
 from jieyue.tasks import Facts, Row, RunConfig, Settings, Sources
 from jieyue.tasks.models import ModelSource
 from jieyue.tasks.sources import halved
@@ -28,7 +28,7 @@ from .config import TrainingConfig
 from .devices import check_device
 from .watched import watched
 
-__all__ = ["MASK", "Prepared", "prepare"]
+__all__ = ["MASK", "Prepared", "at_dtype", "prepare"]
 
 MASK = "attention_mask"
 
@@ -101,7 +101,7 @@ def prepare(
     ``folder``: the run's, where a task that keeps its tokens finds them again; ``device``: where the objective's dtype will be.
     """
     narrow = _autocast(training, device)
-    if config.base is not None and training.dtype != "float32":
+    if config.base is not None and training.dtype not in ("float32", AUTO):
         found = f"dtype={training.dtype} beside it, whose products would be narrowed twice"
         raise InputError(message(f"base={config.base!r}", found, "dtype=float32"))
     wanted = task.settings(config, training.seed)
@@ -158,10 +158,16 @@ def _encoded(
     return rows, stages, counts
 
 
+def at_dtype(prepared: Prepared, training: TrainingConfig, device: str) -> Prepared:
+    """The same run with its matrix products in ``training``'s dtype."""
+    plain = _autocast(training, device)(prepared.task.objective(prepared.settings))
+    return replace(prepared, objective=training.remedied(plain), plain=plain)
+
+
 def _autocast(training: TrainingConfig, device: str) -> Callable[[Objective], Objective]:
     """What puts the matrix products of an objective into the dtype that was asked for; remedies come around that."""
     check_device(device)
-    dtype, place = dtype_named(training.dtype), torch.device(device)
+    dtype, place = dtype_named("float32" if training.dtype == AUTO else training.dtype), torch.device(device)
     if dtype is None:
         return lambda objective: objective
     if place.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():

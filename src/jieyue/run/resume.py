@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -12,12 +13,13 @@ from jieyue import __version__
 from jieyue.data.packing import DialogueRows
 from jieyue.errors import InputError
 from jieyue.json_values import Facts
+from jieyue.planning.setting import AUTO
 from jieyue.report import write_whole
 
 from .config import TrainingConfig
 from .prepare import Prepared
 
-__all__ = ["RESOLVED", "check_resumed", "decided_updates", "write_resolved"]
+__all__ = ["RESOLVED", "as_before", "check_resumed", "decided_updates", "write_resolved"]
 
 RESOLVED = "training.json"  # the resolved settings of a run, for --resume
 
@@ -32,6 +34,13 @@ def decided_updates(folder: Path) -> int:
     """The number of updates of the interrupted run."""
     before = _read(folder)
     return int(before["updates"] if "updates" in before else before["steps"])
+
+
+def as_before(folder: Path, training: TrainingConfig) -> TrainingConfig:
+    """With the optimizer and dtype of the interrupted run where they are left open."""
+    before = TrainingConfig.known(_read(folder).get("training", {}))
+    left = {name: before[name] for name in ("optimizer", "dtype") if getattr(training, name) == AUTO}
+    return replace(training, **left)
 
 
 def check_resumed(folder: Path, training: TrainingConfig, prepared: Prepared) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jieyue.budget import Plan
 from jieyue.data.advice import Advice, advise
 from jieyue.data.findings import MEANING, Findings, shown_text
 from jieyue.hf.four_bit import check_rounding
@@ -18,6 +17,7 @@ from jieyue.tasks.models import ModelSource
 from jieyue.training.techniques import EXACT
 
 from .measure import LengthCost, Memory, Price
+from .plan import RunPlan
 
 __all__ = [
     "adapter_section",
@@ -128,9 +128,9 @@ def training_section(
         )
 
 
-def memory_section(report: Report, plan: Plan, way: Setting, measured: Memory | None, budget_bytes: int | None) -> None:
-    """Predicted and measured memory on one line each, and what the predicted peak is made of; ``way``: optimizer and dtype."""
-    section = report.section("Memory")
+def memory_section(report: Report, planned: RunPlan, measured: Memory | None) -> None:
+    """Predicted and measured memory on one line each, and what the predicted peak is made of."""
+    section, plan, way, budget_bytes = report.section("Memory"), planned.plan, planned.way, planned.budget.memory_bytes
     cost = plan.predicted
     assert cost is not None
     if budget_bytes is not None:
@@ -139,7 +139,11 @@ def memory_section(report: Report, plan: Plan, way: Setting, measured: Memory | 
         "micro-batch", plan.micro_batch, how=f"rows; an update sees {plan.effective_batch} rows in {plan.pieces} pieces"
     )
     section.fact("activation checkpointing", "on" if plan.checkpointing else "off", how=EXACT)
-    whole = replace(way, adapter=None, base=None)
+    if way.moving:
+        longest = planned.step.max_grad_norm
+        clipped = f"clipped to {longest:g} by the norm of the step before" if longest else "not clipped"
+        section.fact("update in backward", "on", how=f"no gradient is kept; {clipped}")
+    whole = replace(way, adapter=None, base=None, moving=False)
     section.fact("optimizer", way.optimizer, how=replace(whole, dtype="float32").update)
     section.fact("matrix products in", way.dtype, how=replace(whole, optimizer="adamw").update)
     found = measured

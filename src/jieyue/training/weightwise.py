@@ -10,8 +10,8 @@ Source: torch's "optimizer step in backward"; LOMO (Lv et al. 2023).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ from .objective import Objective, num_rows
 from .ranks import Ranks
 from .trained import check_whole_batch_layers
 
-__all__ = ["ALONE", "PreviousNorm", "step_in_backward"]
+__all__ = ["ALONE", "Moves", "PreviousNorm", "moving", "step_in_backward"]
 
 ALONE = (
     "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Muon", "MuonAdamW", "Tiger",
@@ -53,7 +53,7 @@ class PreviousNorm:
         return 1.0 if self.norm is None else min(1.0, self.max_norm / (self.norm + 1e-6))
 
 
-class _Moves:
+class Moves:
     """Moves each weight when its gradient is there; ``share``: 1/N, known after the forward pass."""
 
     def __init__(self, optimizer: Optimizer, clip: PreviousNorm | None) -> None:
@@ -83,6 +83,16 @@ class _Moves:
             optimizer.param_groups, parameter.grad = groups, None
 
 
+@contextmanager
+def moving(model: nn.Module, moves: Moves) -> Iterator[None]:
+    """Inside the ``with``, each trained weight moves when its gradient is there."""
+    with ExitStack() as hooks:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(moves).remove)
+        yield
+
+
 def step_in_backward(
     objective: Objective,
     model: nn.Module,
@@ -104,7 +114,7 @@ def step_in_backward(
     micro = micro_batch if isinstance(micro_batch, MicroBatch) else MicroBatch(micro_batch)
     _check(model, batch, optimizer, micro)
     check_whole_batch_layers(model, False, (), micro.checkpointing)
-    moves = _Moves(optimizer, clip)
+    moves = Moves(optimizer, clip)
 
     def weighed(model: nn.Module, piece: Mapping[str, Tensor]) -> Tally:
         tally = objective(model, piece)
@@ -112,11 +122,7 @@ def step_in_backward(
         moves.share = 1 / float(tally.weight)
         return tally
 
-    with ExitStack() as hooks:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                hooks.callback(parameter.register_post_accumulate_grad_hook(moves).remove)
-        hooks.enter_context(checkpointed(model, micro.checkpointing))
+    with moving(model, moves), checkpointed(model, micro.checkpointing):
         try:
             tally = backward_pieces(weighed, model, micro.pieces(batch)).detach()
         except (RuntimeError, MemoryError) as error:
