@@ -140,7 +140,7 @@ def settled(model: nn.Module) -> nn.Module:
     return model
 
 
-def _refresh(layer: nn.Module, _: object) -> None:
+def _refresh(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
     state = copy.copy(vars(layer)["quant_state"])
     state.absmax = layer._buffers[SCALES]
     vars(layer.weight)["quant_state"] = state

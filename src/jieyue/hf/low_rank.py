@@ -127,7 +127,7 @@ def targets(model: nn.Module) -> list[str]:
 
 
 def _body(model: nn.Module) -> nn.Module:
-    found: object = getattr(model, "base_model", model)
+    found = getattr(model, "base_model", model)
     return found if isinstance(found, nn.Module) else model
 
 
