@@ -50,13 +50,18 @@ def catalogue(found: list[Path]) -> str:
 
 
 def fill_page(page: str, result: str, title: str | None = None) -> None:
-    """Puts a result into a page of docs, between its marks ``<!-- RESULT -->`` and ``<!-- end of RESULT -->``."""
+    """Puts a result into a page of docs and its Chinese twin, between ``<!-- RESULT -->`` and ``<!-- end of RESULT -->``."""
+    filled = text_of(RESULTS / f"{result}.json", level=3, title=title).rstrip()
+    for each in (page, page.replace(".md", ".zh.md")):
+        put_between(each, result, filled)
+
+
+def put_between(page: str, result: str, filled: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     before, mark, rest = text.partition(f"<!-- {result} -->\n")
     _, end, after = rest.partition(f"<!-- end of {result} -->")
     if not mark or not end:
         raise SystemExit(f"docs/{page}: found no marks <!-- {result} --> and <!-- end of {result} -->")
-    filled = text_of(RESULTS / f"{result}.json", level=3, title=title).rstrip()
     write_whole(DOCS / page, before + mark + filled + "\n" + end + after)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["jieyue"]["address"]
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-HIDDEN = ("results/", "reproduction.html", "write_api.py", "fill_numbers.py")
+HIDDEN = ("results/", "reproduction.html")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -27,12 +27,12 @@ def _resolved(found: re.Match[str], page: str) -> str:
     text, target = found[1], found[2]
     if re.match(r"[a-z]+:|#", target):
         return found[0]
-    if target.endswith(".zh.md") or posixpath.basename(target) == posixpath.basename(page).replace(".zh.md", ".md"):
-        return text  # the page's twin: the site has a switch of language for that
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target.partition("#")[0]))
-    inside = path.startswith("docs/") and not path.removeprefix("docs/").startswith(HIDDEN)
-    if inside:
-        return found[0]
+    if path.replace(".zh.md", ".md") == f"docs/{page}".replace(".zh.md", ".md"):
+        return text  # the page's twin: the site has a switch of language for that
+    inside = path.startswith("docs/") and not path.removeprefix("docs/").startswith(HIDDEN) and not path.endswith(".py")
+    if inside:  # a page of the Chinese site goes by its English name
+        return f"[{text}]({target.replace('.zh.md', '.md')})"
     if ADDRESS:
         return f"[{text}]({ADDRESS}/blob/main/{path})"
     return text if text == path or text.strip("`") == path else f"{text} (`{path}`)"

@@ -20,7 +20,7 @@ from jieyue.data.history import template_for
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = {"docs/api.md", "docs/benchmarks.md"}  # by commands, without code to run
+WRITTEN = {"docs/benchmarks.md"}  # by a command, without code to run
 PAGES = [
     path
     for path in [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,6 +94,8 @@ def commands_of(text):
     for kind, body, unseen in FENCE.findall(text):
         if not unseen and kind in ("", "sh"):
             lines += [(line, True) for line in body.splitlines()]
+        if kind == "console":  # a command, then what it printed
+            lines += [(line, True) for line in body.splitlines() if line.startswith("$ ")]
     lines += [(line, True) for line in re.findall(r"^ {4}(\S.*)$", plain, re.M)]
     lines += [(code.replace("\\|", "|"), False) for code in re.findall(r"`((?:\.venv/bin/)?jieyue [^`]+)`", plain)]
     for line, complete in lines:
@@ -157,8 +159,8 @@ def test_scripts_and_targets_exist():
 def launches():
     """Every line of a page that starts a script in several processes."""
     for page in PAGES:
-        for line in re.findall(r"^ {4}((?:torchrun|accelerate launch) .*)$", page.read_text(encoding="utf-8"), re.M):
-            yield page, line
+        for line in re.findall(r"^(?: {4}|\$ )((?:torchrun|accelerate launch) .*)$", page.read_text(encoding="utf-8"), re.M):
+            yield page, line.split(" 2>&1")[0]
 
 
 def parse_launch(line):
@@ -172,8 +174,13 @@ def parse_launch(line):
 
 
 @pytest.mark.parametrize(("page", "line"), list(launches()), ids=lambda value: value if isinstance(value, str) else "")
-def test_launches_parse(page, line):
-    assert parse_launch(line).training_script == "script.py"
+def test_launches_parse(page, line, application):
+    found = parse_launch(line)
+    if getattr(found, "module", False):
+        assert found.training_script == "jieyue"
+        parse(application, found.training_script_args)
+    else:
+        assert found.training_script == "script.py"
 
 
 def test_several_machines_are_documented():

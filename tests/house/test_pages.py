@@ -14,10 +14,16 @@ TWINS = [(path, path.with_name(path.name.replace(".zh.md", ".md"))) for path in 
 ARTICLES = sorted(path for path in (ROOT / "docs" / "articles").glob("*.md") if ".zh." not in path.name)
 FENCE = re.compile(r"^```.*?^```|^<!-- before:.*?-->", re.S | re.M)
 
-SPEC = importlib.util.spec_from_file_location("fill_numbers", ROOT / "docs" / "fill_numbers.py")
-fill_numbers = importlib.util.module_from_spec(SPEC)
-sys.modules["fill_numbers"] = fill_numbers
-SPEC.loader.exec_module(fill_numbers)
+
+def script(name):
+    """A script of docs as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill_numbers, fill_demo = script("fill_numbers"), script("fill_demo")
 
 
 def named(path):
@@ -88,6 +94,12 @@ def test_tables_are_those_of_the_results(path):
     assert "|" not in fill_numbers.MARK.sub("", ours), f"{named(path)} has a table that no result file made"
 
 
+@pytest.mark.parametrize("path", fill_demo.PAGES, ids=named)
+def test_the_demo_prints_what_the_pages_show(path):
+    text = read(path)
+    assert fill_demo.block() in text and text == fill_demo.filled(text), "stale: python docs/fill_demo.py"
+
+
 def unsaid(results, commands, makefile):
     """Results, and scripts in benchmarks, that no command makes; commands that ``make bench`` leaves out."""
     scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"write_docs.py"}
@@ -105,8 +117,37 @@ def test_every_benchmark_is_said():
     assert len(list(unsaid({*results, "no-such"}, {}, makefile))) > len(results)  # the broken twin: nothing is said
 
 
+def unsaid_files(text):
+    """Files of the repository that a page names, in backticks, and that are not there."""
+    for named_file in re.findall(
+        r"`((?:tests|src|docs|benchmarks|examples|scripts)/[\w/.-]+\.\w+)", FENCE.sub("", text)
+    ):
+        if not (ROOT / named_file).exists():
+            yield named_file
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_named_files_exist(path):
+    assert list(unsaid_files(read(path))) == []
+
+
+def untranslated(text, folder):
+    """Links of a Chinese page to an English one that has a Chinese twin, the page's own twin aside."""
+    for words, target in re.findall(r"\[([^\]]*)\]\(([^)\s#]+)[^)]*\)", FENCE.sub("", text)):
+        english = target.endswith(".md") and not target.endswith(".zh.md") and words != "English"
+        if english and (folder / target.replace(".md", ".zh.md")).is_file():
+            yield target
+
+
+@pytest.mark.parametrize("path", [chinese for chinese, _ in TWINS], ids=named)
+def test_chinese_pages_lead_to_chinese_pages(path):
+    assert list(untranslated(read(path), path.parent)) == []
+
+
 def test_the_alarm_rings(tmp_path):
-    """The broken twins: a dead link, a dead anchor, a number that only one language has."""
+    """The broken twins: a dead link, a dead anchor, a number that only one language has, a file, a page in the wrong language."""
+    assert list(unsaid_files("as `tests/laws/test_gone.py` and `docs/words.md` say")) == ["tests/laws/test_gone.py"]
+    assert list(untranslated("[一](README.md) [English](README.md) [二](CONTRIBUTING.md)", ROOT)) == ["README.md"]
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n[a](gone.md) [b](#gone) [c](#title)\n", encoding="utf-8")
     assert list(broken_links(page, read(page))) == ["gone.md", "#gone"]
