@@ -159,7 +159,9 @@ def test_scripts_and_targets_exist():
 def launches():
     """Every line of a page that starts a script in several processes."""
     for page in PAGES:
-        for line in re.findall(r"^(?: {4}|\$ )((?:torchrun|accelerate launch) .*)$", page.read_text(encoding="utf-8"), re.M):
+        for line in re.findall(
+            r"^(?: {4}|\$ )((?:torchrun|accelerate launch) .*)$", page.read_text(encoding="utf-8"), re.M
+        ):
             yield page, line.split(" 2>&1")[0]
 
 
