@@ -78,10 +78,12 @@ def fill(page: Path) -> None:
         before = text[: text.index("```console")]
         code = "\n".join(shown or unseen for shown, unseen in PYTHON.findall(before))
         subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
-        blocks = [filled_block(found["body"], found["show"], folder) for found in BLOCK.finditer(text)]
-    for each in (page, page.with_name(page.stem + ".zh.md")):
-        if each.is_file():
-            write_whole(each, with_blocks(each.read_text(encoding="utf-8"), blocks))
+        blocks = [found["body"] for found in BLOCK.finditer(text)]
+        for number, found in enumerate(BLOCK.finditer(text)):
+            blocks[number] = filled_block(found["body"], found["show"], folder)
+            for each in (page, page.with_name(page.stem + ".zh.md")):
+                if each.is_file():
+                    write_whole(each, with_blocks(each.read_text(encoding="utf-8"), blocks))
 
 
 def main() -> None:
