@@ -15,12 +15,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["jieyue"]["address"]
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+FENCE = re.compile(r"(^```.*?^```)", re.S | re.M)
+WIDE = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef“”‘’…"  # letters and marks between which a new line is not a space
+BROKEN = re.compile(rf"^((?![#|]).*[{WIDE}])\n *(?=[{WIDE}])", re.M)
 HIDDEN = ("results/", "reproduction.html")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """The page's text with every link to the outside resolved."""
-    return LINK.sub(lambda found: _resolved(found, page.file.src_uri), markdown)
+    """The page's text with every link to the outside resolved, and lines of Chinese joined without a space."""
+    linked = LINK.sub(lambda found: _resolved(found, page.file.src_uri), markdown)
+    if not page.file.src_uri.endswith(".zh.md"):
+        return linked
+    return "".join(part if part.startswith("```") else BROKEN.sub(r"\1", part) for part in FENCE.split(linked))
 
 
 def _resolved(found: re.Match[str], page: str) -> str:
