@@ -102,7 +102,7 @@ sparsify-demo: setup
 docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open site/index.html"
+	@echo "Read it, search included, with: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 # A source archive and a wheel for this machine; before them, where the cross-compiler is there, a wheel for Linux on ARM.
 dist: setup
