@@ -2,7 +2,7 @@
 
 The output has the input's rows in their order with their own columns, plus ``answer`` and ``confidence``. A file is read, answered
 and written some hundreds of rows at a time. It is written as ``OUT.part`` and moved when it is whole; a run that was killed leaves
-whole rows there, from which ``resume`` goes on.
+whole rows there, from which ``resume`` goes on; the file is then the same, byte for byte, as that of a run without a stop.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def predict(
     """The rows with ``answer`` and ``confidence`` added, in order.
 
     ``model``: a folder that ``train`` wrote, or a model in hand with its ``tokenizer``, ``task_name`` (of ``TASKS``) and ``settings``
-    (None = the task's defaults). ``rows``: dicts with the task's fields (classify: text; read: question, context; title: text;
+    (None = the task's defaults). ``rows``: dicts with the task's fields (classify, tag: text; read: question, context; title: text;
     chat: messages or text; mlm: a text with masks), or texts. ``batch_size``: rows of a forward pass; ``device``: of a folder's model.
     confidence is None where the task has none. Raises ``InputError`` (a ValueError) for rows that the task does not understand.
     """
@@ -120,8 +120,10 @@ def predict_file(
     check_out(out, resume=resume, overwrite=overwrite)
     delimiter = ("\t" if out.suffix.lower() == ".tsv" else ",") if is_table(out) else None
     part = out.with_name(out.name + ".part")
-    kept = _kept(part, rows, delimiter) if resume else 0
-    if not resume:
+    kept = 0
+    if resume:
+        kept, rows = _kept(part, rows, delimiter, batch_size * _BATCHES)
+    else:
         part.unlink(missing_ok=True)
     with part.open("a", encoding="utf-8", newline="") as stream:
         writer = RowWriter(stream, delimiter=delimiter, goes_on=part.stat().st_size > 0)
@@ -194,11 +196,18 @@ def _placed(answering: Predictor, some: Sequence[tuple[str, Facts]], error: Inpu
     return error
 
 
-def _kept(part: Path, rows: Iterator[tuple[str, Facts]], delimiter: str | None) -> int:
-    """How many rows ``part`` holds whole; ``rows`` then stands behind them. A last row that was cut off is taken away."""
+def _kept(
+    part: Path, rows: Iterator[tuple[str, Facts]], delimiter: str | None, together: int
+) -> tuple[int, Iterator[tuple[str, Facts]]]:
+    """How many rows of ``part`` stay, and the rows behind them.
+
+    Rows that were answered ``together`` share batches, whose padding shows in the last bits of their numbers; so only whole groups
+    of them stay, and the file ends as it would have without a stop. A row that was cut off, and a group that was, are taken away.
+    """
     if not part.is_file():
-        return 0
+        return 0, rows
     count, whole = 0, part.with_name(part.name + ".whole")
+    group: list[tuple[tuple[str, Facts], Facts]] = []
     with whole.open("w", encoding="utf-8", newline="") as stream:
         writer = RowWriter(stream, delimiter=delimiter)
         for written in whole_rows(part, delimiter):
@@ -207,10 +216,12 @@ def _kept(part: Path, rows: Iterator[tuple[str, Facts]], delimiter: str | None) 
                 raise InputError(
                     message(f"resume: {place}", "another row than was answered", "the same input as before")
                 )
-            writer.write([written])
-            count += 1
+            group.append(((place, own), written))
+            if len(group) == together:
+                writer.write([one for _, one in group])
+                count, group = count + together, []
     whole.replace(part)
-    return count
+    return count, itertools.chain([one for one, _ in group], rows)
 
 
 def _settings_of(model: nn.Module, job: AnyTask) -> Settings:
