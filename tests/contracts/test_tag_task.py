@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import seqeval.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,13 +42,12 @@ def test_repaired_tags_are_bio_and_mean_the_same(tags):
 
 @given(st.lists(st.lists(st.tuples(MARKS, MARKS), min_size=1, max_size=6), min_size=2, max_size=3))
 def test_scores_are_seqevals(texts):
-    seqeval = pytest.importorskip("seqeval.metrics")
     golds, own = [[a for a, _ in one] for one in texts], [[b for _, b in one] for one in texts]
     facts = score_entities([spans_of(one) for one in own], [spans_of(one) for one in golds])
     for name, found in (
-        ("precision", seqeval.precision_score),
-        ("recall", seqeval.recall_score),
-        ("f1", seqeval.f1_score),
+        ("precision", seqeval.metrics.precision_score),
+        ("recall", seqeval.metrics.recall_score),
+        ("f1", seqeval.metrics.f1_score),
     ):
         assert facts[name] == pytest.approx(found(golds, own, zero_division=0))
 
@@ -72,6 +72,30 @@ def test_files_of_every_shape(tmp_path):
     for spans in ([[0, 99, "X"]], [[0, 2, "X"], [1, 3, "Y"]], [[2, 1, "X"]]):
         with pytest.raises(InputError, match="entit"):
             read_tagged(written(tmp_path, json.dumps({"text": "abc", "entities": spans}), "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ID\tword\tner\n1\tAnn\tB-PER\n2\t#\tO\n", "# global.columns = ID FORM ner\n# text = Ann #\n1 Ann B-PER\n2 # O\n"],
+)
+def test_the_tags_column_may_be_named(tmp_path, text):
+    path = written(tmp_path, text)
+    for settings in (
+        TagSettings(tag_column="ner"),
+        TagSettings.from_dict({**TagSettings().to_dict(), "tag_column": "ner"}),
+    ):
+        (one,), _ = TASK.read([path], settings)
+        assert one.words == ["Ann", "#"] and one.spans == (("PER", 0, 1),)
+    with pytest.raises(InputError, match=r"tag_column='pos'.*ner"):
+        TASK.read([path], TagSettings(tag_column="pos"))
+    with pytest.raises(InputError, match="expected 2 or more"):
+        TagSettings(tag_column="1")
+    assert TagSettings.from_dict({"max_tokens": 64, "tag_column": 3}).tag_column == "3"  # as older folders have it
+
+
+def test_a_hash_is_a_word(tmp_path):
+    (one, other), _ = read_tagged(written(tmp_path, "# id = 1\nAnn B-PER\n# O\n\n# O\nBob B-PER\n"))
+    assert (one.words, other.words) == (["Ann", "#"], ["#", "Bob"])
 
 
 @pytest.fixture(scope="module")

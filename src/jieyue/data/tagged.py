@@ -1,8 +1,11 @@
 """Texts with entities: CoNLL columns (a word a line, its tag in the last column, empty lines between texts) and JSON spans.
 
-Columns are parted by tabs, or by spaces where there are none; ``-DOCSTART-`` lines are passed over. A JSON record is ``{"text": …,
-"entities" | "spans" | "label": [[start, end, type], …]}``, in characters, the end not included; or with objects of ``start``, ``end``
-and ``label`` or ``type``. Words of such texts are runs of letters and digits; a Chinese character or another mark is a word of its own.
+Columns are parted by tabs, or by spaces where there are none; ``-DOCSTART-`` lines are passed over. Names of columns stand in the first
+line, or in a line ``# global.columns = …`` (CoNLL-U Plus), and are read where a column is asked for by its name.
+
+A JSON record is ``{"text": …, "entities" | "spans" | "label": [[start, end, type], …]}``, in characters, the end not included; or with
+objects of ``start``, ``end`` and ``label`` or ``type``. Words of such texts are runs of letters and digits; a Chinese character or
+another mark is a word of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from .tags import Span, bio_of, spans_of
 __all__ = ["Tagged", "read_tagged", "words_of"]
 
 SPANS = ("entities", "spans", "label", "labels")
+WORDS = ("word", "words", "token", "tokens", "form", "text", "字", "词", "单词")
+_TAG = re.compile(r"O|[BIESLUM]-\S+")
+_GLOBAL = "# global.columns ="
 _CHINESE = r"\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\U00020000-\U0003ffff"  # and kana: no spaces between words
 _WORD = re.compile(rf"[{_CHINESE}]|[^\W_{_CHINESE}]+|[^\w\s]|_")
 
@@ -55,13 +61,14 @@ def words_of(text: str) -> Tagged:
 def read_tagged(
     paths: str | Path | Sequence[str | Path],
     *,
-    column: int | None = None,
+    column: str | None = None,
     skip_bad: bool = False,
     encoding: str | None = None,
 ) -> tuple[list[Tagged], Findings]:
     """All texts of the files, in order, and what was found on the way.
 
-    ``column``: the tag's in CoNLL files, from 1; None = the last. Broken records (another number of columns, a tag that is none,
+    ``column``: the tag's in CoNLL files, a number from 1 or a name; None = the last. Words are in the first column, or in the one of a
+    usual name (``WORDS``) where columns have names. Broken records (another number of columns, a tag that is none,
     spans that overlap or lie outside of the text) raise ``InputError`` with their place, or are left out with ``skip_bad``.
     """
     findings, examples = Findings(), list[Tagged]()
@@ -73,9 +80,10 @@ def read_tagged(
             rows = ((place, lambda value=value: _of_json(value, findings.counts)) for place, value in records)
         else:
             findings.note_file(path, found.encoding.name, found.has_bom, found.has_crlf)
+            at = _columns(str(path), found.text, column)
             rows = (
-                (place, lambda block=block: _of_block(block, column, findings.counts))
-                for place, block in _blocks(found.text)
+                (place, lambda block=block, at=at: _of_block(block, at, findings.counts))
+                for place, block in _blocks(found.text, at.header)
             )
         for place, made in rows:
             try:
@@ -89,11 +97,40 @@ def read_tagged(
     return examples, findings
 
 
-def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Places of a word and its tag in a line; ``header``: the number of the line with names, 0 = none."""
+
+    word: int = 0
+    tag: int = -1
+    header: int = 0
+
+
+def _columns(path: str, text: str, asked: str | None) -> _Columns:
+    """Where word and tag stand; ``InputError`` for a name that the file's columns do not have."""
+    if asked is None or asked.isdecimal():
+        return _Columns(tag=-1 if asked is None else int(asked) - 1)
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    number, first = next(((at, one) for at, one in lines if one.startswith(_GLOBAL)), lines[0] if lines else (0, ""))
+    names = first[len(_GLOBAL) :].split() if first.startswith(_GLOBAL) else _cells(first)
+    if asked not in names:
+        found = f"a first line of {', '.join(names)[:60] or 'nothing'}"
+        raise InputError(message(f"{path}, tag_column={asked!r}", found, "that name among them", "or a number from 1"))
+    word = next((at for at, name in enumerate(names) if name.lower() in WORDS and name != asked), 0)
+    return _Columns(word, names.index(asked), number)
+
+
+def _cells(line: str) -> list[str]:
+    return [one.strip() for one in (line.split("\t") if "\t" in line else line.split())]
+
+
+def _blocks(text: str, header: int) -> Iterator[tuple[str, list[str]]]:
     """(place, lines) of each text."""
     block: list[str] = []
     first = 1
     for number, line in enumerate([*text.splitlines(), ""], 1):
+        if number == header or (not block and _is_comment(line)):
+            continue
         if line.strip() and not line.startswith("-DOCSTART-"):
             first = first if block else number
             block.append(line)
@@ -102,16 +139,23 @@ def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
             block = []
 
 
-def _of_block(lines: Sequence[str], column: int | None, counts: Counter[str]) -> Tagged:
-    rows = [line.split("\t") if "\t" in line else line.split() for line in lines if not line.startswith("# ")]
+def _is_comment(line: str) -> bool:
+    """``# text = …`` before a text; ``# O`` is the word # and its tag."""
+    return line.startswith("# ") and not _TAG.fullmatch(_cells(line)[-1])
+
+
+def _of_block(lines: Sequence[str], at: _Columns, counts: Counter[str]) -> Tagged:
+    rows = [_cells(line) for line in lines]
     widths = {len(row) for row in rows}
-    if len(widths) != 1 or min(widths) < 2 or (column or 1) > min(widths):
+    if len(widths) != 1 or min(widths) < 2 or max(at.word, at.tag) >= min(widths):
         raise BadRecord(f"{sorted(widths)} columns", "a word and its tag a line, as many columns in each")
-    words = [row[0].strip() for row in rows]
-    tags = [row[-1 if column is None else column - 1].strip() for row in rows]
-    wrong = next((tag for tag in tags if not re.fullmatch(r"O|[BIESLUM]-\S+", tag)), None)
+    words, tags = [row[at.word] for row in rows], [row[at.tag] for row in rows]
+    wrong = next((tag for tag in tags if not _TAG.fullmatch(tag)), None)
     if wrong is not None or not all(words):
-        raise BadRecord(f"the tag {wrong!r}" if all(words) else "an empty word", "O, or B-, I-, E- or S- and a type")
+        raise BadRecord(
+            f"the tag {wrong!r}" if all(words) else "an empty word",
+            "O, or B-, I-, E- or S- and a type; is the first line names, --tag-column NAME",
+        )
     spans = spans_of(tags)
     marks = {tag[0] for tag in tags}
     counts["tags_repaired"] += (

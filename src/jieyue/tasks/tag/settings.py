@@ -17,18 +17,24 @@ __all__ = ["TagSettings"]
 class TagSettings(Settings):
     """``max_tokens``: of a window, special tokens included. ``types``: of entities, in order; () until the data are read.
 
-    ``tag_column``: of CoNLL files, from 1; None = the last.
+    ``tag_column``: of CoNLL files, a number from 1 or a name; None = the last.
     """
 
     max_tokens: int = option(128, "Tokens of a window, special ones included; longer texts are read by several.")
-    tag_column: int | None = option(None, "CoNLL: the tag's column, from 1. Default: the last.")
+    tag_column: str | None = option(None, "CoNLL: the tag's column, a number from 1 or its name. Default: the last.")
     types: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 8 or (self.tag_column is not None and self.tag_column < 2):
-            raise InputError(
-                f"max_tokens={self.max_tokens}, tag_column={self.tag_column}: expected at least 8, and 2 or more"
-            )
+        if self.max_tokens < 8:
+            raise InputError(f"max_tokens={self.max_tokens}: expected at least 8")
+        if self.tag_column is not None:
+            object.__setattr__(
+                self, "tag_column", str(self.tag_column).strip()
+            )  # a number too, as older folders have it
+            if not self.tag_column or (self.tag_column.lstrip("-").isdecimal() and int(self.tag_column) < 2):
+                raise InputError(
+                    f"tag_column={self.tag_column!r}: expected 2 or more (the first has the word), or a name"
+                )
 
     @property
     def tags(self) -> list[str]:
