@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from jieyue.data.labelled import Labelled, read_labelled
 from jieyue.errors import InputError
-from jieyue.metrics.multilabel import score_sets
+from jieyue.metrics.multilabel import best_threshold, score_sets
 from jieyue.metrics.regression import pearson, spearman
 from jieyue.run import RunConfig, TrainingConfig
 from jieyue.run.jobs import doctor, evaluate, train
 from jieyue.run.predict import predict
 from jieyue.tasks.classify.kinds import Choices, SetLoss, WeightedLoss, label_weights, number_loss
 from jieyue.tasks.classify.settings import ClassifySettings, per_label
+from jieyue.tasks.classify.task import ClassifyTask
+from jieyue.tasks.classify.thresholds import fit_thresholds
 
 
 def written(folder, labels, name="data.jsonl"):
@@ -137,8 +139,39 @@ def test_several_labels_are_told_above_their_thresholds():
     assert found.labels == ("a", "b") and found.confidence == pytest.approx(0.9 * 0.4 * 0.8)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from([0.05, 0.2, 0.2, 0.45, 0.6, 0.8, 0.95]), st.booleans()), min_size=1, max_size=9)
+)
+def test_the_best_threshold_is_that_of_all(pairs):
+    shares, right = numpy.array([one for one, _ in pairs]), numpy.array([two for _, two in pairs])
+
+    def f1(t):
+        told = shares >= t
+        return 2 * (told & right).sum() / max(1, told.sum() + right.sum())
+
+    found = best_threshold(shares, right)
+    best = max(f1(t) for t in numpy.arange(0.01, 1, 0.01))
+    assert 0 < found < 1 and f1(found) == pytest.approx(best)
+    assert found == 0.5 or not right.any() or f1(0.5) < best  # moved only where that is better
+
+
+def test_thresholds_are_fitted_on_what_is_set_aside():
+    """A common one, and one of its own for a label that is frequent enough; given ones stay."""
+    labels, half = ("a", "b", "c"), [0.5] * 3
+    settings = ClassifySettings(problem="multi-label", labels=labels)
+    golds = [{"a"} if at < 20 else {"b"} if at < 25 else set() for at in range(60)]
+    shares = [[0.4 if "a" in gold else 0.1, 0.3 if "b" in gold else 0.05, 0.02] for gold in golds]
+    fitted, facts = fit_thresholds(settings, [Choices.of(own, labels, half) for own in shares], golds)
+    own = fitted.threshold_of_each()
+    assert own == [0.25, pytest.approx(0.2), pytest.approx(0.2)] and facts["labels_of_their_own"] == 1
+    assert (facts["micro_f1_before"], facts["micro_f1"]) == (0.0, 1.0)
+    assert [Choices.of(one, labels, own).labels for one in shares[19:26:5]] == [("a",), ("b",)]
+    given_ones = ClassifySettings(problem="multi-label", labels=labels, thresholds="a=0.3")
+    assert ClassifyTask().fitted(given_ones, None, None, ()) == (given_ones, {})
+
+
 KINDS = {
-    "multi-label": ([["sea", "sun"], ["sea"], ["sun"], []], {"class_weights": "balanced", "thresholds": "sea=0.4"}),
+    "multi-label": ([["sea", "sun"], ["sea"], ["sun"], []], {"class_weights": "balanced"}),
     "regression": ([0.5, 1.5, 2.0, 4.25], {}),
     "single-label": (["sea", "sea", "sea", "sun"], {"class_weights": "sun=3"}),
 }
@@ -156,6 +189,8 @@ def test_every_kind_trains_predicts_and_is_judged(kind, tmp_path):
     assert (tmp_path / "model" / "report.json").is_file()
     record = json.loads((tmp_path / "model" / "jieyue.json").read_text())["settings"]
     assert record["problem"] == kind and len(record["weights"]) == (2 if own else 0)
+    if kind == "multi-label":  # fitted on the part set aside, and kept
+        assert set(json.loads(record["thresholds"])) == {"sea", "sun"}
     (row,) = predict(tmp_path / "model", ["text 1"])
     kinds = {"multi-label": (list, tuple), "regression": float, "single-label": str}
     assert isinstance(row["answer"], kinds[kind]) and (row["confidence"] is None) == (kind == "regression")

@@ -24,7 +24,7 @@ class ClassifySettings(Settings):
     ``text_column``, ``label_column``, ``pair_column``: names or numbers (``data.labelled.Columns``), None = found by name.
     ``problem``: of ``data.label_kinds.KINDS``, "auto" until the data are read; ``label_separator`` parts a column of several labels.
     ``class_weights``: "balanced" or "a=2,b=1", and ``weights`` by label, in order, once the labels are known; ``thresholds``: the
-    probability from which a label of several is told, 0.5 or "a=0.3,b=0.6".
+    probability from which a label of several is told, 0.5 or "a=0.3,b=0.6"; None = fitted on the examples set aside.
     """
 
     max_tokens: int = option(128, "Tokens of a row, special ones included.")
@@ -39,7 +39,8 @@ class ClassifySettings(Settings):
         None, "balanced, or label=weight,…: how much a label's examples weigh. Default: alike."
     )
     thresholds: str | None = option(
-        None, "Multi-label: the probability from which a label is told, 0.3 or label=0.3,…. Default: 0.5."
+        None,
+        "Multi-label: the probability from which a label is told, 0.3 or label=0.3,…. Default: fitted on examples set aside.",
     )
     weights: tuple[float, ...] = ()
 

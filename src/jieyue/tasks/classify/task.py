@@ -39,15 +39,14 @@ from jieyue.training.objective import Objective
 
 from .kinds import Choice, Choices, Estimated, label_set, label_weights, memory_of, objective_of, scores_beside
 from .report import QUALITY, report_other_kinds, report_quality
+from .rows import rows_of
 from .settings import ClassifySettings
+from .thresholds import fit_thresholds, told_thresholds
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer
 
 __all__ = ["TASK", "Choice", "Choices", "ClassifyTask", "Estimated", "label_set"]
-
-_CHUNK = 2048
-
 
 Answer = Choice | Choices | Estimated
 
@@ -168,7 +167,7 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Answer]):
                 known.append(one)
         unknown_id = tokenizer.unk_token_id
         rows: list[Row] = []
-        for row, one in zip(_rows(known, tokenizer, settings, counts), known, strict=True):
+        for row, one in zip(rows_of(known, tokenizer, settings, counts), known, strict=True):
             if is_number:
                 target = numpy.array([one.value], dtype=numpy.float64)
             elif several:
@@ -213,7 +212,7 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Answer]):
         batch_size: int = 32,
         done: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        rows = _rows(examples, tokenizer, settings, Counter())
+        rows = rows_of(examples, tokenizer, settings, Counter())
         collate = partial(self.collate, tokenizer=tokenizer, settings=settings)
 
         def read(_: Sequence[Row], batch: dict[str, Tensor]) -> list[Answer]:
@@ -248,6 +247,15 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Answer]):
         right = [own.label == label for own, label in pairs]
         facts["calibration_error"], _ = calibration_error([own.confidence for own, _ in pairs], right)
         return facts
+
+    def fitted(
+        self, settings: ClassifySettings, model: nn.Module, tokenizer: Tokenizer, set_aside: Sequence[Labelled]
+    ) -> tuple[ClassifySettings, Facts]:
+        """Several labels: with the thresholds that suit the examples set aside, where none were given."""
+        if settings.problem != "multi-label" or settings.thresholds is not None:
+            return settings, {}
+        answers = [own for own in self.answer(model, tokenizer, set_aside, settings) if isinstance(own, Choices)]
+        return fit_thresholds(settings, answers, [one.names for one in set_aside])
 
     def memory(self, examples: Sequence[Labelled], tokenizer: Tokenizer, settings: ClassifySettings) -> Facts:
         """Counts of labels, and of words by label: what both baselines are made of; the most frequent set; the mean."""
@@ -288,6 +296,8 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Answer]):
         rate = len(judged.examples) / max(judged.seconds, 1e-9)
         if settings.problem in _DECIDING:
             report_other_kinds(report, judged.scores, judged.beside["systems"], rate)
+            if settings.problem == "multi-label":
+                told_thresholds(report.section(QUALITY), settings, fitted)
         else:
             report_quality(report, judged.scores, judged.beside, rate)
         section = report.section("Classified examples")
@@ -367,26 +377,6 @@ def _choice(shares: Tensor, labels: Sequence[str]) -> Choice:
     best = shares.argsort(descending=True, stable=True)[:6].tolist()
     ranked = tuple((labels[place], float(shares[place])) for place in best)
     return Choice(ranked[0][0], ranked[0][1], ranked[1:])
-
-
-def _rows(
-    examples: Sequence[Labelled], tokenizer: Tokenizer, settings: ClassifySettings, counts: Counter[str]
-) -> list[dict[str, numpy.ndarray]]:
-    found: list[dict[str, numpy.ndarray]] = []
-    paired = any(one.pair for one in examples)
-    for at in range(0, len(examples), _CHUNK):
-        some = examples[at : at + _CHUNK]
-        pairs = [one.pair for one in some] if paired else None
-        lengths = [len(ids) for ids in tokenizer([one.text for one in some], pairs, verbose=False)["input_ids"]]
-        cut = tokenizer([one.text for one in some], pairs, truncation=True, max_length=settings.max_tokens)
-        counts["texts_truncated"] += sum(length > settings.max_tokens for length in lengths)
-        counts["longest_text_tokens"] = max(counts["longest_text_tokens"], *lengths)
-        for place in range(len(some)):
-            row = {"input_ids": numpy.array(cut["input_ids"][place])}
-            if paired and "token_type_ids" in cut:
-                row["token_type_ids"] = numpy.array(cut["token_type_ids"][place])
-            found.append(row)
-    return found
 
 
 TASK = ClassifyTask()
