@@ -60,7 +60,19 @@ def reader(asked):
 
 def judge(asked):
     ranked = [{"label": "good", "probability": 0.9}, {"label": "bad", "probability": 0.1}]
-    return {"answers": [{"label": "good", "confidence": 0.9, "labels": ranked} for _ in asked["texts"]]}
+    shapes = {
+        "many": {"answer": ["good", "bad"], "confidence": 0.5, "labels": [{**one, "threshold": 0.1} for one in ranked]},
+        "none": {"answer": [], "confidence": 0.5, "labels": []},
+        "number": {"value": 2.5},
+    }
+    return {
+        "answers": [shapes.get(one, {"label": "good", "confidence": 0.9, "labels": ranked}) for one in asked["texts"]]
+    }
+
+
+def marker(asked):
+    found = [{"start": 1, "end": 4, "type": "PER", "text": "Ann"}]
+    return {"answers": [{"entities": found if "Ann" in text else [], "confidence": 0.8} for text in asked["texts"]]}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +80,7 @@ def address():
     tokenizer = make_tokenizer()
     models = [talker(ScriptedModel(tokenizer, seconds=0.01), tokenizer), Reader("reader", "read", reader, Bounds())]
     models.append(Reader("judge", "classify", judge, Bounds()))
+    models.append(Reader("marker", "tag", marker, Bounds()))
     models.append(Reader("titler", "title", lambda asked: {"title": "A title"}, Bounds()))
     with served(models) as found:
         yield found
@@ -247,6 +260,19 @@ def test_the_other_pages(browser, address):
         ["good", "90.0", "%"],
         ["bad", "10.0", "%"],
     ]
+    for text, told in (("many", "good, bad"), ("none", "No label"), ("number", "2.5")):
+        page.fill("#passage", text)
+        page.click("#send")
+        until(page, f"document.querySelector('.answer').textContent === '{told}'")
+    page.click("text=Tag")
+    until(page, "document.querySelector('#model').textContent === 'marker'")
+    page.fill("#passage", "😀Ann is here")
+    page.click("#send")
+    page.wait_for_selector("mark")
+    assert page.inner_text("mark") == "Ann PER" and page.inner_text(".text") == "😀Ann PER is here"
+    page.fill("#passage", "nobody")
+    page.click("#send")
+    until(page, "document.querySelector('.answer').textContent === 'No entity was found.'")
     page.close()
 
 

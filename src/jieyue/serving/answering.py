@@ -1,8 +1,9 @@
-"""Models that answer one request at a time: a reader finds a place in passages, a title model writes, a classifier labels.
+"""Models that answer one request at a time: a reader finds a place, a title model writes, a classifier labels, a tagger marks.
 
 POST /v1/read      {"question", "passages": [text, …] or "passage": text}
 POST /v1/title     {"text"}
 POST /v1/classify  {"texts": [text, …] or "text": text}
+POST /v1/tag       {"texts": [text, …] or "text": text}
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jieyue.errors import InputError
 from .bodies import Body, Text, checked, known_only
 from .bounds import Bounds, Refusal
 
-__all__ = ["BODIES", "AnsweringModel", "ClassifyBody", "ReadBody", "Reader", "TitleBody"]
+__all__ = ["BODIES", "AnsweringModel", "ReadBody", "Reader", "TextsBody", "TitleBody"]
 
 Ask = Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]
 MOST = 64  # passages or texts in one request
@@ -52,8 +53,8 @@ class TitleBody(Body):
     text: Text
 
 
-class ClassifyBody(Body):
-    """The body of a request to /v1/classify."""
+class TextsBody(Body):
+    """The body of a request to /v1/classify or /v1/tag."""
 
     texts: Annotated[list[Text], Field(min_length=1, max_length=MOST)]
 
@@ -66,7 +67,8 @@ class ClassifyBody(Body):
 BODIES: dict[str, tuple[type[Body], frozenset[str]]] = {  # kind -> its body, and the names that may stand in it
     "read": (ReadBody, frozenset({"question", "passage", "passages"})),
     "title": (TitleBody, frozenset({"text"})),
-    "classify": (ClassifyBody, frozenset({"text", "texts"})),
+    "classify": (TextsBody, frozenset({"text", "texts"})),
+    "tag": (TextsBody, frozenset({"text", "texts"})),
 }
 
 

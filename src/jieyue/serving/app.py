@@ -2,10 +2,10 @@
 
 POST /v1/chat/completions, /v1/completions    OpenAI's; streamed or whole
 GET  /v1/models, /health, /metrics            what is served; whether it lives; Prometheus
-POST /v1/read, /v1/title, /v1/classify        where such a model is served
+POST /v1/read, /v1/title, /v1/classify, /v1/tag   where such a model is served
 POST /load_model                              what ``transformers chat`` asks first: whether a model is there; loads none
 GET  /openapi.json                            the schema of all of these
-GET  /, /read, /title, /classify              web pages
+GET  /, /read, /title, /classify, /tag        web pages
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Served = ChatModel | AnsweringModel
 Parse = Callable[[Mapping[str, JsonValue], Bounds], Asked]
 T = TypeVar("T")
 
-PAGES = {"/": "chat", "/read": "read", "/title": "title", "/classify": "classify"}
+PAGES = {"/": "chat", "/read": "read", "/title": "title", "/classify": "classify", "/tag": "tag"}
 PATHS = (
     *(
         *PAGES,

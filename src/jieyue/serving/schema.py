@@ -30,10 +30,53 @@ class Classified(BaseModel):
     labels: list[Label]
 
 
+class LabelOfSeveral(Label):
+    """A label of a model that tells any number of them: it is told from ``threshold`` on."""
+
+    threshold: float
+
+
+class ClassifiedSet(BaseModel):
+    """Of a model of several labels: those of one text, how sure the model is of exactly these, and all labels, likeliest first."""
+
+    answer: list[str]
+    confidence: float
+    labels: list[LabelOfSeveral]
+
+
+class EstimatedNumber(BaseModel):
+    """Of a model whose labels are numbers."""
+
+    value: float
+
+
 class ClassifyAnswer(BaseModel):
+    """One answer for each text, in order; all of the shape that the model's labels have."""
+
+    answers: list[Classified] | list[ClassifiedSet] | list[EstimatedNumber]
+    model: str
+
+
+class Entity(BaseModel):
+    """``text`` is the request's text[start:end], in characters."""
+
+    start: int
+    end: int
+    type: str
+    text: str
+
+
+class Tagged(BaseModel):
+    """One text's entities, in order; ``confidence``: the lowest probability among its words' tags."""
+
+    entities: list[Entity]
+    confidence: float | None
+
+
+class TagAnswer(BaseModel):
     """One answer for each text, in order."""
 
-    answers: list[Classified]
+    answers: list[Tagged]
     model: str
 
 
@@ -82,7 +125,12 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-ANSWERS: dict[str, type[BaseModel]] = {"read": ReadAnswer, "title": TitleAnswer, "classify": ClassifyAnswer}
+ANSWERS: dict[str, type[BaseModel]] = {
+    "read": ReadAnswer,
+    "title": TitleAnswer,
+    "classify": ClassifyAnswer,
+    "tag": TagAnswer,
+}
 
 
 def schema(kinds: Collection[str]) -> dict[str, JsonValue]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jieyue.data.labelled import Labelled
+from jieyue.data.tagged import words_of
 from jieyue.errors import InputError, MissingExtra, message
 from jieyue.hf.loading import RECORD, head_of, load, read_record
-from jieyue.tasks.classify.kinds import Choice
+from jieyue.tasks.classify.kinds import Choice, Choices, Estimated
 from jieyue.tasks.classify.settings import ClassifySettings
 from jieyue.tasks.classify.task import TASK as CLASSIFY
 from jieyue.tasks.read.asking import open_reader
+from jieyue.tasks.tag.settings import TagSettings
+from jieyue.tasks.tag.task import TASK as TAG
 from jieyue.tasks.title.settings import TitleSettings
 from jieyue.tasks.title.writing import prompts, write_titles
 
@@ -23,7 +26,7 @@ except ImportError:
 
 from pydantic import JsonValue
 
-from .answering import AnsweringModel, ClassifyBody, ReadBody
+from .answering import AnsweringModel, ReadBody, TextsBody
 from .app import Served, build_app
 from .bounds import Bounds
 from .chat_model import ChatModel
@@ -62,11 +65,13 @@ def open_model(folder: str | Path, name: str, bounds: Bounds, context: int | Non
         return AnsweringModel(name, "title", _titler(folder), bounds)
     if task == "classify":
         return AnsweringModel(name, "classify", _classifier(folder), bounds)
+    if task == "tag":
+        return AnsweringModel(name, "tag", _tagger(folder), bounds)
     if task in ("chat", "sparsify"):
         if head_of(folder) != "causal-lm":
             raise InputError(f"{folder}: not a causal language model; expected one that writes, or a trained reader")
         return ChatModel(name, *load(folder, "causal-lm"), bounds, context)
-    raise InputError(f"{folder}: its task is {task!r}, expected chat, read, title or classify")
+    raise InputError(f"{folder}: its task is {task!r}, expected chat, read, title, classify or tag")
 
 
 def read_key(path: str | Path) -> str:
@@ -141,20 +146,42 @@ def _titler(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[s
 
 def _classifier(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
     settings = ClassifySettings.from_dict(read_record(folder, "classify")["settings"])
-    if settings.problem != "single-label":
-        raise InputError(
-            f"{folder}: found a {settings.problem} model, expected one label a text; jieyue predict answers it"
-        )
     model, tokenizer = load(folder, settings.head("classification"))
+    thresholds = {}
+    if settings.problem == "multi-label":
+        thresholds = dict(zip(settings.labels, settings.threshold_of_each(), strict=True))
 
     def ask(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-        texts = ClassifyBody.model_validate(body).texts
+        texts = TextsBody.model_validate(body).texts
+        found = CLASSIFY.answer(model, tokenizer, [Labelled(text) for text in texts], settings)
+        return {"answers": [_classified(one, thresholds) for one in found]}
+
+    return ask
+
+
+def _classified(found: Choice | Choices | Estimated, thresholds: Mapping[str, float]) -> JsonValue:
+    """An answer in the shape of its kind: ``schema.Classified``, ``ClassifiedSet``, ``EstimatedNumber``."""
+    if isinstance(found, Estimated):
+        return {"value": found.value}
+    labels: list[JsonValue]
+    if isinstance(found, Choices):
+        labels = [{"label": own, "probability": round(p, 4), "threshold": thresholds[own]} for own, p in found.shares]
+        return {"answer": list(found.labels), "confidence": round(found.confidence, 4), "labels": labels}
+    ranked = [(found.label, found.confidence), *found.rivals]
+    labels = [{"label": label, "probability": round(p, 4)} for label, p in ranked]
+    return {"label": found.label, "confidence": round(found.confidence, 4), "labels": labels}
+
+
+def _tagger(folder: str | Path) -> Callable[[Mapping[str, JsonValue]], Mapping[str, JsonValue]]:
+    settings = TagSettings.from_dict(read_record(folder, "tag")["settings"])
+    model, tokenizer = load(folder, settings.head("token-classification"))
+
+    def ask(body: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        texts = TextsBody.model_validate(body).texts
         answers: list[JsonValue] = []
-        for found in CLASSIFY.answer(model, tokenizer, [Labelled(text) for text in texts], settings):
-            assert isinstance(found, Choice)
-            ranked = [(found.label, found.confidence), *found.rivals]
-            labels: list[JsonValue] = [{"label": label, "probability": round(p, 4)} for label, p in ranked]
-            answers.append({"label": found.label, "confidence": round(found.confidence, 4), "labels": labels})
+        for found in TAG.answer(model, tokenizer, [words_of(text) for text in texts], settings):
+            sure = None if found.confidence is None else round(found.confidence, 4)
+            answers.append({"entities": [dict(one) for one in found.told], "confidence": sure})
         return {"answers": answers}
 
     return ask

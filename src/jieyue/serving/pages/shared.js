@@ -58,7 +58,7 @@ async function ask(path, body, signal) {
 }
 async function models(kind) {
   const rows = (await (await ask("/v1/models")).json()).data;
-  const others = { chat: "/", read: "/read", title: "/title", classify: "/classify" };
+  const others = { chat: "/", read: "/read", title: "/title", classify: "/classify", tag: "/tag" };
   const links = [...new Set(rows.map(row => row.kind))].filter(other => other !== kind && others[other]);
   $("pages").replaceChildren(...links.map(other => {
     const link = element("a");
