@@ -74,8 +74,10 @@ bench: setup
 	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_prediction.py
+	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/remedies.py
+	$(BIN)/python benchmarks/tasks.py
 	$(BIN)/python benchmarks/serving.py --out benchmarks/results
 	$(BIN)/python benchmarks/trainers.py
 	$(BIN)/python benchmarks/decoding.py --out benchmarks/results
