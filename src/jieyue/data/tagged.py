@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jieyue.errors import InputError, message
@@ -77,13 +78,15 @@ def read_tagged(
         if is_json(found.text[: 2**16], True):
             records = open_rows(path, {}, findings, encoding=encoding)
             assert not isinstance(records, Table)
-            rows = ((place, lambda value=value: _of_json(value, findings.counts)) for place, value in records)
+            rows: Iterator[tuple[str, Callable[[], Tagged]]] = (
+                (place, partial(_of_json, value, findings.counts)) for place, value in records
+            )
         else:
             findings.note_file(path, found.encoding.name, found.has_bom, found.has_crlf)
-            at = _columns(str(path), found.text, column)
+            columns = _columns(str(path), found.text, column)
             rows = (
-                (place, lambda block=block, at=at: _of_block(block, at, findings.counts))
-                for place, block in _blocks(found.text, at.header)
+                (place, partial(_of_block, block, columns, findings.counts))
+                for place, block in _blocks(found.text, columns.header)
             )
         for place, made in rows:
             try:
@@ -144,12 +147,12 @@ def _is_comment(line: str) -> bool:
     return line.startswith("# ") and not _TAG.fullmatch(_cells(line)[-1])
 
 
-def _of_block(lines: Sequence[str], at: _Columns, counts: Counter[str]) -> Tagged:
+def _of_block(lines: Sequence[str], columns: _Columns, counts: Counter[str]) -> Tagged:
     rows = [_cells(line) for line in lines]
     widths = {len(row) for row in rows}
-    if len(widths) != 1 or min(widths) < 2 or max(at.word, at.tag) >= min(widths):
+    if len(widths) != 1 or min(widths) < 2 or max(columns.word, columns.tag) >= min(widths):
         raise BadRecord(f"{sorted(widths)} columns", "a word and its tag a line, as many columns in each")
-    words, tags = [row[at.word] for row in rows], [row[at.tag] for row in rows]
+    words, tags = [row[columns.word] for row in rows], [row[columns.tag] for row in rows]
     wrong = next((tag for tag in tags if not _TAG.fullmatch(tag)), None)
     if wrong is not None or not all(words):
         raise BadRecord(
