@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from jieyue.cli import main
+from jieyue.cli import build, main
 from jieyue.report import Report
 
 SMALL = ["--questions", "200", "--effective-batch", "8", "--answer-slots", "8", "--window-tokens", "96"]
@@ -46,6 +46,14 @@ def trained(tmp_path_factory):
     done = jieyue("train", "read", "--steps", "4", "--budget", "2GiB", "--out", folder, "--json", *SMALL)
     assert done.returncode == 0, done.stderr
     return folder, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_verbs_are_registered_once():
+    """The fault: every call in one process added all verbs again, and took longer than the one before."""
+    for _ in range(2):
+        for group in build().registered_groups:
+            names = [one.name for one in group.typer_instance.registered_commands]
+            assert len(names) == len(set(names)) > 0
 
 
 def test_training_leaves_everything_in_one_folder(trained):

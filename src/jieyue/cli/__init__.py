@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -43,6 +44,7 @@ def _start(
     """Transformers on a budget: every saving is proven exact, or its price is measured."""
 
 
+@cache  # its groups of verbs are the modules: built again, they would have every verb twice
 def build() -> typer.Typer:
     """The whole command line, verbs and flags."""
     from . import answer, chat, compare, export, measure, plan, predict, reproduce, serve, sparsify, tasks, title
