@@ -21,7 +21,7 @@ from jieyue.attention import State, full, parse
 from jieyue.hf.entries import split_layers
 from jieyue.hf.loading import load
 from jieyue.hf.use import use
-from jieyue.report import Report
+from jieyue.report import Picture, Report, Section
 from jieyue.run.sparsify import CHOICE
 from jieyue.tasks.sparsify.costs import costs_of, price
 from jieyue.tasks.sparsify.rows import encode_rows
@@ -103,6 +103,19 @@ def forwards(model, attention, lengths, repeats):
     return found
 
 
+def chosen_of(name, folder):
+    """What ``jieyue sparsify`` told of a model, by the model's name: the choice, and the price on each text but the calibration's."""
+    found = Report.parse(json.dumps(json.loads((folder / CHOICE).read_text(encoding="utf-8"))["report"])).sections
+    return [
+        Section(
+            f"{name}: {one.title[0].lower()}{one.title[1:]}",
+            [item for item in one.items if not isinstance(item, Picture)],
+        )
+        for one in found
+        if one.title == CHOSEN or one.title.startswith("Price without")
+    ]
+
+
 def told(report, given, model, tokenizer, attention):
     """The parts that were asked for, as sections."""
     if given.lengths:
@@ -136,6 +149,10 @@ def main():
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--cache", type=int, nargs="*", default=[])
     parser.add_argument("--forward", type=int, nargs="*", default=[])
+    parser.add_argument("--name", default="", help="the model's in the tables; its folder's otherwise")
+    parser.add_argument(
+        "--also", nargs="*", default=[], help="NAME=FOLDER of other models that jieyue sparsify measured"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--add", action="store_true")
@@ -147,11 +164,15 @@ def main():
         torch.set_num_threads(given.threads)
     kept = json.loads((given.choice / CHOICE).read_text(encoding="utf-8"))
     model, tokenizer = load(given.model, "causal-lm")
-    report = Report(f"Sparse attention in {Path(given.model).name}", about=kept["asked"]["attention"])
-    told(report, given, model, tokenizer, kept["attention"])
-    report.sections.append(
-        next(one for one in Report.parse(json.dumps(kept["report"])).sections if one.title == CHOSEN)
+    report = Report(
+        "Sparse attention in pretrained models", about="untrained; by jieyue sparsify and benchmarks/long.py"
     )
+    told(report, given, model, tokenizer, kept["attention"])
+    for name, folder in [
+        (given.name or Path(given.model).name, given.choice),
+        *(one.split("=", 1) for one in given.also),
+    ]:
+        report.sections += chosen_of(name, Path(folder))
     report.section("Settings").facts(
         {"model": Path(given.model).name, "attention": kept["attention"], "processor": machine.cpu_name(),
          "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}

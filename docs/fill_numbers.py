@@ -20,6 +20,7 @@ from jieyue.report import Report, write_whole
 
 ROOT = Path(__file__).parents[1]
 RESULTS, ARTICLES = ROOT / "benchmarks" / "results", ROOT / "docs" / "articles"
+BESIDE = ("long.md", "long.zh.md")  # pages of docs that have such tables too
 COMMANDS = json.loads((ROOT / "benchmarks" / "commands.json").read_text(encoding="utf-8"))  # what makes each result
 MARK = re.compile(r"<!-- numbers · (.+?) -->\n.*?<!-- end of numbers -->", re.S)
 FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`{where}.",
@@ -86,13 +87,14 @@ def source(name: str, language: str) -> str:
     return FROM[language].format(name=name, command=COMMANDS[Path(name).stem], where=where)
 
 
-def filled(text: str, language: str = "") -> str:
-    """A page with its tables made anew."""
+def filled(text: str, language: str = "", up: str = "../..") -> str:
+    """A page with its tables made anew; ``up``: the way from its folder to the top."""
 
     def one(match: re.Match[str]) -> str:
         name, section, *wanted = match[1].split(" · ")
         body = table(name, section, wanted, language)
-        return f"<!-- numbers · {match[1]} -->\n{body}\n\n{source(name, language)}\n<!-- end of numbers -->"
+        told = source(name, language).replace("../..", up)
+        return f"<!-- numbers · {match[1]} -->\n{body}\n\n{told}\n<!-- end of numbers -->"
 
     def again(match: re.Match[str]) -> str:
         body = AGAIN[language].format(match[1]) + "\n" if (ROOT / "docs" / "reproduction.md").is_file() else ""
@@ -103,12 +105,18 @@ def filled(text: str, language: str = "") -> str:
 
 def pages() -> list[tuple[Path, str]]:
     """Each page with its language: "" or ".zh"."""
-    return [(path, ".zh" if path.name.endswith(".zh.md") else "") for path in sorted(ARTICLES.glob("*.md"))]
+    paths = [*sorted(ARTICLES.glob("*.md")), *(ROOT / "docs" / name for name in BESIDE)]
+    return [(path, ".zh" if path.name.endswith(".zh.md") else "") for path in paths]
+
+
+def up_from(path: Path) -> str:
+    """The way from a page to the top of the repository."""
+    return "/".join([".."] * len(path.relative_to(ROOT).parent.parts))
 
 
 def main() -> None:
     for path, language in pages():
-        write_whole(path, filled(path.read_text(encoding="utf-8"), language))
+        write_whole(path, filled(path.read_text(encoding="utf-8"), language, up_from(path)))
 
 
 if __name__ == "__main__":

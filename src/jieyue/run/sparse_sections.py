@@ -43,9 +43,9 @@ def choice_section(report: Report, measured: Measured, calibration_rows: int, ro
         )
         section.table(["layer made sparse alone", "price"], alone, title="Layer by layer", note=note)
         points = {float(left): 100 * joint for left, joint in choice.path}
-        section.picture(
-            Picture.lines("Price by full layers", {"calibration text": points}, x="full layers", y="% of perplexity")
-        )
+        is_loss = next(iter(measured.costs["calibration"].values())).is_loss
+        unit = "% of perplexity" if is_loss else "% of 1 − cos"
+        section.picture(Picture.lines("Price by full layers", {"calibration text": points}, x="full layers", y=unit))
 
 
 def prices_section(
