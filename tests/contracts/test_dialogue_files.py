@@ -252,6 +252,20 @@ def test_repetitions_are_counted_across_the_split_too(tmp_path):
     assert contamination(files, held) == found == contamination(list(files), held)
 
 
+def test_files_are_held_out_by_reply_as_well(tmp_path):
+    rows = [[f"问{n}甲", "好的" if n % 3 == 0 else f"答{n}乙"] for n in range(900)]
+    sources = TASK.sources(RunConfig(data=[written(tmp_path, dumped(*rows))]), ChatSettings(), 0)
+    learned = {one.text for talk in sources.train for one in talk}
+    assert len(sources.held_out) > 5 and "好的" in learned
+    assert not [talk for talk in sources.held_out if talk[0].text in learned or talk[-1].text in learned]
+    left_out = sources.findings.counts["dialogues_of_said_replies"]
+    assert left_out and len(sources.train) + len(sources.held_out) + left_out == 900
+    assert not any(sources.shared[name] for name in ("dialogues", "openings", "replies"))
+    rows = [[f"问{n}甲", f"答{n % 5}"] for n in range(900)]  # always the same words: they judge, and it is said
+    sources = TASK.sources(RunConfig(data=[written(tmp_path, dumped(*rows))]), ChatSettings(), 0)
+    assert sources.shared["replies"] == len(sources.held_out) > 5
+
+
 def test_files_too_small_to_hold_out_are_checked_all_the_same(tmp_path):
     path = written(tmp_path, dumped(*[TURNS] * 400))
     config, settings = RunConfig(data=[path]), ChatSettings()

@@ -125,7 +125,7 @@ class DialogueFiles(Sequence[Dialogue]):
 
     ``held_out``: the share (by a checksum of the dialogue's first two turns) that goes to ``held``, and is left out here.
     ``limit``: at most so many. Made by one pass that counts; ``findings``, ``digest`` (``digest_of``) and ``repeats`` (what
-    stands in them, for ``contamination``) are that pass's. Memory: some forty bytes a dialogue, and the held-out ones.
+    stands in them, for ``contamination``) are that pass's. Memory: some fifty bytes a dialogue, and the held-out ones.
     """
 
     def __init__(
@@ -200,17 +200,16 @@ def digest_of(dialogues: Iterable[Dialogue]) -> str:
 def contamination(training: Iterable[Dialogue], held_out: Sequence[Dialogue]) -> dict[str, int]:
     """How many held-out dialogues stand in training too, compared after NFKC, case folding and removing spaces.
 
-    ``dialogues``: whole; ``openings``: with the same first two turns; ``replies``: whose last two turns stand next to each
-    other in a training dialogue; where there are such, ``dialogues nearly``: beyond those the same but for digits and
-    punctuation. Cost: nothing for files that were counted, else one pass; some forty bytes a dialogue.
+    ``dialogues``: whole; ``openings``: with the same first two turns; ``replies``: whose last reply is said anywhere in
+    training; where there are such, ``dialogues nearly``: beyond those the same but for digits and punctuation.
+    Cost: nothing for files that were counted, else one pass; some fifty bytes a dialogue.
     """
     if isinstance(training, DialogueFiles):
-        known = training.repeats
-    else:
-        known = Repeats()
-        for dialogue in training:
-            known.add(keys_of(dialogue))
-    return shared(known, [keys_of(dialogue) for dialogue in held_out])
+        return shared(training.repeats, held_out)
+    known = Repeats()
+    for dialogue in training:
+        known.add(keys_of(dialogue))
+    return shared(known, held_out)
 
 
 def _said(dialogue: Dialogue) -> bytes:

@@ -79,6 +79,7 @@ MEANING = {
     "dialogues_with_tools": "rows that list tools; the list itself is not read",
     "dialogues_of_weight_0": "rows of weight 0, left out",
     "dialogues_repeated": "dialogues that stood before, word for word",
+    "dialogues_of_said_replies": "held out by their opening but left out of judging: training says their reply too",
     "dialogues_nearly_repeated": "dialogues that stood before but for digits, punctuation, spaces and case",
     "files_presegmented": "files whose Chinese has spaces between its words; these were removed",
     "dialogues_shortened": "dialogues whose oldest turns were dropped: longer than max_tokens",

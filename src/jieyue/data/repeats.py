@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy
 
@@ -16,7 +17,9 @@ from jieyue.text import normalize
 
 from .history import Message
 
-__all__ = ["Repeats", "keys_of", "repeated", "shared"]
+__all__ = ["Repeats", "keys_of", "repeated", "shared", "with_new_replies"]
+
+T = TypeVar("T", bound=Sequence[Message])
 
 _NO_LETTERS = re.compile(r"[\W\d_]+")
 
@@ -37,17 +40,17 @@ def _letters(keys: Sequence[str]) -> int:
 
 
 class Repeats:
-    """Hashes of many dialogues: of each whole, its opening (two turns), its letters, and every two turns in a row."""
+    """Hashes of many dialogues: of each whole, its opening (two turns), its letters, and every turn that is said in it."""
 
     def __init__(self) -> None:
-        self.wholes, self.openings, self.letters, self.replies = array("q"), array("q"), array("q"), array("q")
+        self.wholes, self.openings, self.letters, self.said = array("q"), array("q"), array("q"), array("q")
 
     def add(self, keys: tuple[str, ...]) -> None:
         """One more dialogue, by its turns' keys."""
         self.wholes.append(hash(keys))
         self.openings.append(hash(keys[:2]))
         self.letters.append(_letters(keys))
-        self.replies.extend(hash(keys[at : at + 2]) for at in range(len(keys) - 1))
+        self.said.extend(map(hash, keys))
 
 
 def _array(hashes: array[int]) -> numpy.ndarray:
@@ -65,15 +68,30 @@ def repeated(*parts: Repeats) -> dict[str, int]:
     }
 
 
-def shared(training: Repeats, held_out: Sequence[tuple[str, ...]]) -> dict[str, int]:
-    """How many held-out dialogues stand in training: ``dialogues``, ``openings``, ``replies``, and ``dialogues nearly``."""
+def shared(training: Repeats, held_out: Sequence[Sequence[Message]]) -> dict[str, int]:
+    """How many held-out dialogues stand in training: ``dialogues``, ``openings``, ``replies``, and ``dialogues nearly``.
+
+    ``replies``: of the dialogues of two turns or more, those whose reply is said anywhere in training.
+    """
+    keys = [keys_of(one) for one in held_out]
     asked = {
-        "dialogues": (training.wholes, [hash(keys) for keys in held_out]),
-        "openings": (training.openings, [hash(keys[:2]) for keys in held_out]),
-        "replies": (training.replies, [hash(keys[-2:]) for keys in held_out]),
-        "dialogues nearly": (training.letters, [_letters(keys) for keys in held_out]),
+        "dialogues": (training.wholes, [hash(one) for one in keys]),
+        "openings": (training.openings, [hash(one[:2]) for one in keys]),
+        "replies": (training.said, [_reply(one) for one in held_out if len(one) > 1]),
+        "dialogues nearly": (training.letters, [_letters(one) for one in keys]),
     }
     found = {name: numpy.isin(numpy.array(own, numpy.int64), _array(known)) for name, (known, own) in asked.items()}
     found["dialogues nearly"] &= ~found["dialogues"]
     counts = {name: int(own.sum()) for name, own in found.items()}
     return {name: count for name, count in counts.items() if count or name != "dialogues nearly"}
+
+
+def with_new_replies(training: Repeats, held_out: Sequence[T]) -> list[T]:
+    """The held-out dialogues whose reply is said nowhere in training."""
+    is_said = numpy.isin(numpy.array([_reply(one) for one in held_out], numpy.int64), _array(training.said))
+    return [one for one, said in zip(held_out, is_said, strict=True) if not said]
+
+
+def _reply(dialogue: Sequence[Message]) -> int:
+    """A hash of the assistant's last turn, by which a dialogue is judged; of the last turn where the assistant says nothing."""
+    return hash(_key(next((one.text for one in reversed(dialogue) if one.role == "assistant"), dialogue[-1].text)))

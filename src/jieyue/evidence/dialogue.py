@@ -135,7 +135,7 @@ def _claim(
     """The claims share their cells: ``KEY`` names what was trained, whichever claim asks."""
     return Claim(
         key=key, article=7, sentence=sentence, articles_number=number, cells=_cells(losses), measure=_measure, judge=judge,
-        full=full,
+        full=full, version=2,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from .sections import (
     counts_section,
     data_section,
     findings_table,
+    leakage_facts,
     lengths_section,
     memory_section,
     prices_section,
@@ -169,6 +170,7 @@ def train(
         judged = job.judge(model, tokenizer, prepared.sources.held_out, settings, memory, listener=listener)
         clock.lap("judging")
         job.report(report, judged, settings, fitted)
+        leakage_facts(report, job.quality, prepared.sources)
         training_section(report, trained.losses, trained.curve, trained.facts, job.deciding_of(settings))
         _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")

@@ -24,6 +24,7 @@ __all__ = [
     "counts_section",
     "data_section",
     "findings_table",
+    "leakage_facts",
     "lengths_section",
     "memory_section",
     "prices_section",
@@ -92,6 +93,14 @@ def findings_table(section: Section, found: Sequence[Advice]) -> None:
             [[one.severity, one.found, one.do] for one in found],
             title="Findings",
         )
+
+
+def leakage_facts(report: Report, quality: str, sources: Sources[Any]) -> None:
+    """Says beside the scores what of the held-out part training has too."""
+    for name, count in (sources.shared or {}).items():
+        if count:
+            how = f"of {len(sources.held_out)} held out; the scores count them"
+            report.section(quality).fact(f"{name} that stand in training", count, how=how)
 
 
 def training_section(

@@ -3,7 +3,7 @@
 ``talks/zh.txt`` and ``talks/en.txt`` hold hand-written scenes, ``compose_talks`` puts together dialogues of them. A scene:
 
     # name = key phrase          every first reply has this phrase in it
-    ^ opening                    held out: never in a composed dialogue
+    ^ a talk, divided by |       held out: neither its opening nor its replies are in a composed dialogue
     > openings, divided by |     any of them begins the dialogue
     + more of them               in which (a/b/c) stands for any of these
     < replies, divided by |      any of them answers any opening
@@ -46,7 +46,7 @@ class Scene:
     openings: tuple[str, ...]
     replies: tuple[str, ...]
     later: tuple[tuple[tuple[str, str], ...], ...]
-    held_out: str | None = None
+    held_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def read_scenes(language: str) -> list[Scene]:
 
 def _scene(lines: list[str], language: str) -> Scene:
     name, key = lines[0].removeprefix("# ").split(" = ")
-    held_out = next((line[2:] for line in lines if line.startswith("^ ")), None)
+    held_out = next((tuple(line[2:].split(" | ")) for line in lines if line.startswith("^ ")), ())
     turns = [tuple(line[2:].split(" | ")) for line in lines[1:] if line[0] in "<>"]
     openings, replies, *rest = turns
     for more in (line[2:].split(" | ") for line in lines if line.startswith("+ ")):
@@ -90,18 +90,16 @@ def _spelled_out(pattern: str) -> list[str]:
 
 def heldout_openings() -> list[Opening]:
     """The openings that no composed dialogue has, with their key phrases: Chinese first."""
-    scenes = [scene for language in LANGUAGES for scene in read_scenes(language)]
-    return [Opening(s.held_out, s.key, s.language, s.name) for s in scenes if s.held_out is not None]
+    return [Opening(one.held_out[0], one.key, one.language, one.name) for one in _heldout_scenes()]
 
 
 def heldout_talks() -> list[Dialogue]:
-    """A dialogue for each held-out opening: for perplexity, and as references."""
-    return [
-        alternate([scene.held_out, scene.replies[0], *scene.later[0][0]])
-        for language in LANGUAGES
-        for scene in read_scenes(language)
-        if scene.held_out is not None
-    ]
+    """A dialogue of four turns for each held-out opening: for perplexity, and as references. No turn is said in training."""
+    return [alternate(scene.held_out) for scene in _heldout_scenes()]
+
+
+def _heldout_scenes() -> list[Scene]:
+    return [scene for language in LANGUAGES for scene in read_scenes(language) if scene.held_out]
 
 
 def compose_talks(seed: int = 0, num_dialogues: int = NUM_DIALOGUES) -> list[Dialogue]:

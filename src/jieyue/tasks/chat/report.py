@@ -13,7 +13,7 @@ __all__ = ["QUALITY", "report_examples", "report_quality"]
 QUALITY = "Quality on held-out dialogues"
 
 _WORDS = {
-    "perplexity_token": ("perplexity, token", "", "held-out dialogues"),
+    "perplexity_token": ("perplexity, token", "", "of all turns of held-out dialogues"),
     "perplexity_character": ("perplexity, character", "", "the same, shared by the characters they write"),
     "bleu_2": ("BLEU-2", "share", "greedy replies against the held-out ones, words and Chinese characters"),
     "bleu_4": ("BLEU-4", "share", "as BLEU-2"),
@@ -33,7 +33,7 @@ def report_quality(report: Report, scores: Facts, beside: Facts, rate: float) ->
         section.fact(what, scores[name], unit, how, key=name in ("perplexity_token", "dist_2"))
     if "hits" in beside:
         hits = beside["hits"]
-        how = f"of {len(hits)} paraphrased openings, new to it; the replies with these phrases stand in training"
+        how = f"of {len(hits)} paraphrased openings, new to it; training has replies with these phrases"
         section.fact("key phrase said", sum(hits) / len(hits), "share", how, key=True)
     section.fact("replies", rate, "per second", "greedy, many at once")
     if scores["too_long"]:

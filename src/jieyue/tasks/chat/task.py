@@ -24,6 +24,7 @@ from jieyue.data.dialogues import Dialogue, DialogueFiles, Format, contamination
 from jieyue.data.findings import Findings
 from jieyue.data.history import Message
 from jieyue.data.packing import DialogueRows
+from jieyue.data.repeats import with_new_replies
 from jieyue.data.speakers import parse_roles
 from jieyue.data.streams import part_of
 from jieyue.errors import InputError, message
@@ -124,7 +125,7 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
 
     def sources(self, config: RunConfig, settings: ChatSettings, seed: int) -> Sources[Dialogue]:
         """Files are gone through anew whenever they are needed, so that none stays in memory; the part that is held out (a
-        fiftieth where no file is named) stands for the part set aside as well.
+        fiftieth where no file is named, by opening and by reply) stands for the part set aside as well.
         """
         name = name_of(config.data)
         own: Findings | None = None
@@ -144,7 +145,7 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
                 known=_format(settings),
                 progress=config.progress,
             )
-            train, findings, held = files, files.findings, files.held
+            train, findings, held = files, files.findings, _held_by_reply(files)
             if config.held_out:
                 held, own = self.read(config.held_out, settings, skip_bad=config.skip_bad)
             if not held or not len(train):
@@ -317,6 +318,17 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
 def _context(dialogue: Dialogue) -> Dialogue:
     """What a reply is asked for: everything before the last turn where that is a reply itself."""
     return dialogue[:-1] if dialogue[-1].role == "assistant" else dialogue
+
+
+def _held_by_reply(files: DialogueFiles) -> list[Dialogue]:
+    """Of the dialogues held out by their openings those whose reply is new as well; all of them where fewer than half are:
+    what is always said in the same words is judged by them, and the report says at the score how many stand in training.
+    """
+    new = with_new_replies(files.repeats, files.held)
+    if 2 * len(new) < len(files.held):
+        return files.held
+    files.findings.counts["dialogues_of_said_replies"] = len(files.held) - len(new)
+    return new
 
 
 def _format(settings: ChatSettings) -> Format:
