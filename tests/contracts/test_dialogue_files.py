@@ -307,3 +307,13 @@ def test_tool_turns_are_never_learned(tmp_path):
     learned = tokenizer.decode(ids[(marks & ANY_TURN) > 0], skip_special_tokens=True)
     assert "42" not in learned and "42" in tokenizer.decode(ids)
     assert (marks & REPLY).any()
+
+
+@given(
+    st.lists(st.text(st.sampled_from("aＡß ﬁ你\0\ufeff\r\n\u0301\u1100\u1161é"), max_size=6), min_size=1, max_size=5)
+)
+def test_turns_are_compared_alike_alone_and_together(texts):
+    from jieyue.data.repeats import keys_of
+
+    together = keys_of(alternate(texts))
+    assert together == tuple(key for text in texts for key in keys_of(alternate([text])))

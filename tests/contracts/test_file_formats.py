@@ -254,3 +254,67 @@ def test_no_text_is_taken_for_json_and_json_is(text):
     is_json(text)  # never raises
     assert is_json(json.dumps({"text": text})) and is_json(json.dumps([text, {"a": 1}]))
     assert not is_damaged(text) and is_damaged(text + "\ud800")
+
+
+GOOD = [{"n": 1, "m": [1, 2]}, {"n": 2, "m": []}, {"n": 3, "m": [3]}]
+
+
+def salvaged(path):
+    with TextStream(path) as text:
+        return [value for _, value in records(text, goes_on=True)]
+
+
+@pytest.mark.parametrize("spaces", [1, 2, "\t"])
+@pytest.mark.parametrize("wrap", ["%s", '{"data": %s}', '{"version": 1, "train": %s, "test": [{"n": 9}]}'])
+def test_one_broken_place_of_a_laid_out_document_breaks_one_record(spaces, wrap, tmp_path):
+    path, one = tmp_path / "data.json", [*GOOD, *GOOD]
+    part = "train" if "train" in wrap else None
+
+    def read(text, **options):
+        path.write_text(text)
+        with TextStream(path) as found:
+            return [value for _, value in records(found, part=part, **options)]
+
+    whole = json.dumps(json.loads(wrap % json.dumps(one)), indent=spaces)
+    assert read(whole) == read(whole, goes_on=True) == one
+    for broken in (
+        whole.replace('"n": 2', '"n": two', 1),
+        whole.replace('"n": 2', '"n" 2', 1),
+        whole.replace('"n": 2', "rubbish\n\n<html>", 1),
+        whole.replace('"n": 3', '"n": [', 1),
+    ):
+        with pytest.raises(InputError, match=r"line \d+, column"):
+            read(broken)
+        found = read(broken, goes_on=True)
+        assert [type(value) is Unreadable for value in found].count(True) == 1 and len(found) == len(one)
+        assert all(value == good or isinstance(value, Unreadable) for value, good in zip(found, one, strict=True))
+
+
+def test_what_cannot_be_salvaged_is_refused_all_the_same(tmp_path):
+    path = tmp_path / "data.json"
+    for text in (
+        '[{"n": 1}, {"n": two}, {"n": 3}]',
+        json.dumps(GOOD, indent=0).replace("2", "two", 1),
+        '{"train": [\n {"n": 1},\n {"n": two}],\n "test": [\n {"n": 9}]}',
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match="line"):
+            salvaged(path)
+
+
+def test_documents_one_after_another_are_salvaged_and_the_end_is_told(tmp_path):
+    path = tmp_path / "data.json"
+    laid_out = [json.dumps(row, indent=2) for row in GOOD]
+    for text, good in (
+        ("\n".join([*laid_out, "rubbish"]), GOOD),
+        ("\n".join([laid_out[0], "rubbish", *laid_out[1:]]), GOOD),
+        ("\n".join([laid_out[0], laid_out[1].replace(":", ""), laid_out[2]]), [GOOD[0], GOOD[2]]),
+        ("\n".join(laid_out)[:-3], GOOD[:2]),
+        (json.dumps(GOOD[:2], indent=1)[:-4], GOOD[:1]),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            everything(path)
+        found = salvaged(path)
+        assert [one for one in found if not isinstance(one, Unreadable)] == good, text
+        assert sum(isinstance(one, Unreadable) for one in found) == 1, text

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.data import history
-from jieyue.data.history import Message, TooLong, alternate, encode_talks, fit_history
+from jieyue.data import written
+from jieyue.data.history import Message, TooLong, alternate, encode_talks, fit_history, template_for
+from jieyue.data.written import Writer
 from jieyue.errors import InputError
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 
@@ -55,7 +56,7 @@ def slowly_fitted(tokenizer, messages, most, reply):
         listed = [{"role": one.role, "content": one.text} for one in kept]
         try:
             text = tokenizer.apply_chat_template(
-                listed, chat_template=history.template_for(tokenizer), tokenize=False, add_generation_prompt=reply
+                listed, chat_template=template_for(tokenizer), tokenize=False, add_generation_prompt=reply
             )
         except Exception:
             if dropped:
@@ -89,15 +90,45 @@ def test_the_fewest_oldest_turns_go(data, name, most, reply):
 def test_turns_are_where_every_beginning_says(data, name):
     """The linear way against the quadratic one, which writes every beginning of the talk."""
     tokenizer, messages = TOKENIZERS[name], talks(data.draw, 1)
-    listed = history._listed(tokenizer, messages)
-    whole = history._render(tokenizer, listed)
-    assert history._marked_spans(tokenizer, listed, whole) in (None, history._spans(tokenizer, listed, whole))
+    writer = Writer(tokenizer)
+    listed = writer.listed(messages)
+    whole = writer.render(listed)
+    assert writer.marked_spans(listed, whole) in (None, writer.spans(listed, whole))
 
 
 def test_marks_are_used_and_not_given_up():
     for name in ("chatml", "trimmed"):
-        listed = history._listed(TOKENIZERS[name], alternate([f"hello {n}" for n in range(20)]))
-        assert history._marked_spans(TOKENIZERS[name], listed, history._render(TOKENIZERS[name], listed))
+        writer = Writer(TOKENIZERS[name])
+        listed = writer.listed(alternate([f"hello {n}" for n in range(20)]))
+        assert writer.marked_spans(listed, writer.render(listed))
+
+
+@settings(max_examples=40)
+@given(data=st.data(), name=st.sampled_from(["chatml", "trimmed", "user first"]))
+def test_what_one_talk_taught_holds_for_the_next(data, name):
+    """Many talks at once, by borders learned from the first ones, against every beginning of each."""
+    many = [talks(data.draw, 1) for _ in range(5)]
+    writer = Writer(TOKENIZERS[name])
+    for messages, (whole, spans) in zip(many, writer.written(many), strict=True):
+        listed = writer.listed(messages)
+        assert whole == writer.render(listed) and spans == Writer(TOKENIZERS[name]).spans(listed, whole)
+
+
+def test_known_borders_cost_the_template_nothing(monkeypatch):
+    own, asked = Writer.render, []
+    monkeypatch.setattr(Writer, "render", lambda *given, **options: asked.append(given) or own(*given, **options))
+    for name in ("chatml", "trimmed", "user first"):
+        asked.clear()
+        Writer(TOKENIZERS[name]).written([alternate([f"hello {n}", "there", "you"]) for n in range(40)])
+        assert len(asked) < 12
+
+
+def test_many_texts_have_the_tokens_of_each(monkeypatch):
+    for name, tokenizer in TOKENIZERS.items():
+        many = [alternate([f"hello {n} [SEP]", "there 你好"]) for n in range(40)]
+        alone = [encode_talks(tokenizer, [talk])[0] for talk in many]
+        for one, other in zip(encode_talks(tokenizer, many), alone, strict=True):
+            assert one.ids.tolist() == other.ids.tolist() and one.turns == other.turns, name
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -122,7 +153,7 @@ def test_a_rewriting_template_is_refused():
 
 
 def test_a_template_without_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(history, "TEMPLATE_SECONDS", 0.3)
+    monkeypatch.setattr(written, "TEMPLATE_SECONDS", 0.3)
     tokenizer = tokenizer_with("chatml")
     tokenizer.chat_template = ENDLESS
     started, tracer = time.monotonic(), sys.gettrace()

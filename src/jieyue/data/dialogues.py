@@ -7,11 +7,11 @@ Texts are kept as they are written; only where a file's Chinese has spaces betwe
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, compress, islice, pairwise
+from dataclasses import dataclass, field
+from itertools import chain, compress, islice
+from operator import eq
 from pathlib import Path
 from typing import overload
 
@@ -65,13 +65,14 @@ def read_dialogues(
         counts[name] += 0
     made = Records(Speakers(known.roles), findings)
     for path in files:
-        raw = _raw_dialogues(path, _records_of(path, findings, part, known, progress), made, skip_bad)
+        raw = _raw_dialogues(path, _records_of(path, findings, part, known, progress, skip_bad), made, skip_bad)
         for dialogue in _as_written(raw, findings):
             counts["dialogues"] += 1
             counts["turns"] += len(dialogue)
             counts["dialogues_of_one_turn"] += len(dialogue) == 1
-            counts["turns_same_speaker"] += sum(one.role == two.role for one, two in pairwise(dialogue))
-            counts["turns_not_learned"] += sum(not one.learned for one in dialogue)
+            roles = [one.role for one in dialogue]
+            counts["turns_same_speaker"] += sum(map(eq, roles, roles[1:]))
+            counts["turns_not_learned"] += len(dialogue) - sum([one.learned for one in dialogue])
             if not findings.example:
                 findings.example = tuple((one.role, one.text) for one in dialogue[:_EXAMPLE])
             yield dialogue
@@ -83,7 +84,7 @@ def read_dialogues(
 
 
 def _records_of(
-    path: Path, findings: Findings, part: str | None, known: Format, progress: Progress | None
+    path: Path, findings: Findings, part: str | None, known: Format, progress: Progress | None, goes_on: bool
 ) -> Iterator[Placed]:
     if is_parquet(path):
         findings.note_file(path, "utf-8", False, False)
@@ -92,7 +93,7 @@ def _records_of(
     with TextStream(path, known.encoding, progress) as text:
         findings.note_file(path, text.encoding, text.has_bom, text.has_crlf)
         if known.delimiter is None and is_json(text.peek(2**16), text.ended):
-            yield from records(text, LAYOUT, part)
+            yield from records(text, LAYOUT, part, goes_on=goes_on)
         else:
             yield from text_records(text, known.delimiter)
 
@@ -117,7 +118,7 @@ def _as_written(dialogues: Iterator[Dialogue], findings: Findings) -> Iterator[D
         return
     findings.counts["files_presegmented"] += 1
     for dialogue in whole:
-        yield tuple(replace(one, text=join_pieces(one.text)) if " " in one.text else one for one in dialogue)
+        yield tuple(one._replace(text=join_pieces(one.text)) if " " in one.text else one for one in dialogue)
 
 
 class DialogueFiles(Sequence[Dialogue]):
@@ -213,5 +214,6 @@ def contamination(training: Iterable[Dialogue], held_out: Sequence[Dialogue]) ->
 
 
 def _said(dialogue: Dialogue) -> bytes:
-    said = [(one.role, one.text) if one.learned else (one.role, one.text, False) for one in dialogue]
-    return json.dumps(said).encode()
+    """The turns with their lengths, so that no two dialogues are written alike."""
+    said = [f"{one.role}{'' if one.learned else '-'}{len(one.text)}:{one.text}" for one in dialogue]
+    return f"{len(said)} {''.join(said)}".encode("utf-8", "surrogatepass")

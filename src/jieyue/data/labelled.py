@@ -107,7 +107,7 @@ def read_labelled(
         findings.counts[name] = 0
     read: list[tuple[str, Labelled]] = []
     for path in files:
-        found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding)
+        found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding, goes_on=skip_bad)
         rows = _of_table(str(path), found, columns) if isinstance(found, Table) else _of_objects(found, columns, lists)
         for place, made in rows:
             if isinstance(made, Labelled):

@@ -52,7 +52,7 @@ def read_lines(
     for name in ("files", "lines", "characters", "records_skipped"):
         findings.counts[name] = 0
     for path in files:
-        for place, found in _texts(path, findings, encoding):
+        for place, found in _texts(path, findings, encoding, skip_bad):
             if isinstance(found, BadRecord):
                 findings.refuse(f"{path}, {place}: {found}", skip_bad, "lines")
                 continue
@@ -69,7 +69,9 @@ def read_lines(
     return lines, findings
 
 
-def _texts(path: Path, findings: Findings, encoding: str | None) -> Iterator[tuple[str, str | BadRecord]]:
+def _texts(
+    path: Path, findings: Findings, encoding: str | None, goes_on: bool
+) -> Iterator[tuple[str, str | BadRecord]]:
     """(place, text) of every line or record."""
     if is_parquet(path):
         findings.note_file(path, "utf-8", False, False)
@@ -80,7 +82,7 @@ def _texts(path: Path, findings: Findings, encoding: str | None) -> Iterator[tup
         if is_json(text.peek(2**16), text.ended):
             warn_if_doubtful(text.found, text.name)
             findings.note_file(path, text.encoding, text.has_bom, text.has_crlf)
-            for place, value in records(text, _LISTS):
+            for place, value in records(text, _LISTS, goes_on=goes_on):
                 yield place, _text_of(value)
             return
     found = read_text(path, encoding)

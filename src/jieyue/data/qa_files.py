@@ -327,7 +327,7 @@ def _cell(written: str) -> Json:
 def _read_file(
     path: Path, skip_bad: bool, findings: Findings, delimiter: str | None, encoding: str | None
 ) -> list[Question]:
-    found = open_rows(path, NAMES, findings, layout=_LAYOUT, delimiter=delimiter, encoding=encoding)
+    found = open_rows(path, NAMES, findings, layout=_LAYOUT, delimiter=delimiter, encoding=encoding, goes_on=skip_bad)
     rows = _of_table(str(path), found) if isinstance(found, Table) else iter(found)
     questions: list[Question] = []
     number = 0

@@ -25,8 +25,9 @@ def open_rows(
     layout: Layout = OBJECTS,
     delimiter: str | None = None,
     encoding: str | None = None,
+    goes_on: bool = False,
 ) -> Table | list[tuple[str, Json | Unreadable]]:
-    """The table in a file, or its (place, JSON record)s; ``findings`` counts the file.
+    """The table in a file, or its (place, JSON record)s; ``findings`` counts the file, ``goes_on`` as in ``records``.
 
     ``InputError`` and ``MissingExtra`` as ``ByteSource``, ``records`` and ``read_table``. Memory: the file, unpacked.
     """
@@ -36,23 +37,25 @@ def open_rows(
     with TextStream(path, encoding, warns=False) as text:
         begun = text.peek(2**16)
         if is_json(begun, text.ended) and delimiter is None:
-            return _json_records(text, layout, findings)
+            return _json_records(text, layout, findings, goes_on)
     found = read_text(path, encoding)
     try:
         table = read_table(str(path), found.text, known, delimiter)
     except InputError:
         if begun.lstrip()[:1] in ("[", "{"):  # neither: what is wrong with it as JSON says more
             with TextStream(path, encoding, warns=False) as text:
-                return _json_records(text, layout, findings)
+                return _json_records(text, layout, findings, goes_on)
         raise
     findings.note_file(path, found.encoding.name, found.has_bom, found.has_crlf)
     return table
 
 
-def _json_records(text: TextStream, layout: Layout, findings: Findings) -> list[tuple[str, Json | Unreadable]]:
+def _json_records(
+    text: TextStream, layout: Layout, findings: Findings, goes_on: bool
+) -> list[tuple[str, Json | Unreadable]]:
     warn_if_doubtful(text.found, text.name)
     findings.note_file(text.name, text.encoding, text.has_bom, text.has_crlf)
-    return list(records(text, layout))
+    return list(records(text, layout, goes_on=goes_on))
 
 
 def is_parquet(path: Path) -> bool:

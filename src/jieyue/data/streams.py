@@ -19,7 +19,7 @@ from jieyue.errors import InputError, message
 from . import textstream
 from .encodings import is_damaged
 from .json_shapes import OBJECTS, WRAPPERS, Json, Layout, has_lines, is_part, kind_of_object
-from .textstream import SPACE, TextStream
+from .textstream import SPACE, Misread, TextStream
 
 __all__ = ["Placed", "Unreadable", "part_of", "records"]
 
@@ -39,15 +39,19 @@ class Unreadable:
 Placed: TypeAlias = "tuple[str, Json | Unreadable]"
 
 
-def records(text: TextStream, layout: Layout = OBJECTS, part: str | None = None) -> Iterator[Placed]:
+def records(
+    text: TextStream, layout: Layout = OBJECTS, part: str | None = None, *, goes_on: bool = False
+) -> Iterator[Placed]:
     """(place, record) in order. ``part``: the list to take of an object of several.
 
-    A broken line is an ``Unreadable``, a broken document ``InputError``. Memory: one record and one block.
+    A broken line is an ``Unreadable``, a broken document ``InputError``. With ``goes_on`` such a record is an ``Unreadable``, too,
+    where the next one is found: on a line that begins as those of its list do, with the same bracket behind the same white space.
+    Memory: one record and one block.
     """
     text.skip()
     if not text.peek(1):
         raise InputError(message(text.name, "an empty file", "JSON or JSON lines"))
-    reader = _Reader(text, layout, part)
+    reader = _Reader(text, layout, part, goes_on)
     yield from reader.lines() if has_lines(text) else reader.documents()
     if part is not None and reader.names and part not in reader.names and not set(WRAPPERS) & set(reader.names):
         raise InputError(message(text.name, f"the parts {', '.join(reader.names)}", f"one named {part!r}"))
@@ -71,8 +75,8 @@ def part_of(path: str | Path, wanted: Sequence[str], encoding: str | None = None
 class _Reader:
     """Goes through one file; ``names`` of the lists that were found in objects of lists."""
 
-    def __init__(self, text: TextStream, layout: Layout, part: str | None) -> None:
-        self.text, self.layout, self.part = text, layout, part
+    def __init__(self, text: TextStream, layout: Layout, part: str | None, goes_on: bool) -> None:
+        self.text, self.layout, self.part, self.goes_on = text, layout, part, goes_on
         self.names: list[str] = []
 
     def lines(self) -> Iterator[Placed]:
@@ -104,25 +108,38 @@ class _Reader:
             elif start == "{" and (kind := kind_of_object(self.text, self.layout)) != "record":
                 yield from self.parts(place, kind)
             elif start in "[{" or number == 1:
-                line = self.text.line
-                yield from self.unwrapped(_value(self.text), f"line {line}", of_lines)
+                place = f"line {self.text.line}"
+                try:
+                    value = _value(self.text)
+                except Misread as broken:
+                    value = self._salvaged(broken, number)
+                yield from self.unwrapped(value, place, of_lines)
             else:
-                raise self.text.wrong(f"something that is no JSON behind document {number - 1}", "the end, or JSON")
+                found = f"something that is no JSON behind document {number - 1}"
+                yield place, self._salvaged(self.text.wrong(found, "the end, or JSON"), number)
+
+    def _salvaged(self, broken: Misread, number: int) -> Unreadable:
+        """In place of a broken document, moving on to the next that begins a line; a file that is nothing else is refused."""
+        if not self.goes_on:
+            raise broken
+        while self.text.take_line() is not None and self.text.peek(1) not in ("{", "["):
+            pass
+        if number == 1 and not self.text.peek(1):
+            raise broken
+        return Unreadable(broken.why)
 
     def elements(self, place: str) -> Iterator[Placed]:
         """The records of a list, or the list itself where it is one."""
-        found = _elements(self.text, place)
+        found = _elements(self.text, place, self.goes_on)
         first = next(found, None)
         if first is None:
             return
         if not isinstance(first[1], Unreadable) and self.layout.is_list_record([first[1]], False):
-            values = [first[1]]
+            values: list[Json | Unreadable] = [first[1]]
             for _, value in found:
-                if isinstance(value, Unreadable):
-                    yield place or "[0]", value
-                    return
                 values.append(value)
-            yield place or "[0]", values
+            broken = next((value for value in values if isinstance(value, Unreadable)), None)
+            yield place or "[0]", broken or [value for value in values if not isinstance(value, Unreadable)]
             return
         yield first
         yield from found
@@ -140,7 +157,9 @@ class _Reader:
             if is_list and self._is_wanted(name):
                 if lists > 1 and self.part is None and not self.layout.joins_parts:
                     raise self._several()
-                yield from _elements(self.text, f"{place} {name}".strip())
+                yield from _elements(self.text, f"{place} {name}".strip(), self.goes_on)
+                if self.goes_on and not self.text.peek(1):
+                    return  # cut off, as the last element says
             else:
                 _pass_over(self.text)
 
@@ -261,18 +280,33 @@ def _take(text: TextStream, expected: str) -> None:
     text.at += 1
 
 
-def _elements(text: TextStream, name: str) -> Iterator[Placed]:
+def _elements(text: TextStream, name: str, goes_on: bool = False) -> Iterator[Placed]:
+    """The elements of a list; with ``goes_on`` a broken one is ``Unreadable`` where the next one begins on a line of its own."""
     _take(text, "[")
-    number = 0
+    text.skip()
+    indent, opening = text.indent() if goes_on else None, text.peek(1)
+    if indent == "" and text.peek(textstream.BLOCK).partition("\n")[0].rstrip(" ,\r")[-1:] not in ("]", "}"):
+        indent = None  # over several lines without any white space: what is inside of an element looks like the next
+    number, is_behind = 0, False
     while True:
         text.skip()
         if text.peek(1) == "]":
             text.at += 1
             return
-        if number:
-            _take(text, ",")
-        yield f"{name}[{number}]", _value(text)
+        value: Json | Unreadable
+        try:
+            if is_behind:
+                _take(text, ",")
+            value, is_behind = _value(text), True
+        except Misread as broken:
+            is_found = indent is not None and text.skip_to_element(indent, opening)
+            if not is_found and (indent is None or text.peek(1)):
+                raise
+            value, is_behind = Unreadable(broken.why), False
+        yield f"{name}[{number}]", value
         number += 1
+        if not (is_behind or text.peek(1)):
+            return
 
 
 def _names(text: TextStream) -> Iterator[str]:

@@ -76,7 +76,7 @@ def read_tagged(
     for path in as_paths(paths):
         found = read_text(path, encoding)
         if is_json(found.text[: 2**16], True):
-            records = open_rows(path, {}, findings, encoding=encoding)
+            records = open_rows(path, {}, findings, encoding=encoding, goes_on=skip_bad)
             assert not isinstance(records, Table)
             rows: Iterator[tuple[str, Callable[[], Tagged]]] = (
                 (place, partial(_of_json, value, findings.counts)) for place, value in records

@@ -11,12 +11,21 @@ from jieyue.errors import InputError, message
 from .encodings import find_encoding, undamaged
 from .files import ByteSource, warn_if_doubtful
 
-__all__ = ["BLOCK", "SPACE", "Progress", "TextStream"]
+__all__ = ["BLOCK", "SPACE", "Misread", "Progress", "TextStream"]
 
 BLOCK = 2**20
 SPACE = " \t\r\n"
+_NEAR = 80  # characters that tell what a line begins with
 Progress = Callable[[str, int, int], None]
 """Called once a block with the file's name, the bytes of it that are read, and all of them."""
+
+
+class Misread(InputError):
+    """What stands at a place is not what it should be; ``why`` is the same without the file's name and what was expected."""
+
+    def __init__(self, told: str, why: str) -> None:
+        super().__init__(told)
+        self.why = why
 
 
 class TextStream:
@@ -127,10 +136,36 @@ class TextStream:
         line, self.at = self.buffer[self.at :], len(self.buffer)
         return line
 
-    def wrong(self, found: str, expected: str) -> InputError:
+    def indent(self) -> str | None:
+        """The white space before this place on its line; None where something else stands there."""
+        start = self.buffer.rfind("\n", 0, self.at) + 1
+        before = self.buffer[start : self.at]
+        return before if not before.strip() and len(before) == self.column - 1 else None
+
+    def skip_to_element(self, indent: str, opening: str) -> bool:
+        """Moves on to the next line of a list in which an element begins, with ``opening`` behind ``indent``, or the list ends.
+
+        False where there is none: at the end of the text, or before a line that is about something else.
+        """
+        while self.take_line() is not None:
+            text = self.peek(len(indent) + _NEAR).split("\n")[0]
+            inner = text.lstrip(" \t")
+            lead = text[: len(text) - len(inner)]
+            is_deeper = len(lead) > len(indent)
+            if (lead == indent and inner.startswith(opening)) or (
+                inner.startswith("]") and len(lead) < max(len(indent), 1)
+            ):
+                self.at += len(lead)
+                return True
+            if inner.startswith('"') and not is_deeper:
+                return False
+        return False
+
+    def wrong(self, found: str, expected: str) -> Misread:
         """What is wrong at this place, with what stands there."""
         if found == "Unterminated string starting at":
             found = "a string that does not end"
         near = self.buffer[self.at : self.at + 30].split("\n")[0]
-        shown = f" before {near!r}" if near else ""
-        return InputError(message(f"{self.name}, line {self.line}, column {self.column}", f"{found}{shown}", expected))
+        shown = f"{found} before {near!r}" if near else found
+        place = f"line {self.line}, column {self.column}"
+        return Misread(message(f"{self.name}, {place}", shown, expected), f"{shown} at {place}")

@@ -66,7 +66,7 @@ def read_titles(
     named = {"source": source_column, "title": title_column}
     pairs: list[Pair] = []
     for path in files:
-        found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding)
+        found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding, goes_on=skip_bad)
         rows = _of_table(str(path), found, named) if isinstance(found, Table) else _of_objects(str(path), found, named)
         for place, made in rows:
             if isinstance(made, Pair):

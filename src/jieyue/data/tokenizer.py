@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["Encoded", "Places", "Tokenizer"]
+__all__ = ["Encoded", "Encoding", "Tokenizer"]
 
 Open: TypeAlias = Any  # what transformers' tokenizers take and give: of many types, by the options
 
 
-class Places(Protocol):
-    """Where the tokens of one text stand in it."""
+class Encoding(Protocol):
+    """The tokens of one text."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Their numbers."""
+
+    def char_to_token(self, char_pos: int) -> int | None:
+        """The token that a character is in; None where it is in none."""
 
     def token_to_chars(self, token_index: int) -> tuple[int, int]:
-        """The characters of a token."""
+        """The characters of a token, where places were asked for."""
 
 
 class Encoded(Protocol):
     """What a tokenizer gives for texts: ``input_ids`` by name, and in ``encodings`` the places of each one's tokens."""
 
-    encodings: Sequence[Places]
+    encodings: Sequence[Encoding]
 
     def __getitem__(self, name: str) -> Open:
         """``input_ids``, or what else was asked for."""

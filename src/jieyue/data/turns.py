@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .findings import BadRecord, Findings
 from .history import TOOL, Message, alternate
@@ -27,11 +27,11 @@ REPLIES = ("output", "response", "answer", "completion", "reply", "回答", "答
 _SPEAKERS = ("role", "from", "speaker", "agent")
 _TEXTS = ("content", "value", "text", "message", "utterance")
 _PLAIN = {"role", "content"}
+_REMEMBERED = 10_000  # orders of speakers
 _OFTEN = 3  # records in which a first element stood before it is a speaker's name rather than a question
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
+class _Turn(NamedTuple):
     speaker: str | None
     text: str
     learned: bool = True
@@ -78,6 +78,7 @@ class Records:
     def __init__(self, speakers: Speakers, findings: Findings) -> None:
         self.speakers, self.findings = speakers, findings
         self._firsts = Counter[str]()  # how many records of pairs each first element stood in
+        self._known: dict[tuple[str | None, ...], list[str]] = {}  # roles of the speakers of earlier dialogues
 
     def dialogue(self, record: Json | Unreadable) -> Dialogue | None:
         """The dialogue; None for a row of weight 0, which is counted. ``BadRecord`` where it is none."""
@@ -122,7 +123,7 @@ class Records:
 
     def _of_list(self, listed: list[Json]) -> Dialogue:
         if any(isinstance(one, str) for one in listed):
-            return alternate(_text(one, number) for number, one in enumerate(listed))
+            return alternate([_text(one, number) for number, one in enumerate(listed)])
         found: list[_Turn] = []
         for number, one in enumerate(listed):
             if isinstance(one, list) and len(one) == 2 and isinstance(one[0], str):
@@ -152,19 +153,27 @@ class Records:
 
     def _spoken(self, turns: Sequence[_Turn]) -> Dialogue:
         """Turns as messages, by their speakers' roles; without any speakers they alternate."""
-        names = [turn.speaker for turn in turns]
+        names = tuple([turn.speaker for turn in turns])
+        roles = self._known.get(names)
+        if roles is None:
+            roles = self._roles(names)
+            if len(self._known) < _REMEMBERED:
+                self._known[names] = roles
+        self.findings.counts["turns_of_tools"] += roles.count(TOOL)
+        return tuple(
+            [Message(role, turn.text, turn.learned and role != TOOL) for role, turn in zip(roles, turns, strict=True)]
+        )
+
+    def _roles(self, names: tuple[str | None, ...]) -> list[str]:
+        """The role of each turn; ``findings`` learns who is who."""
         if all(name is None for name in names):
-            spoken = alternate(turn.text for turn in turns)
-            return tuple(Message(one.role, one.text, turn.learned) for one, turn in zip(spoken, turns, strict=True))
+            return [one.role for one in alternate([""] * len(names))]
         if None in names:
             raise BadRecord(f"turn {names.index(None) + 1} without a speaker", "one in every turn, or in none")
         said = [str(name) for name in names]
         roles = self.speakers.roles(said)
         self.findings.speakers.update(zip(said, roles, strict=True))
-        self.findings.counts["turns_of_tools"] += roles.count(TOOL)
-        return tuple(
-            Message(role, turn.text, turn.learned and role != TOOL) for role, turn in zip(roles, turns, strict=True)
-        )
+        return roles
 
     def _is_spoken(self, record: list[Json]) -> bool:
         """Whether pairs that stand alone are (speaker, text) rather than (question, reply)."""

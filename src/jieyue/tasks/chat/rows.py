@@ -84,16 +84,18 @@ def tokenised(
             if len(ids) > settings.max_tokens:
                 ids, turns, messages = _shortened(messages, tokenizer, settings.max_tokens, counts)
             marks = numpy.zeros(len(ids), numpy.uint8)
+            last, is_asked = len(messages) - 1, False
             for number, ((first, stop), one) in enumerate(zip(turns, messages, strict=True)):
                 if not one.learned:
                     continue
-                mark = ANY_TURN | (REPLY if one.role == "assistant" else 0)
-                marks[first:stop] |= mark | (LAST_TURN if number == len(messages) - 1 else 0)
-            if not (marks[1:] & LOSS_ON[settings.loss_on]).any():
+                mark = ANY_TURN | (REPLY if one.role == "assistant" else 0) | (LAST_TURN if number == last else 0)
+                marks[first:stop] = mark
+                is_asked |= bool(mark & LOSS_ON[settings.loss_on]) and stop > max(first, 1)
+            if not is_asked:
                 counts["dialogues_without_loss"] += 1
                 continue
             if unknown is not None:
-                counts["unknown_tokens"] += int((ids == unknown).sum())
+                counts["unknown_tokens"] += int(numpy.count_nonzero(ids == unknown))
             yield ids, marks
 
 
