@@ -367,6 +367,36 @@ def test_eight_open_streams_hardly_delay_another(tokenizer):
             thread.join()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["full()", "local(64)"])
+def test_eight_streams_of_a_real_model_hardly_delay_another(attention):
+    """The preset ``small``, where a step of nine rows costs more than a step of one: medians, at most twice as long as alone."""
+    from jieyue.hf.causal_presets import build_causal
+    from jieyue.hf.use import use
+
+    tokenizer = make_tokenizer()
+    model = build_causal("small", tokenizer).eval()
+    if attention != "full()":
+        use(model, attention=attention)
+    one = talker(model, tokenizer)
+    with served([one]) as address:
+        short = {"max_tokens": 4, "min_tokens": 4, "user": "b"}
+
+        def median():
+            return sorted(asked(address, "h", **short)[1] for _ in range(9))[4]
+
+        asked(address, "h", **short)
+        alone = median()
+        long = {"max_tokens": 900, "min_tokens": 900, "user": "a", "stream": True}
+        threads = [threading.Thread(target=asked, args=(address, "hello"), kwargs=long, daemon=True) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        until(lambda: one.batcher.num_active == 8)
+        beside = median()
+        assert one.batcher.num_active >= 8 and beside < 2 * alone, (beside, alone)
+        one.stop()
+
+
 def test_prompts_are_written_behind_the_bound(tokenizer, monkeypatch):
     """No more prompts are being written than may wait: the others hear 429 at once."""
     bounds = Bounds(waiting=2)

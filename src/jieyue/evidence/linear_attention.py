@@ -155,7 +155,6 @@ def _claim(
         measure=_measure,
         judge=judge,
         full=tuple(map(_full, full)),
-        version=2,
     )
 
 
