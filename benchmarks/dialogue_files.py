@@ -1,6 +1,6 @@
 """Reading a large file of dialogues: its time against the tokenizer's own on the same text, and the memory it takes.
 
-    python benchmarks/dialogue_files.py [--megabytes 300] [--forms list messages template] [--threads 1] [--out FOLDER]
+    python benchmarks/dialogue_files.py [--megabytes 300] [--forms list messages template] [--out FOLDER]
 
 One JSON line a form: ``list`` (LCCC's lines), ``messages`` (OpenAI's), ``template`` (the same under a chat template of the
 tokenizer's own). ``ratio``: processor's seconds to count, check, split, tokenise and write all of it over those of the
