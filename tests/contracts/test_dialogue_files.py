@@ -1,6 +1,7 @@
 """Dialogue data as people have them: nobody's turns are swapped, nothing of a file is lost, every format gives the same turns."""
 
 import bz2
+import codecs
 import json
 import unicodedata
 
@@ -285,6 +286,24 @@ def test_settings_say_who_is_who_and_how_files_are_written(tmp_path):
     assert "encoding" not in settings.to_dict() and ChatSettings.from_dict(settings.to_dict()).roles == settings.roles
     with pytest.raises(InputError, match="roles"):
         ChatSettings(roles="甲")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "question", "reply"),
+    [
+        ("cp932", "昨日は友達と一緒に映画を見に行きましたか。", "はい、とても面白かったです。また行きたいですね。"),
+        ("euc_kr", "어제 친구와 함께 영화를 보러 갔습니까?", "네, 아주 재미있었어요. 또 가고 싶습니다."),
+        ("big5", "這個商品比我想像的要小，你覺得怎麼樣？", "樣子還可以，不過有點失望，還想再看一看。"),
+    ],
+)
+def test_older_code_pages_are_told_and_named(encoding, question, reply, tmp_path):
+    path = written(tmp_path, dumped(*[[question, reply]] * 3).encode(encoding), "old.jsonl")
+    files = DialogueFiles(path)
+    assert [one.text for one in files[0]] == [question, reply]
+    (named,) = files.findings.encodings.values()
+    assert codecs.lookup(named).name in (encoding, "cp949")
+    decided = DialogueFiles(path, known=Format(encoding=encoding))
+    assert [one.text for one in decided[0]] == [question, reply]
 
 
 def test_whoever_waits_is_told(tmp_path, monkeypatch):

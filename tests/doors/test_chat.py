@@ -46,6 +46,10 @@ def test_plan_and_doctor(tmp_path):
     done = jieyue("doctor", "chat", file, "--max-tokens", "20")
     assert done.returncode == 0, done.stderr
     assert "turns dropped" in " ".join(done.stdout.split())
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    file.write_text(json.dumps({"conversations": talk}), encoding="utf-8")
+    said = " ".join(jieyue("doctor", "chat", file).stdout.split())
+    assert "1 dialogues read" in said and "human = user, gpt = assistant" in said and "Hello" in said
     assert jieyue("plan", "chat", "--limit", "40", "--attention", "local(16)").returncode == 0
 
 
