@@ -1,15 +1,17 @@
 """Runs what the pages show and writes what it printed: every ``console`` block of a page, in both languages.
 
     python docs/fill_outputs.py docs/own-data.md
+    python docs/fill_outputs.py docs/own-data.md --only "train tag"
 
 A page is run in an empty folder: first its Python up to its first console block, then each line that begins with ``$``. What a
 command printed stands under it. ``<!-- show: A | B -->`` before a block keeps the paragraphs in which one of these regular
-expressions is found, of all its commands; "…" stands for what was left out. The page's Chinese twin gets the same blocks. Commands
-that are followed by ``# not run`` keep what stands there.
+expressions is found, of its commands that print more than a dozen lines; "…" stands for what was left out. The page's Chinese twin
+gets the same blocks. ``--only`` runs the blocks that hold this text, and leaves the others.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -19,13 +21,14 @@ from pathlib import Path
 
 from jieyue.report import write_whole
 
+SHORT = 12
 BLOCK = re.compile(r"(?:^<!-- show: (?P<show>.*?) -->\n)?^```console\n(?P<body>.*?)^```$", re.S | re.M)
 PYTHON = re.compile(r"^```python\n(.*?)^```|^<!-- before:\n(.*?)-->", re.S | re.M)
 
 
 def excerpt(printed: str, show: str | None) -> str:
     """The paragraphs of ``printed`` in which a pattern of ``show`` is found, "…" in place of the others."""
-    if show is None:
+    if show is None or printed.count("\n") <= SHORT:
         return printed.strip("\n")
     patterns = [re.compile(pattern.strip(), re.M) for pattern in show.split(" | ")]
     kept: list[str] = []
@@ -50,8 +53,6 @@ def printed_by(command: str, folder: Path) -> str:
 
 def filled_block(body: str, show: str | None, folder: Path) -> str:
     """A console block with each command's output written anew."""
-    if "# not run" in body:
-        return body
     out = []
     for line in body.splitlines():
         if line.startswith("$ "):
@@ -70,8 +71,8 @@ def with_blocks(text: str, blocks: list[str]) -> str:
     return BLOCK.sub(replaced, text)
 
 
-def fill(page: Path) -> None:
-    """Runs one page and writes it, and its twin where there is one."""
+def fill(page: Path, only: str) -> None:
+    """Runs one page's blocks that hold ``only`` and writes it, and its twin where there is one."""
     text = page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -80,6 +81,8 @@ def fill(page: Path) -> None:
         subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
         blocks = [found["body"] for found in BLOCK.finditer(text)]
         for number, found in enumerate(BLOCK.finditer(text)):
+            if only not in found["body"]:
+                continue
             blocks[number] = filled_block(found["body"], found["show"], folder)
             for each in (page, page.with_name(page.stem + ".zh.md")):
                 if each.is_file():
@@ -87,8 +90,12 @@ def fill(page: Path) -> None:
 
 
 def main() -> None:
-    for name in sys.argv[1:]:
-        fill(Path(name))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("--only", default="")
+    given = parser.parse_args()
+    for page in given.pages:
+        fill(page, given.only)
 
 
 if __name__ == "__main__":
