@@ -20,7 +20,7 @@ from jieyue.planning.subject import VOCABULARY_HEADS, Subject
 from jieyue.report import write_whole
 
 DOCS = Path(__file__).resolve().parent
-BUDGET, FIXED, BATCH, LENGTHS = 8 * 2**30, 2**29, 32, (128, 512)
+BUDGET, FIXED, BATCH, LENGTHS = 8 * 2**30, 2**29, 32, (512,)
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 BILLION = {
     "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
