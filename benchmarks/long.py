@@ -142,8 +142,8 @@ def told(report, given, model, tokenizer, attention):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--choice", type=Path, required=True)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--choice", type=Path)
     parser.add_argument("--text", type=Path, nargs="+", default=[])
     parser.add_argument("--lengths", type=int, nargs="*", default=[])
     parser.add_argument("--rows", type=int, default=4)
@@ -162,20 +162,21 @@ def main():
         parser.error("--lengths: found no --text, expected files to tell the price on")
     if given.threads:
         torch.set_num_threads(given.threads)
-    kept = json.loads((given.choice / CHOICE).read_text(encoding="utf-8"))
-    model, tokenizer = load(given.model, "causal-lm")
-    report = Report(
-        "Sparse attention in pretrained models", about="untrained; by jieyue sparsify and benchmarks/long.py"
-    )
-    told(report, given, model, tokenizer, kept["attention"])
-    for name, folder in [
-        (given.name or Path(given.model).name, given.choice),
-        *(one.split("=", 1) for one in given.also),
-    ]:
+    if (given.model is None) != (given.choice is None):
+        parser.error("MODEL and --choice: found one of them, expected both or neither (--also alone)")
+    title = "Sparse attention in pretrained models"
+    report = Report(title, about="untrained; by jieyue sparsify and benchmarks/long.py")
+    folders = [one.partition("=")[::2] for one in given.also]
+    if given.model is not None:
+        model, tokenizer = load(given.model, "causal-lm")
+        attention = json.loads((given.choice / CHOICE).read_text(encoding="utf-8"))["attention"]
+        told(report, given, model, tokenizer, attention)
+        folders = [(given.name or Path(given.model).name, given.choice), *folders]
+    for name, folder in folders:
         report.sections += chosen_of(name, Path(folder))
     report.section("Settings").facts(
-        {"model": Path(given.model).name, "attention": kept["attention"], "processor": machine.cpu_name(),
-         "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+        {"processor": machine.cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+         "date": time.strftime("%Y-%m-%d")}
     )  # fmt: skip
     if given.out is not None:
         before = given.out / "long.json"

@@ -57,13 +57,15 @@ def prices_section(
     cells: list[list[Given]] = []
     for name, costs in settings:
         own = price(costs, base)
-        cells.append([name, costs.mean, f"{100 * own.value:+.2f} % [{100 * own.low:+.2f}, {100 * own.high:+.2f}]"])
+        cells.append(
+            [name, _told(costs.mean), f"{100 * own.value:+.2f} % [{100 * own.low:+.2f}, {100 * own.high:+.2f}]"]
+        )
         if name in TOLD:
             how = f"{_HOW if base.is_loss else _LIKENESS}, {len(base.rows)} rows of {row_tokens} tokens"
             section.fact(f"{name}, on {text}", own, "share", how, key=text != "calibration")
     section.table(["setting", kind, "price"], cells, title=f"On {text}")
     edges = position_edges(row_tokens)
-    found = [[costs.between(*edge) for _, costs in settings] for edge in edges]
+    found = [[_told(costs.between(*edge)) for _, costs in settings] for edge in edges]
     table = [[f"{first} to {stop - 1}", *each] for (first, stop), each in zip(edges, found, strict=True)]
     section.table(["position", *(name for name, _ in settings)], table, title=f"By position, on {text}")
     curves = {
@@ -73,3 +75,8 @@ def prices_section(
         for place, (name, _) in enumerate(settings)
     }
     section.picture(Picture.lines(f"By position, on {text}", curves, x="position", y=kind, log="x"))
+
+
+def _told(cost: float | None) -> float | None:
+    """Without what float64 leaves of a cost that is 0."""
+    return None if cost is None else round(cost, 9) + 0.0

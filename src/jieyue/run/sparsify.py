@@ -36,6 +36,7 @@ from .jobs import DEFAULT_BUDGET, train
 from .layer_options import Choosing
 from .layer_prices import ALL_FULL, Measured, Text, measure_layers, texts_of
 from .plan import check_budget
+from .resume import RESOLVED
 from .sections import settings_section
 from .sparse_sections import TRAINED, choice_section, prices_section
 
@@ -73,7 +74,9 @@ def sparsify(
     check_unfinished(folder, place.overwrite or resume)
     asked = _asked(config, choosing, settings)
     with locked(folder):
-        report, attention, settings, texts = _first(folder, config, settings, choosing, asked, resume, listener)
+        report, attention, settings, texts = _first(
+            folder, config, settings, choosing, asked, resume, (allowed.device, listener)
+        )
         if not choosing.tokens:
             return _kept(report, config, settings, attention, folder, command)
     gc.collect()
@@ -86,7 +89,7 @@ def sparsify(
         Out(folder, True),
         budget=allowed,
         training=how,
-        resume=resume,
+        resume=resume and (folder / RESOLVED).is_file(),  # else it was stopped before the first update
         command=command,
         listener=listener,
     )
@@ -94,7 +97,7 @@ def sparsify(
     if choosing.control:
         listener.say("Training the full model on the same tokens")
         plain = replace(chosen, attention="full()", settings=replace(settings, distill="none"))
-        again = resume and (folder / "control" / "training.json").is_file()
+        again = resume and (folder / "control" / RESOLVED).is_file()
         train(
             "sparsify",
             plain,
@@ -105,7 +108,7 @@ def sparsify(
             listener=listener,
         )
         models["full, trained alike"] = folder / "control"
-    _tell_trained(report, config, settings, texts, models)
+    _tell_trained(report, config, settings, texts, models, allowed.device)
     report.sections += trained.sections
     _publish(report, folder, command)
     return report
@@ -163,9 +166,10 @@ def _first(
     choosing: Choosing,
     asked: Facts,
     resume: bool,
-    listener: ProgressListener,
+    how: tuple[str, ProgressListener],
 ) -> tuple[Report, str, SparseSettings, list[Text]]:
-    """What is measured and chosen, or what an interrupted run had chosen."""
+    """What is measured and chosen, or what an interrupted run had chosen; ``how``: on which device, and who is told."""
+    device, listener = how
     listener.say(f"Reading {', '.join(map(str, config.data)) or 'the corpus that ships'}")
     plain = replace(config, attention=None)
     sources = TASK.sources(plain, settings, settings.seed)
@@ -186,7 +190,7 @@ def _first(
                 message("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
             )
         return Report.parse(json.dumps(kept["report"])), str(kept["attention"]), settings, texts
-    model = source.build()
+    model = source.build().to(device)
     assert config.attention is not None
     measured = measure_layers(model, texts, config.attention, choosing, listener)
     report = _told(config, measured, texts, settings)
@@ -214,18 +218,23 @@ def _told(config: RunConfig, measured: Measured, texts: Sequence[Text], settings
 
 
 def _tell_trained(
-    report: Report, config: RunConfig, settings: SparseSettings, texts: Sequence[Text], models: dict[str, Path]
+    report: Report,
+    config: RunConfig,
+    settings: SparseSettings,
+    texts: Sequence[Text],
+    models: dict[str, Path],
+    device: str,
 ) -> None:
     """The full model as it is, then each trained one, on the held-out and the second text."""
     head = None if settings.kind == "encoder" else settings.head("")
-    full = load_model(config.model, head)
+    full = load_model(config.model, head).to(device)  # type: ignore[arg-type]
     known = {text.name: encoded(full, text.batches) if head is None else None for text in texts[1:]}
     found: dict[str, list[tuple[str, Costs]]] = {
         text.name: [(ALL_FULL, costs_of(full, text.batches, reference=known[text.name]))] for text in texts[1:]
     }
     del full
     for name, place in models.items():
-        model = load_model(place, head)
+        model = load_model(place, head).to(device)  # type: ignore[arg-type]
         for text in texts[1:]:
             found[text.name].append((name, costs_of(model, text.batches, reference=known[text.name])))
     told = Report("")
@@ -234,7 +243,7 @@ def _tell_trained(
         if len(settings_of) > 2:  # against the full model trained alike
             (_, _), sparse, control = settings_of
             section = f"Price against the full model trained alike, {name}"
-            prices_section(told, section, name, [control, sparse], settings.row_tokens)
+            prices_section(told, section, f"{name}, against it trained alike", [control, sparse], settings.row_tokens)
     report.sections[:0] = told.sections
 
 
