@@ -155,6 +155,7 @@ def _claim(
         measure=_measure,
         judge=judge,
         full=tuple(map(_full, full)),
+        version=2,
     )
 
 
