@@ -31,6 +31,7 @@ from jieyue.tasks.chat.models import open_chat_model
 from jieyue.tasks.chat.replies import fits, log_probability, reply_to, score_replies
 from jieyue.tasks.chat.settings import ChatSettings
 from jieyue.tasks.chat.task import TASK
+from jieyue.tasks.sources import sampled
 from jieyue.training.objective import token_loss
 
 TALKS = compose_talks(0, 40)
@@ -186,6 +187,20 @@ def test_a_digest_is_of_what_is_said(tmp_path):
     assert files.digest == digest_of(list(files)) == DialogueFiles(path, held_out=0.1, limit=30).digest
     others = [DialogueFiles(path, held_out=0.1), DialogueFiles(path, limit=30), list(files)[::-1], files[:1]]
     assert len({files.digest, *map(digest_of, others)}) == 5
+
+
+def test_a_limit_takes_a_sample_of_all(tmp_path):
+    """The fault: the first ones stood for all. Neither the seed nor what is held out is of account."""
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(json.dumps([f"q{n}", f"a{n}"]) for n in range(200)), encoding="utf-8")
+    numbers = [int(talk[0].text[1:]) for talk in DialogueFiles(path, limit=40)]
+    assert len(numbers) == 40 and numbers == sorted(numbers) and numbers[-1] > 150 and numbers[:40] != list(range(40))
+    assert [talk[0].text for talk in sampled(list(DialogueFiles(path)), 40, "train")] == [f"q{n}" for n in numbers]
+    with_held = DialogueFiles(path, limit=40, held_out=0.2)
+    assert len(with_held) == 40 and list(with_held)[-1][0].text > "q1" and len(with_held.held) > 20
+    assert len(DialogueFiles(path, limit=300)) == 200
+    first, second = (TASK.shipped(30, 0)[0] for _ in range(2))
+    assert first == second != compose_talks(0)[:30]
 
 
 def test_files_are_read_anew_and_split(tmp_path):

@@ -19,6 +19,7 @@ from jieyue.errors import InputError
 from jieyue.text import is_presegmented, join_pieces
 
 from .dialogue_texts import text_records
+from .draws import drawn
 from .files import as_paths
 from .findings import BadRecord, Findings
 from .json_shapes import is_json
@@ -125,8 +126,9 @@ class DialogueFiles(Sequence[Dialogue]):
     """The dialogues of files, read anew each time they are gone through, so that none stays in memory.
 
     ``held_out``: the share (by a checksum of the dialogue's first two turns) that goes to ``held``, and is left out here.
-    ``limit``: at most so many. Made by one pass that counts; ``findings``, ``digest`` (``digest_of``) and ``repeats`` (what
-    stands in them, for ``contamination``) are that pass's. Memory: some fifty bytes a dialogue, and the held-out ones.
+    ``limit``: at most so many, drawn from all (``data.draws``); that takes one more pass. Made by one pass that counts; ``findings``,
+    ``digest`` (``digest_of``) and ``repeats`` (what stands in them, for ``contamination``) are that pass's. Memory: some fifty bytes a
+    dialogue, and the held-out ones.
     """
 
     def __init__(
@@ -144,11 +146,12 @@ class DialogueFiles(Sequence[Dialogue]):
         self.findings, self.repeats, held = Findings(), Repeats(), Repeats()
         self.held: list[Dialogue] = []
         self._kept, found = bytearray(), hashlib.sha256()
-        num_kept, above = 0, held_out * 2**32
+        num_kept, num_seen, chosen = 0, 0, None if limit is None else self._drawn(limit, held_out)
         for dialogue in self._all(self.findings):
             keys = keys_of(dialogue)
-            is_held = held_out > 0 and zlib.crc32("\n".join(keys[:2]).encode()) < above
-            is_kept = not is_held and (limit is None or num_kept < limit)
+            is_held = _is_apart(keys, held_out)
+            is_kept = not is_held and (chosen is None or num_seen in chosen)
+            num_seen += not is_held
             self._kept.append(is_kept)
             if is_held:
                 self.held.append(dialogue)
@@ -159,6 +162,11 @@ class DialogueFiles(Sequence[Dialogue]):
                 self.repeats.add(keys)
         self._count, self.digest = num_kept, found.hexdigest()
         self.findings.counts.update(repeated(self.repeats, held))
+
+    def _drawn(self, limit: int, held_out: float) -> set[int] | None:
+        """Which of the dialogues that are not held out stay, by their numbers; None for all."""
+        count = sum(not (held_out and _is_apart(keys_of(one), held_out)) for one in self._all(Findings()))
+        return set(drawn(count, limit, "train")) if count > limit else None
 
     def _all(self, findings: Findings) -> Iterator[Dialogue]:
         return read_dialogues(
@@ -186,6 +194,11 @@ class DialogueFiles(Sequence[Dialogue]):
         if isinstance(number, slice):
             return list(islice(self, *number.indices(len(self))))
         return next(islice(self, range(len(self))[number], None))
+
+
+def _is_apart(keys: Sequence[str], share: float) -> bool:
+    """Whether the first two turns' checksum is below this share of all checksums."""
+    return share > 0 and zlib.crc32("\n".join(keys[:2]).encode()) < share * 2**32
 
 
 def digest_of(dialogues: Iterable[Dialogue]) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 from typing import Generic, TypeVar
 
+from jieyue.data.draws import drawn
 from jieyue.data.findings import Findings
 
 __all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "halved", "sampled", "set_apart"]
@@ -82,5 +82,4 @@ def sampled(examples: Sequence[Example], limit: int | None, salt: str) -> Sequen
     """
     if limit is None or len(examples) <= limit:
         return examples
-    chosen = sorted(Random(f"sample {salt}").sample(range(len(examples)), limit))
-    return [examples[at] for at in chosen]
+    return [examples[at] for at in drawn(len(examples), limit, salt)]

@@ -34,6 +34,7 @@ from jieyue.report import Report
 from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Sources, Task, name_of, pad_of
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.models import ModelSource
+from jieyue.tasks.sources import sampled
 from jieyue.training.objective import Objective
 
 from .models import open_chat_model
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["TASK", "ChatTask"]
 
 HELD_OUT = 0.02  # of files that come without a held-out part
-MOST_JUDGED = 2000  # held-out dialogues; all are read, the first ones judge
+MOST_JUDGED = 2000  # held-out dialogues; all are read
 MOST_REPLIES = 200  # replies that are written to be judged
 JUDGING = ("valid", "validation", "dev", "test")  # parts of a file that may be held out
 
@@ -102,7 +103,7 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
         return found, found.findings
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[Dialogue], Findings]:
-        talks = compose_talks(seed)[:limit]
+        talks = list(sampled(compose_talks(seed), limit, "train"))
         findings = Findings()
         findings.counts.update(dialogues=len(talks), turns=sum(map(len, talks)))
         return talks, findings
@@ -154,7 +155,7 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
                 raise InputError(
                     f"{name}: {count} dialogues{told}: too few different ones to hold some out; name a held-out file (--held-out)"
                 )
-        held = list(islice(held, MOST_JUDGED))
+        held = list(sampled(held, MOST_JUDGED, "held out"))
         return Sources(name, train, held, held, findings, own, self.shared(train, held))
 
     def check(
