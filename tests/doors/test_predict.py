@@ -17,6 +17,8 @@ from jieyue.run import RunConfig, TrainingConfig
 from jieyue.run.jobs import train
 from jieyue.run.predict import Predictor, predict, predict_file
 from jieyue.tasks import Prediction
+from jieyue.tasks.mlm.settings import MaskSettings
+from jieyue.tasks.table import task
 
 TEXTS = [f"第{n}号通知：图书馆周{n % 7}闭馆。" + "请早点来。" * (n % 5) for n in range(90)]
 
@@ -170,6 +172,7 @@ def test_streams_and_mistakes_on_the_command_line(folder, tmp_path):
         (("predict", folder, "-", "--out", tmp_path / "a" / "o.csv"), "folder that is there"),
         (("predict", folder, "-", "--out", "-", "--resume"), "expected a file"),
         (("classify", folder, "--text", " "), "empty text"),
+        (("chat", folder), "expected one that writes"),
     ):
         done = jieyue(*wrong, stdin="")
         assert done.returncode == 2 and why in done.stderr, done.stderr
@@ -200,10 +203,16 @@ def test_masks_are_filled_in_place(answering):
         fill_masks(_Masked(len(tokenizer)), tokenizer, ["no mask"])
 
 
+def test_what_only_the_model_refuses_is_named_with_its_place_too(answering, tmp_path):
+    filling = Predictor.of(_Masked(len(answering.tokenizer)), answering.tokenizer, task("mlm"), MaskSettings())
+    source = written(tmp_path / "in.jsonl", [{"text": "a [MASK]"}, {"text": "none"}])
+    with pytest.raises(InputError, match=r"row 2.*without a mask"):
+        predict_file(filling, source, tmp_path / "out.jsonl")
+
+
 def test_every_task_understands_its_rows():
     from jieyue.tasks.chat.settings import ChatSettings
     from jieyue.tasks.read.settings import ReadSettings
-    from jieyue.tasks.table import task
     from jieyue.tasks.title.settings import TitleSettings
 
     question = task("read").from_row({"question": "q?", "passages": ["a", {"passage": "b"}]}, ReadSettings())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, message
 from jieyue.text import without_controls
 
 from .console import Console
@@ -57,7 +57,7 @@ def chat(
 ) -> None:
     """Talk to a model: replies stream, /help lists what else there is. Over a pipe each line is a message."""
     from jieyue.decoding.sampling import Sampling
-    from jieyue.hf.loading import load
+    from jieyue.hf.loading import head_of, load
     from jieyue.run.conversation import Conversation
 
     from .typed import piped, prompter, typed
@@ -72,6 +72,10 @@ def chat(
         min_tokens=min_tokens,
         seed=seed,
     )
+    if (folder / "config.json").is_file() and head_of(folder) not in ("causal-lm", "masked-lm", None):
+        raise InputError(
+            message(str(folder), f"a model for {head_of(folder)}", "one that writes", "jieyue train chat makes one")
+        )
     model, tokenizer = load(folder, "causal-lm")
     talk = Conversation(model, tokenizer, sampling, reply_tokens=max_tokens, context=context, candidates=candidates)
     console = Console(as_json)

@@ -189,8 +189,7 @@ def _placed(answering: Predictor, some: Sequence[tuple[str, Facts]], error: Inpu
     """The error with the place of the first row that is not understood."""
     for place, row in some:
         try:
-            check_columns(row)
-            answering.task.from_row(row, answering.settings)
+            answering([row])
         except InputError as own:
             return InputError(f"{place}: {own}")
     return error
