@@ -16,6 +16,7 @@ from jieyue.errors import InputError
 from jieyue.run import RunConfig, TrainingConfig
 from jieyue.run.jobs import train
 from jieyue.run.predict import Predictor, predict, predict_file
+from jieyue.run.row_files import RowWriter
 from jieyue.tasks import Prediction
 from jieyue.tasks.mlm.settings import MaskSettings
 from jieyue.tasks.table import task
@@ -112,6 +113,27 @@ def test_a_resumed_file_is_that_of_a_run_without_a_stop(tmp_path, ending):
         assert out.read_bytes() == content, cut
         assert done.kept % 32 == 0 and done.rows + done.kept == 90
         out.unlink()
+
+
+def test_a_full_disk_is_told_and_nothing_but_whole_rows_stays(answering, tmp_path, monkeypatch):
+    source, out = written(tmp_path / "in.jsonl", given()), tmp_path / "out.jsonl"
+    writing = RowWriter.write
+
+    def full(self, rows):
+        if any(row["id"] == "64" for row in rows):
+            raise OSError(28, "No space left on device")
+        writing(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowWriter, "write", full)
+        with pytest.raises(InputError, match=r"out\.jsonl\.part.*No space left on device.*--resume"):
+            predict_file(answering, source, out, batch_size=4)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl.part"}
+    assert predict_file(answering, source, out, batch_size=4, resume=True).kept == 64
+    broken = written(tmp_path / "broken.jsonl", [{"id": 1}])
+    with pytest.raises(InputError, match="a text"):
+        predict_file(answering, broken, tmp_path / "none.jsonl")
+    assert not list(tmp_path.glob("none*")), "nothing stays where no row was answered"
 
 
 def test_nothing_is_written_over(answering, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from test_cli import jieyue
 from transformers import AutoTokenizer
 
 from jieyue.budget import Budget
-from jieyue.errors import BudgetError
+from jieyue.errors import BudgetError, InputError
+from jieyue.hf.checkpoints import room_for
 from jieyue.machine import resident_bytes
 from jieyue.report import Report
 from jieyue.run import jobs
@@ -251,3 +253,12 @@ def test_a_full_disk_leaves_nothing_half_written(copied, labelled, monkeypatch):
     assert refused(jieyue(*flags), "No space left on device")
     assert (copied / "model.safetensors").read_bytes() == weights
     assert not [path for path in copied.rglob("*") if "saving" in path.name or "partial" in path.name]
+
+
+def test_a_checkpoint_that_has_no_room_is_one_line(tmp_path, monkeypatch):
+    """The fault: torch's own error about its zip file, with a traceback. Other errors stay what they are."""
+    for free in (0, 2**30):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        error, found = (RuntimeError, "unexpected pos") if free else (InputError, "no room left")
+        with pytest.raises(error, match=found), room_for(tmp_path):
+            raise RuntimeError("unexpected pos 62080 vs 61968")

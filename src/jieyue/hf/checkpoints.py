@@ -10,15 +10,28 @@ import hashlib
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from json import JSONDecodeError, loads
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from jieyue.errors import InputError, message
 
-__all__ = ["RECORD", "checkpoints_of", "digests", "intact_checkpoint", "keep_best", "keep_newest", "read_record"]
+__all__ = [
+    "RECORD",
+    "checkpoints_of",
+    "digests",
+    "intact_checkpoint",
+    "keep_best",
+    "keep_newest",
+    "read_record",
+    "room_for",
+]
 
 RECORD = "jieyue_training.json"
+_LITTLE = 2**20  # bytes free on a disk that is full: what did not fit is larger than the rest
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -26,6 +39,20 @@ def checkpoints_of(root: Path) -> list[Path]:
     """The folders ``checkpoint-N`` in ``root``, oldest first; others of like names (checkpoint-best) are the user's."""
     named = [(found, path) for path in root.glob("checkpoint-*") if (found := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(named, key=lambda pair: int(pair[0][1]))]
+
+
+@contextmanager
+def room_for(folder: Path) -> Iterator[None]:
+    """A disk that has no room left inside is told in one line; torch and safetensors say it by errors of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if shutil.disk_usage(folder).free > _LITTLE:
+            raise
+        do = "make room; --resume goes on from the last whole checkpoint, where there is one"
+        raise InputError(
+            message("checkpoint", f"no room left in {folder}", "some for weights and optimizer", do)
+        ) from error
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ from jieyue.training.objective import Objective
 from jieyue.training.ranks import Ranks
 from jieyue.training.remedies.remedy import Remedied
 
-from .checkpoints import RECORD, digests, intact_checkpoint, keep_best, keep_newest, read_record
+from .checkpoints import RECORD, digests, intact_checkpoint, keep_best, keep_newest, read_record, room_for
 from .head_loss import head_loss
 from .interrupts import Interrupted, Interrupts
 from .optimizers import make_optimizer
@@ -320,7 +320,8 @@ class EffectiveBatchTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            with room_for(root):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             self._name_the_best(root)
             if self.args.should_save:

@@ -7,9 +7,11 @@ whole rows there, from which ``resume`` goes on; the file is then the same, byte
 
 from __future__ import annotations
 
+import errno
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -119,17 +121,33 @@ def predict_file(
         return _answered(answering, rows, RowWriter(out, delimiter=None), batch_size, 0, listener)
     check_out(out, resume=resume, overwrite=overwrite)
     delimiter = ("\t" if out.suffix.lower() == ".tsv" else ",") if is_table(out) else None
-    part = out.with_name(out.name + ".part")
-    kept = 0
-    if resume:
-        kept, rows = _kept(part, rows, delimiter, batch_size * _BATCHES)
-    else:
-        part.unlink(missing_ok=True)
-    with part.open("a", encoding="utf-8", newline="") as stream:
-        writer = RowWriter(stream, delimiter=delimiter, goes_on=part.stat().st_size > 0)
-        done = _answered(answering, rows, writer, batch_size, kept, listener)
-    part.replace(out)
+    part, kept = out.with_name(out.name + ".part"), 0
+    with _put_away(part):
+        if resume:
+            kept, rows = _kept(part, rows, delimiter, batch_size * _BATCHES)
+        else:
+            part.unlink(missing_ok=True)
+        with part.open("a", encoding="utf-8", newline="") as stream:
+            writer = RowWriter(stream, delimiter=delimiter, goes_on=part.stat().st_size > 0)
+            done = _answered(answering, rows, writer, batch_size, kept, listener)
+        part.replace(out)
     return done
+
+
+@contextmanager
+def _put_away(part: Path) -> Iterator[None]:
+    """Whatever ends the run, rows that ``resume`` goes on from stay, and nothing else; a full disk is told in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        do = "make room, then --resume goes on from the rows that are whole"
+        raise InputError(message(str(part), str(error.strerror), "room for the answers", do)) from error
+    finally:
+        part.with_name(part.name + ".whole").unlink(missing_ok=True)
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
 
 
 def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
