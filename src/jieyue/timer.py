@@ -93,15 +93,21 @@ def median_seconds(calls: Mapping[str, Timed], repeats: int = 5, warmup: int = 1
     return {name: sorted(values) for name, values in take_turns(calls, repeats, warmup).items()}
 
 
-def peak_bytes(call: Timed) -> int:
-    """Highest sum of live bytes of torch's CPU allocator during the call, above what was live when it began.
+def peak_bytes(call: Timed, device: str = "cpu") -> int:
+    """Highest sum of live bytes of torch's allocator during the call, above what was live when it began.
 
-    Read from the profiler's memory events, so it counts every allocation exactly and none of malloc's slack.
+    On the CPU it is read from the profiler's memory events, so it counts every allocation exactly and none of malloc's slack.
     Warm the call up first: caches and lazily made optimizer state would otherwise be counted.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    if device != "cpu":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        timed(call)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as profiled:
         call()
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None

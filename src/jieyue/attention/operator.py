@@ -83,7 +83,7 @@ def attend(
     """
     if isinstance(pattern, str) and not torch.compiler.is_compiling():  # a graph takes the text as it is
         pattern = parse(pattern)
-    check_tensors(q, k, v, key_mask)
+    check_tensors("attend", q, k, v, key_mask)
     scale = check_settings(pattern, scale, dropout, q_offset, engine, q.shape[3])
     check_additions(q, k, q_offset, segments, sinks, softcap, offset_bias)
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:

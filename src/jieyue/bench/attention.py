@@ -225,15 +225,9 @@ class _Run:
 
     def _peak(self, function: Attention, tensors: list[Tensor], backward: bool = True) -> int:
         call = _call(function, tensors, backward)
-        if self.device == "cpu":
-            return peak_bytes(call)
-        call()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        if self.device != "cpu":
+            call()
+        return peak_bytes(call, self.device)
 
 
 def _forecast(before: dict[int, float], n: int) -> float:

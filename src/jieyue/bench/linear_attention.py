@@ -117,7 +117,7 @@ def _goals(n: int, repeats: int, device: str) -> tuple[float, list[GoalRow]]:
     for causal in (True, False):
         forward, both = (seconds[f"{name} {causal}"][0] for name in ("forward", "both"))
         first, second = (count / s / rate for count, s in zip(operations(n, causal), (forward, both), strict=True))
-        peak = held + _peak(calls[f"both {causal}"], device)
+        peak = held + peak_bytes(calls[f"both {causal}"], device)
         rows.append(GoalRow(causal, n, forward, both, first, second, GOALS[causal], peak))
     return rate, rows
 
@@ -148,19 +148,8 @@ def _row(
     calls = _calls(function, tensors)
     taken = take_turns(calls, repeats, slow_seconds=SLOW_SECONDS, cold_seconds=COLD_SECONDS)
     middle = {key: statistics.median(values) for key, values in taken.items()}
-    peak = _peak(calls["both"], device)
+    peak = peak_bytes(calls["both"], device)
     return RivalRow(what, n, name, forward_seconds=middle["forward"], both_seconds=middle["both"], peak_bytes=peak)
-
-
-def _peak(call: Timed, device: str) -> int:
-    if device == "cpu":
-        return peak_bytes(call)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _state_rows(contexts: Sequence[int], device: str) -> list[DecodingRow]:

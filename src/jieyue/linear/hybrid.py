@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from jieyue.attention import Band, Pattern, attend, parse
+from jieyue.attention.checks import check_tensors
 from jieyue.attention.first_keys import FirstKeys
 from jieyue.attention.partial import Partial
 from jieyue.attention.scoring import Scoring
 from jieyue.errors import InputError
 
-from .checks import check_tensors, refuse_positions
+from .checks import refuse_positions
 from .features import FeatureMap, resolve
 from .operator import autocast, sums_of_weights
 from .packed import run_by_run

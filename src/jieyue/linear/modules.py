@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from jieyue.attention import attend, full
+from jieyue.attention.checks import check_tensors
 from jieyue.errors import InputError
-
-from .checks import check_tensors
 
 __all__ = ["Linformer", "PooledKeys"]
 

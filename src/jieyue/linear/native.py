@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jieyue.attention.engines.library import Fields, Parallel, View, parallel, view_of, workspace
+from jieyue.attention.engines.library import Fields, Parallel, View, opened, parallel, view_of, workspace
 
 from .tiles import Form
 
@@ -139,17 +139,9 @@ def builds() -> list[str]:
 
 @functools.cache
 def _opened() -> ctypes.CDLL | str:
-    if not _LIBRARY.exists():
-        return "the native library is not built: no C++ compiler was found when jieyue was installed"
-    try:
-        library = ctypes.CDLL(str(_LIBRARY))
-    except OSError as error:
-        return f"the native library cannot be loaded: {error}"
-    library.jieyue_linear_call_bytes.restype = ctypes.c_int64
-    if library.jieyue_linear_call_bytes() != ctypes.sizeof(_Call):
-        return "the native library was built from another version of jieyue: install it again"
-    library.jieyue_linear_name.restype = ctypes.c_char_p
-    library.jieyue_linear_name.argtypes = [ctypes.c_int64]
+    library = opened(_LIBRARY, "jieyue_linear", _Call)
+    if isinstance(library, str):
+        return library
     library.jieyue_linear_workspace.restype = ctypes.c_int64
     library.jieyue_linear_workspace.argtypes = [ctypes.c_int64, ctypes.POINTER(_Call), ctypes.c_int]
     for function in (library.jieyue_linear_forward, library.jieyue_linear_backward):

@@ -16,12 +16,13 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from jieyue.attention.checks import check_tensors
 from jieyue.attention.plain import is_transformed
 from jieyue.autograd import Saved
 from jieyue.errors import InputError
 
 from . import chunked
-from .checks import check_tensors, refuse_positions
+from .checks import refuse_positions
 from .definition import define_whole, second_backward
 from .features import FEATURES, IDENTITY, FeatureMap, resolve
 from .packed import run_by_run

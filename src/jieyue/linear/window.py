@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from jieyue.attention.checks import check_tensors
 from jieyue.errors import InputError
 
-from .checks import check_tensors, refuse_positions
+from .checks import refuse_positions
 from .features import FeatureMap, resolve
 from .operator import autocast, sums_of_weights
 from .packed import run_by_run

@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy
-
-from jieyue.errors import InputError, message
 from jieyue.json_values import Facts
 
-from .intervals import bootstrap
-from .multilabel import micro_f1
+from .multilabel import compared, interval, micro_f1
 
 __all__ = ["score_entities"]
 
@@ -29,13 +25,7 @@ def score_entities(predicted: Sequence[Sequence[Span]], golds: Sequence[Sequence
     >>> facts["precision"], facts["recall"], facts["f1"]
     (0.5, 0.5, 0.5)
     """
-    if not golds or len(predicted) != len(golds):
-        found = f"{len(predicted)} predictions for {len(golds)} golds"
-        raise InputError(message("score_entities", found, "one each, at least one"))
-    pairs = [(set(own), set(gold)) for own, gold in zip(predicted, golds, strict=True)]
-    right = numpy.array([len(own & gold) for own, gold in pairs], dtype=float)
-    told = numpy.array([len(own) for own, _ in pairs], dtype=float)
-    asked = numpy.array([len(gold) for _, gold in pairs], dtype=float)
+    pairs, (right, told, asked) = compared("score_entities", predicted, golds)
     facts: Facts = {
         "examples": len(pairs),
         "entities": int(asked.sum()),
@@ -44,8 +34,7 @@ def score_entities(predicted: Sequence[Sequence[Span]], golds: Sequence[Sequence
         "f1": micro_f1(right, told, asked) if told.sum() + asked.sum() else 0.0,
     }
     if len(pairs) > 1:
-        drawn = bootstrap(right.tolist(), told.tolist(), asked.tolist(), statistic=micro_f1)
-        facts["f1_interval"] = (float(drawn.low), float(drawn.high))
+        facts["f1_interval"] = interval(right, told, asked)
     true, taken, wanted = Counter[str](), Counter[str](), Counter[str]()
     for own, gold in pairs:
         true.update(kind for kind, _, _ in own & gold)

@@ -5,7 +5,8 @@ micro-F1 = 2·ΣTP / (2·ΣTP + ΣFP + ΣFN) over all (text, label) pairs;   mac
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from typing import TypeVar
 
 import numpy
 
@@ -14,13 +15,34 @@ from jieyue.json_values import Facts
 
 from .intervals import bootstrap
 
-__all__ = ["best_threshold", "micro_f1", "score_sets"]
+__all__ = ["best_threshold", "compared", "interval", "micro_f1", "score_sets"]
+
+T = TypeVar("T", bound=Hashable)
 
 
 def micro_f1(right: numpy.ndarray, told: numpy.ndarray, asked: numpy.ndarray) -> float:
     """Of the numbers of right, told and gold labels of each text; 1.0 where there is neither gold nor told label."""
     both = float(told.sum() + asked.sum())
     return 2 * float(right.sum()) / both if both else 1.0
+
+
+def compared(
+    asker: str, predicted: Sequence[Collection[T]], golds: Sequence[Collection[T]]
+) -> tuple[list[tuple[set[T], set[T]]], tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]]:
+    """Told and gold sets of each text, and how many in each are right, told, gold; ``InputError`` where they do not pair up."""
+    if not golds or len(predicted) != len(golds):
+        found = f"{len(predicted)} predictions for {len(golds)} golds"
+        raise InputError(message(asker, found, "one each, at least one"))
+    pairs = [(set(own), set(gold)) for own, gold in zip(predicted, golds, strict=True)]
+    counts = [(len(own & gold), len(own), len(gold)) for own, gold in pairs]
+    right, told, asked = numpy.array(counts, dtype=float).T
+    return pairs, (right, told, asked)
+
+
+def interval(right: numpy.ndarray, told: numpy.ndarray, asked: numpy.ndarray) -> tuple[float, float]:
+    """The 95 % bootstrap interval of ``micro_f1``, texts drawn."""
+    drawn = bootstrap(right.tolist(), told.tolist(), asked.tolist(), statistic=micro_f1)
+    return float(drawn.low), float(drawn.high)
 
 
 def score_sets(predicted: Sequence[Collection[str]], golds: Sequence[Collection[str]]) -> Facts:
@@ -30,21 +52,14 @@ def score_sets(predicted: Sequence[Collection[str]], golds: Sequence[Collection[
     >>> round(facts["micro_f1"], 4), round(facts["macro_f1"], 4), facts["exact_match"]
     (0.6667, 0.6667, 0.0)
     """
-    if not golds or len(predicted) != len(golds):
-        found = f"{len(predicted)} predictions for {len(golds)} golds"
-        raise InputError(message("score_sets", found, "one each, at least one"))
-    pairs = [(set(own), set(gold)) for own, gold in zip(predicted, golds, strict=True)]
-    right = numpy.array([len(own & gold) for own, gold in pairs], dtype=float)
-    told = numpy.array([len(own) for own, _ in pairs], dtype=float)
-    asked = numpy.array([len(gold) for _, gold in pairs], dtype=float)
+    pairs, (right, told, asked) = compared("score_sets", predicted, golds)
     facts: Facts = {
         "examples": len(pairs),
         "micro_f1": micro_f1(right, told, asked),
         "exact_match": sum(own == gold for own, gold in pairs) / len(pairs),
     }
     if len(pairs) > 1:
-        found_interval = bootstrap(right.tolist(), told.tolist(), asked.tolist(), statistic=micro_f1)
-        facts["micro_f1_interval"] = (float(found_interval.low), float(found_interval.high))
+        facts["micro_f1_interval"] = interval(right, told, asked)
     by_label: dict[str, dict[str, float]] = {}
     for name in sorted({name for _, gold in pairs for name in gold}):
         true = sum(name in own and name in gold for own, gold in pairs)

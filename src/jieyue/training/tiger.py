@@ -12,7 +12,7 @@ shrinking that it does at a NaN is left out, a gradient that is not finite is re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,19 +20,10 @@ from torch.optim import Optimizer
 
 from jieyue.errors import InputError, message
 
-__all__ = ["Tiger", "TigerGroup"]
+__all__ = ["Group", "Tiger"]
 
 Group: TypeAlias = dict[str, Any]  # one of any optimizer's ``param_groups``
 MOMENTUM = "momentum_buffer"
-
-
-class TigerGroup(TypedDict):
-    """A group of parameters and its rates."""
-
-    params: list[Tensor]
-    lr: float
-    beta: float
-    weight_decay: float
 
 
 class Tiger(Optimizer):

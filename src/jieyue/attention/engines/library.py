@@ -7,12 +7,13 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Parallel", "View", "parallel", "room", "view_of", "workspace"]
+__all__ = ["Parallel", "View", "opened", "parallel", "room", "view_of", "workspace"]
 
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 Parallel = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -35,6 +36,22 @@ class View(ctypes.Structure):
 def view_of(x: Tensor) -> View:
     """x [B, H, N, D] as the library reads it: float32, or bfloat16; its last stride must be 1."""
     return View(x.data_ptr(), *x.stride()[:3], x.dtype == torch.bfloat16)
+
+
+def opened(path: Path, prefix: str, call: type[ctypes.Structure]) -> ctypes.CDLL | str:
+    """The library, its names told to ctypes; or why it is not there. ``call``: the structure that it was built for."""
+    if not path.exists():
+        return "the native library is not built: no C++ compiler was found when jieyue was installed"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"the native library cannot be loaded: {error}"
+    size, name = getattr(library, f"{prefix}_call_bytes"), getattr(library, f"{prefix}_name")
+    size.restype = ctypes.c_int64
+    if size() != ctypes.sizeof(call):
+        return "the native library was built from another version of jieyue: install it again"
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.c_int64]
+    return library
 
 
 @functools.cache

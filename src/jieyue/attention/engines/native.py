@@ -30,7 +30,7 @@ from torch import Tensor
 from jieyue.attention.call import Call, Gradients, Upstream
 from jieyue.attention.lowering import Steps, in_steps
 
-from .library import Fields, Parallel, View, parallel, room, view_of, workspace
+from .library import Fields, Parallel, View, opened, parallel, room, view_of, workspace
 
 __all__ = ["NATIVE", "Native", "builds"]
 
@@ -293,17 +293,9 @@ class _Arguments(ctypes.Structure):
 
 @functools.cache
 def _opened() -> ctypes.CDLL | str:
-    if not _LIBRARY.exists():
-        return "the native library is not built: no C++ compiler was found when jieyue was installed"
-    try:
-        library = ctypes.CDLL(str(_LIBRARY))
-    except OSError as error:
-        return f"the native library cannot be loaded: {error}"
-    library.jieyue_band_call_bytes.restype = ctypes.c_int64
-    if library.jieyue_band_call_bytes() != ctypes.sizeof(_Arguments):
-        return "the native library was built from another version of jieyue: install it again"
-    library.jieyue_band_name.restype = ctypes.c_char_p
-    library.jieyue_band_name.argtypes = [ctypes.c_int64]
+    library = opened(_LIBRARY, "jieyue_band", _Arguments)
+    if isinstance(library, str):
+        return library
     library.jieyue_band_workspace.restype = library.jieyue_band_shared.restype = ctypes.c_int64
     library.jieyue_band_workspace.argtypes = [ctypes.c_int64, ctypes.POINTER(_Arguments), ctypes.c_int]
     library.jieyue_band_shared.argtypes = [ctypes.c_int64, ctypes.POINTER(_Arguments)]
@@ -313,11 +305,11 @@ def _opened() -> ctypes.CDLL | str:
 
 
 def _missing() -> str | None:
-    opened = _opened()
-    return opened if isinstance(opened, str) else None
+    found = _opened()
+    return found if isinstance(found, str) else None
 
 
 def _library() -> ctypes.CDLL:
-    opened = _opened()
-    assert not isinstance(opened, str), opened
-    return opened
+    found = _opened()
+    assert not isinstance(found, str), found
+    return found
