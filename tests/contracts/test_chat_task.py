@@ -297,16 +297,26 @@ def test_presets(tokenizer):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     with pytest.raises(InputError, match="huge"):
         causal_config("huge", tokenizer)
-    packed = TASK.default_settings(RunConfig(), 0)
-    assert packed.row_tokens and TASK.default_settings(RunConfig(attention="local(8)"), 0).row_tokens is None
+    for attention in (None, "local(8)"):
+        assert TASK.default_settings(RunConfig(attention=attention), 0).row_tokens
 
 
-def test_a_pattern_and_shared_rows_are_refused():
-    shared = RunConfig(attention="local(8)", limit=8, settings=ChatSettings(row_tokens=64))
-    with pytest.raises(InputError, match="row_tokens=None"):
-        TASK.open_model(shared, shared.settings, lambda: ["hello"])
-    alone = RunConfig(attention="local(8)", limit=8, settings=ChatSettings())
-    assert TASK.open_model(alone, alone.settings, lambda: ["hello"]).is_preset
+@pytest.mark.parametrize("attention", ["full()", "first(2)+local(4)+atrous(7)", "local(3)+linear(elu)"])
+def test_dialogues_share_rows_under_any_attention(model, tokenizer, attention):
+    """Loss and gradients, float64, against a row for each dialogue."""
+    use(model, attention=attention)
+    found = []
+    for row_tokens in (None, 128):
+        rows, _ = TASK.encode(TALKS, tokenizer, ChatSettings(row_tokens=row_tokens))
+        model.zero_grad()
+        tally = chat_rows.dialogue_loss(model, batch_of(rows, tokenizer))
+        tally.total.backward()
+        found.append((tally, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    use(model, attention=None)
+    (alone, expected), (shared, own) = found
+    assert int(alone.weight) == int(shared.weight)
+    torch.testing.assert_close(shared.total, alone.total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-11 * float(expected.abs().max()))
 
 
 def test_a_masked_model_is_turned_causal():

@@ -96,7 +96,7 @@ def chosen(settings: type[Any], given: Given, *, is_open: bool = False) -> Given
         if one.name not in given:
             continue
         value = given[one.name]
-        if is_open and (value is None or value is False):
+        if is_open and (value is None or (value is False and one.kind == "bool")):
             continue
         if value is None and one.default == ():
             value = ()

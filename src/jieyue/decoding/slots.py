@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
 
-__all__ = ["logits_at", "narrowed", "positions_of", "slot_logits", "slot_probabilities"]
+__all__ = ["BodyOutput", "body_of", "logits_at", "narrowed", "positions_of", "slot_logits", "slot_probabilities"]
 
 
 class _ModelOutput(Protocol):
@@ -26,10 +26,10 @@ class _ModelOutput(Protocol):
     def __getitem__(self, place: int, /) -> Tensor: ...
 
 
-_Output: TypeAlias = tuple[Tensor, ...] | _ModelOutput
+BodyOutput: TypeAlias = tuple[Tensor, ...] | _ModelOutput
 
 
-def _body(model: nn.Module) -> nn.Module | None:
+def body_of(model: nn.Module) -> nn.Module | None:
     """The encoder below the head, found through wrappers (DDP, torch.compile); None where there is none to be seen."""
     for wrapper in ("_orig_mod", "module", "_orig_mod"):
         model = getattr(model, wrapper, model)
@@ -62,10 +62,10 @@ def narrowed(model: nn.Module, length: int, pick: Callable[[Tensor], Tensor]) ->
 
     Gives a list that is empty as long as that did not happen (a model without a body that can be seen).
     """
-    body, own_thread = _body(model), threading.get_ident()
+    body, own_thread = body_of(model), threading.get_ident()
     picked: list[bool] = []
 
-    def narrow(module: nn.Module, arguments: tuple[Tensor, ...], output: _Output) -> _Output:
+    def narrow(module: nn.Module, arguments: tuple[Tensor, ...], output: BodyOutput) -> BodyOutput:
         if threading.get_ident() != own_thread:
             return output
         hidden = output[0]

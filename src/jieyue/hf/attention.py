@@ -39,6 +39,7 @@ __all__ = [
     "attention_engines",
     "attention_modules",
     "attention_of",
+    "forget_attention",
     "interface_name",
     "is_cross",
     "part_of",
@@ -126,7 +127,12 @@ def remove_attention(model: PreTrainedModel) -> None:
     plain = "sdpa" if runs_under_sdpa(model) else "eager"
     before = vars(model).pop(_BEFORE, None) or [plain] * len(held)
     set_implementations(held, [plain if str(name).startswith(PREFIX) else name for name in before])
-    for config in held:
+    forget_attention(model)
+
+
+def forget_attention(model: PreTrainedModel) -> None:
+    """Takes the choice out of the model's configurations, which then save as if it had none of ours; the model keeps it."""
+    for config in held_configs(model):
         for key in (FIELD, DROPOUT_FIELD, PART_FIELD):
             vars(config).pop(key, None)
         if str(vars(config).get("attn_implementation")).startswith(PREFIX):

@@ -28,12 +28,12 @@ from .layers import SLOT, LayerAttention
 from .masks import Ask
 from .prefix import PrefixLM
 
-__all__ = ["Seen", "look", "runs_under_sdpa"]
+__all__ = ["TOLERATED", "Seen", "look", "made_up_ids", "runs_under_sdpa", "undisturbed"]
 
 _TOKENS, _TARGETS = 7, 5
 # per number type: how far eager and SDPA may differ, and ours from eager where those two agree, of the largest output
 _OWN = {torch.float64: 1e-5, torch.float32: 1e-3}
-_OURS = {torch.float64: 1e-6, torch.float32: 2e-4}  # some models round the weights of a float64 softmax to float32
+TOLERATED = {torch.float64: 1e-6, torch.float32: 2e-4}  # some models round the weights of a float64 softmax to float32
 
 
 @dataclass
@@ -79,7 +79,7 @@ def look(
         return None
     name = type(model).__name__
     looking = _Looking()
-    with _undisturbed(model):
+    with undisturbed(model):
         for given in inputs:
             try:
                 with running(configs, "eager"):
@@ -94,7 +94,7 @@ def look(
                 )
             ours = _watched(model, modules, configs, looking, given)
             apart = _difference(ours, eager, given)
-            if apart > max(10 * noise, _OURS.get(eager.dtype, 0.1)):
+            if apart > max(10 * noise, TOLERATED.get(eager.dtype, 0.1)):
                 raise InputError(
                     f"use(attention=...): {name}'s outputs change by {apart:.1e} of the largest when each attention is computed as "
                     "its mask and arguments say, so it computes more than these say; expected plain softmax attention"
@@ -164,7 +164,7 @@ def _by_definition(q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | Non
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, without gradients, and with the random numbers put back."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -190,7 +190,7 @@ def _inputs(model: PreTrainedModel) -> list[dict[str, Tensor | bool]] | None:
         return [settings | {"pixel_values": pixels.repeat(1, getattr(model.config, "num_channels", 3), 1, 1)}]
     if model.main_input_name != "input_ids":
         return None
-    ids = _ids(model, _TOKENS)
+    ids = made_up_ids(model, _TOKENS)
     if ids is None:
         return None
     settings["input_ids"] = ids
@@ -204,7 +204,7 @@ def _inputs(model: PreTrainedModel) -> list[dict[str, Tensor | bool]] | None:
     return [settings | {"attention_mask": mask}, settings | {"attention_mask": padded}]
 
 
-def _ids(model: PreTrainedModel, count: int) -> Tensor | None:
+def made_up_ids(model: PreTrainedModel, count: int) -> Tensor | None:
     """[2, count] token ids that no configuration gives a meaning of its own."""
     try:
         table = model.get_input_embeddings()

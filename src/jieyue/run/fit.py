@@ -30,6 +30,7 @@ from .arguments import arguments_of, pace_of
 from .batches import num_positions, seconds_per_position, staged_batches, updates_within
 from .best import BestWeights
 from .config import TrainingConfig
+from .packing import packed_run
 from .plan import RunPlan
 from .prepare import Prepared
 from .resume import check_resumed, decided_updates, write_resolved
@@ -89,12 +90,13 @@ def fit(
     arguments = arguments_of(training, steps=len(batches), pace=pace, folder=checkpoints, device=device)
     if training.patience is not None and arguments.world_size > 1:
         raise InputError("patience: found several processes, which would stop at different updates; expected none")
+    packed = packed_run(prepared, training, model.to(arguments.device), batches, micro)
     best = _best(prepared, training, checkpoints, resume)
     watched = _Watched(prepared, listener, curve, best, training.evaluate_every or max(1, len(batches) // CURVE_POINTS))
     started = time.perf_counter()
     with listener.progress("training") as watched.update:
         work = Work(
-            objective=prepared.objective,
+            objective=packed.objective(prepared, training),
             rows=Visited(prepared.rows),
             collate=prepared.collate,
             batches=visits([batch.tolist() for batch in batches], len(prepared.rows)),
@@ -104,6 +106,7 @@ def fit(
         trainer = EffectiveBatchTrainer(model, arguments, work, progress=watched, callbacks=[later])
         watched.model, watched.control = model, trainer.control
         trainer.train(resume_from_checkpoint=resume)
+    packed.end()
     done = batches[: trainer.state.global_step]
     facts: Facts = {
         "steps": len(done),
@@ -117,6 +120,7 @@ def fit(
         "warmup_steps": arguments.warmup_steps,
         "schedule": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
         "evaluate_every": watched.every,
+        **packed.facts,
     }
     if training.chooses and best.best is not None and trainer.is_world_process_zero():
         facts |= {"best_step": best.best[0], "best_score": best.best[1], "stopped_early": len(done) < len(batches)}

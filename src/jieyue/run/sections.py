@@ -125,6 +125,8 @@ def training_section(
     section.fact(
         "speed", facts["tokens"] / max(facts["seconds"], 1e-9), "per second", how="tokens, padding not counted"
     )
+    if "packed" in facts:
+        _tell_packing(section, facts)
     if losses:
         xs, ys = zip(*losses, strict=True)
         section.picture(Picture.lines("Loss", {"training": (list(xs), list(ys))}, x="update", y="nats per label"))
@@ -135,6 +137,17 @@ def training_section(
                 deciding.title, {"set aside": (list(xs), list(ys))}, x="update", y=(deciding.quantity, deciding.unit)
             )
         )
+
+
+def _tell_packing(section: Section, facts: Facts) -> None:
+    """Padding, and seconds of forward and backward of one usual batch, before and after."""
+    section.fact("packed rows", facts["packed"], how=facts["packed_how"])
+    section.fact("padding of the rows as they are", facts["padding_before"], "share", how="of all positions of a run")
+    if facts["packed"]:
+        section.fact("padding of packed rows", facts["padding_after"], "share")
+        how = "forward and backward of one batch with the usual padding"
+        section.fact("a batch as its rows are", facts["seconds_before"], "seconds", how=how)
+        section.fact("the same batch packed", facts["seconds_after"], "seconds", how=how)
 
 
 def memory_section(report: Report, planned: RunPlan, measured: Memory | None) -> None:

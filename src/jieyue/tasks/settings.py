@@ -9,10 +9,14 @@ from jieyue.errors import InputError, message
 from jieyue.json_values import Facts
 from jieyue.options import option
 
-__all__ = ["DELIMITER", "Settings"]
+__all__ = ["DELIMITER", "PackedSettings", "Settings"]
 
 DELIMITER = "What parts a table's columns: tab, comma, semicolon, bar or a character. Default: told from all rows."
-_OF_FILES = ("encoding", "delimiter")  # of the files that are read now, not of those that are judged by later
+_OF_NOW = (
+    "encoding",
+    "delimiter",
+    "packed",
+)  # of the files that are read now, and of how training computes: not of the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,10 @@ class Settings:
         """The model's head under these settings, of ``hf.loading.HEADS``; ``default`` is the task's own."""
         return default
 
+    def packing(self) -> bool | None:
+        """Whether training packs several rows into one: None = where much would be padding."""
+        return False
+
     def fitted(self, positions: int) -> Self:
         """These settings, cut to a model of so many ``positions``; ``InputError`` where that leaves nothing to work with."""
         return self
@@ -38,7 +46,7 @@ class Settings:
 
     def to_dict(self) -> Facts:
         """JSON values of what is kept with a model."""
-        return {name: value for name, value in asdict(self).items() if name not in _OF_FILES}
+        return {name: value for name, value in asdict(self).items() if name not in _OF_NOW}
 
     @classmethod
     def from_dict(cls, values: Facts) -> Self:
@@ -47,3 +55,19 @@ class Settings:
         if unknown := sorted(set(values) - set(known)):
             raise InputError(message(cls.__name__, ", ".join(unknown), ", ".join(known)))
         return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSettings(Settings):
+    """Of tasks whose short rows may share a long one (``hf.packed_rows``). ``packed``: True where a model that cannot is refused, None
+    where padding exceeds 20 % of all positions and the model can, False never. It is not kept with a model.
+    """
+
+    packed: bool | None = option(
+        None,
+        "Short rows share a long one in training, none sees another (exact). Default: where more than 20 % is padding.",
+        off="--no-packed",
+    )
+
+    def packing(self) -> bool | None:
+        return self.packed

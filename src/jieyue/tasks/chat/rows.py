@@ -25,6 +25,7 @@ from jieyue.data.history import encode_talks, fit_history, template_for
 from jieyue.data.mapped import ANY_TURN, LAST_TURN, REPLY, keep_tokens, temporary_tokens
 from jieyue.data.packing import LOSS_ON, DialogueRows
 from jieyue.errors import InputError
+from jieyue.hf.attention import attention_of
 from jieyue.tally import Tally
 from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
@@ -118,11 +119,13 @@ def dialogue_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     """Sum of −log p over the tokens that are asked for, and how many these are; the logits are never whole.
 
     ``batch``: ``input_ids``, ``labels`` [B, L] (already shifted) and ``attention_mask``, or ``position_ids`` that start
-    again at every dialogue: then none sees another.
+    again at every dialogue: then none sees another. A pattern of ours reads that from the positions; other attentions get a mask.
     """
     inputs: dict[str, Tensor | bool] = {"input_ids": batch["input_ids"], "use_cache": False}
     if "position_ids" in batch:
-        inputs |= {"position_ids": batch["position_ids"], "attention_mask": _apart(batch["position_ids"], model)}
+        inputs["position_ids"] = batch["position_ids"]
+        if not attention_of(model):
+            inputs["attention_mask"] = _apart(batch["position_ids"], model)
     elif "attention_mask" in batch:
         inputs["attention_mask"] = batch["attention_mask"]
     return model_vocabulary_loss(model, inputs, batch["labels"])

@@ -86,9 +86,9 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
     )
 
     def default_settings(self, config: RunConfig, seed: int) -> ChatSettings:
-        """The article's 512 tokens; a preset's dialogues share rows, which a pattern of attention cannot keep apart."""
+        """The article's 512 tokens; a preset's dialogues share rows, under any attention."""
         most = 512 if config.data else 256
-        packed = config.model in CAUSAL_PRESETS and config.attention is None
+        packed = config.model in CAUSAL_PRESETS
         return ChatSettings(max_tokens=most, row_tokens=most if packed else None)
 
     # -- data
@@ -188,10 +188,6 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
         start: str | None = None,
         seed: int = 0,
     ) -> ModelSource:
-        if config.attention is not None and settings.row_tokens is not None:
-            found = f"row_tokens={settings.row_tokens}: dialogues that share rows"
-            expected = "row_tokens=None: a pattern cannot keep them apart"
-            raise InputError(message(f"attention={config.attention!r}", found, expected))
         return open_chat_model(config, texts, seed=seed)
 
     def encode(

@@ -12,13 +12,13 @@ from jieyue.data.label_kinds import check_kind
 from jieyue.errors import InputError, message
 from jieyue.json_values import Facts
 from jieyue.options import option
-from jieyue.tasks.settings import DELIMITER, Settings
+from jieyue.tasks.settings import DELIMITER, PackedSettings
 
 __all__ = ["ClassifySettings", "per_label"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifySettings(Settings):
+class ClassifySettings(PackedSettings):
     """``max_tokens``: of a row, special tokens included. ``labels``: all of them, in order; () until the data are read.
 
     ``text_column``, ``label_column``, ``pair_column``: names or numbers (``data.labelled.Columns``), None = found by name.

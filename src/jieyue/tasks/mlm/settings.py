@@ -7,13 +7,13 @@ from typing import Self
 
 from jieyue.errors import InputError
 from jieyue.options import option
-from jieyue.tasks.settings import Settings
+from jieyue.tasks.settings import PackedSettings
 
 __all__ = ["MaskSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskSettings(Settings):
+class MaskSettings(PackedSettings):
     """``max_tokens``: of a row, [CLS] and [SEP] included. ``share``: of a row's tokens, hidden at each visit.
 
     ``whole_words``: all pieces of a chosen word are hidden together. ``pseudo_rows``: held-out rows whose pseudo-perplexity

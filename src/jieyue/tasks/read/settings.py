@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from jieyue.errors import InputError, message
 from jieyue.options import option
-from jieyue.tasks.settings import DELIMITER, Settings
+from jieyue.tasks.settings import DELIMITER, PackedSettings
 
 __all__ = ["HEADS", "SEARCHES", "ReadSettings"]
 
@@ -18,7 +18,7 @@ HEADS = {"masked": "masked-lm", "span": "span", "prefix": "prefix"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadSettings(Settings):
+class ReadSettings(PackedSettings):
     """Lengths in tokens, as in the article: every count includes its closing [SEP].
 
     ``reader``: "masked" (7148), "span" or "prefix" (7115), see the recipe's head. A row has at most ``longest_row`` tokens
@@ -64,6 +64,8 @@ class ReadSettings(Settings):
                     "no search, or the masked reader",
                 )
             )
+        if self.packed and self.reader == "prefix":
+            raise InputError(message("packed=True", "the prefix reader, which has a mask of its own", "masked or span"))
         if self.negatives_per_positive < 0 or self.temperature <= 0:
             raise InputError(
                 f"negatives_per_positive={self.negatives_per_positive}, temperature={self.temperature}: "
@@ -78,6 +80,9 @@ class ReadSettings(Settings):
 
     def head(self, default: str) -> str:
         return HEADS[self.reader]
+
+    def packing(self) -> bool | None:
+        return False if self.reader == "prefix" else self.packed
 
     @property
     def longest_row(self) -> int:

@@ -8,13 +8,13 @@ from typing import Self
 from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.options import option
-from jieyue.tasks.settings import Settings
+from jieyue.tasks.settings import PackedSettings
 
 __all__ = ["TagSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagSettings(Settings):
+class TagSettings(PackedSettings):
     """``max_tokens``: of a window, special tokens included. ``types``: of entities, in order; () until the data are read.
 
     ``tag_column``: of CoNLL files, a number from 1 or a name; None = the last.

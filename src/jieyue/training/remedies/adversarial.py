@@ -62,7 +62,7 @@ def fgm(epsilon: float = 0.5, add_clean: bool = False) -> Remedy:
             moved = objective(model, rows)
         return Tally(clean.total + moved.total, moved.weight) if add_clean else moved
 
-    return Remedy(f"fgm({epsilon:g}{', add_clean=True' if add_clean else ''})", run)
+    return Remedy(f"fgm({epsilon:g}{', add_clean=True' if add_clean else ''})", run, by_embedding=True)
 
 
 def penalize_gradient(epsilon: float = 1.0) -> Remedy:
@@ -90,7 +90,7 @@ def penalize_gradient(epsilon: float = 1.0) -> Remedy:
         counts = labels_per_example(model, rows).clamp_min(1)
         return Tally(clean.total + (0.5 * epsilon * squares / counts).sum(), clean.weight)
 
-    return Remedy(f"penalize_gradient({epsilon:g})", run)
+    return Remedy(f"penalize_gradient({epsilon:g})", run, by_embedding=True)
 
 
 class _Watch:

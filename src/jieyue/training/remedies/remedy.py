@@ -56,10 +56,12 @@ class Remedy:
     """``remedy(objective) -> objective``. ``text`` is how it was asked for; it stands in the report.
 
     ``run(objective, model, rows, step) -> Tally``: ``objective`` is the one inside, ``step`` the number of the update.
+    ``by_embedding``: it needs the embeddings of each example by itself, so that rows cannot be packed.
     """
 
     text: str
     run: Callable[[Objective, nn.Module, Rows, int], Tally]
+    by_embedding: bool = False
 
     def __call__(self, objective: Objective) -> Remedied:
         return Remedied(self, objective)
