@@ -30,6 +30,7 @@ from .cache import close_doors, open_doors
 from .entries import Entry, PatternEntry, parse_entry, refuse_more, split_layers
 from .implementation import held_configs, implementations, own_configs, set_implementations
 from .layers import SLOT, LayerAttention
+from .outside import adds_alibi_twice, drop_forwards, give_forwards, is_outside
 from .probe import Seen, look, runs_under_sdpa
 from .saved_attention import DROPOUT_FIELD, FIELD, PART_FIELD
 
@@ -72,6 +73,11 @@ def use_attention(
     named = [(f"{inside[0]}{name}", module) for name, module in attention_modules(inside[1])]
     _check_list(model, len(entries), len([name for name, module in named if not is_cross(name, module)]))
     own_configs(model)
+    if adds_alibi_twice(model) and "eager" in (vars(model).get(_BEFORE) or implementations(held_configs(model))):
+        raise InputError(
+            f"use(attention=...): {type(model).__name__}'s eager attention adds ALiBi twice, to the scores and with the mask; "
+            "expected a model that was made with attn_implementation='sdpa'"
+        )
     configs = _configs_for(model, inside[1], [module for _, module in named])
     by_sdpa = runs_under_sdpa(model)
     blank = {
@@ -99,6 +105,7 @@ def use_attention(
         if chosen is not None:
             setattr(model.config, key, chosen)
     give_biases(given)
+    give_forwards(model, given)
     open_doors(model)
     return attention_of(model)
 
@@ -117,6 +124,7 @@ def remove_attention(model: PreTrainedModel) -> None:
     if not attention_of(model) and not getattr(model.config, FIELD, None):
         return
     close_doors(model)
+    drop_forwards(model)
     for _, module in attention_modules(model):
         vars(module).pop(SLOT, None)
         drop_biases([module])
@@ -160,10 +168,10 @@ def attention_engines(model: nn.Module) -> list[tuple[str, str, str, str]]:
 
 
 def attention_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of every module whose forward looks its attention up in transformers' interface, in order."""
+    """(path, module) of every module whose forward looks its attention up in transformers' interface, or is known, in order."""
     for name, module in model.named_modules():
         code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-        if code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names:
+        if is_outside(module) or (code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names):
             yield name, module
 
 
@@ -255,7 +263,7 @@ def _tell_of_pictures(model: PreTrainedModel, given: Mapping[nn.Module, LayerAtt
 
 def _check_model(model: nn.Module) -> None:
     can = isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()
-    if not can:
+    if not can and not any(map(is_outside, model.modules())):
         raise InputError(
             f"use(attention=...): {type(model).__name__} is outside transformers' attention interface; expected a model such "
             "as BERT, RoBERTa, ModernBERT, GPT-2, BART, Llama, Qwen3 or Mistral"
@@ -304,6 +312,7 @@ def _bare(model: nn.Module, modules: Mapping[nn.Module, LayerAttention]) -> Iter
     """Without what an earlier ``use`` put there, for a while."""
     before = {module: vars(module).pop(SLOT) for module in modules if SLOT in vars(module)}
     drop_biases(before)
+    drop_forwards(model)
     close_doors(model)
     try:
         yield
@@ -311,6 +320,7 @@ def _bare(model: nn.Module, modules: Mapping[nn.Module, LayerAttention]) -> Iter
         for module, layer in before.items():
             vars(module)[SLOT] = layer
         give_biases(before)
+        give_forwards(model, before)
         if before:
             open_doors(model)
 

@@ -20,8 +20,8 @@ __all__ = ["PACKED", "refuse_callers_keywords", "refuse_keywords", "with_keyword
 # what attention functions of transformers are passed and none of SDPA and eager reads, or what is read here
 _UNDERSTOOD = frozenset(
     (
-        "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "deterministic", "encoder_hidden_states", "is_causal", "labels",
-        "layer_idx", "logits_to_keep", "max_length_k", "max_length_q", "num_items_in_batch", "output_hidden_states",
+        "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "deterministic", "encoder_hidden_states", "is_causal", "key_bias",
+        "labels", "layer_idx", "logits_to_keep", "max_length_k", "max_length_q", "num_items_in_batch", "output_hidden_states",
         "output_router_logits", "past_key_values", "position_bias", "position_embeddings", "position_ids", "return_dict", "s_aux",
         "seq_idx", "sliding_window", "softcap", "token_type_ids", "use_cache",
     )
@@ -85,6 +85,8 @@ def with_keywords(name: str, ask: Ask, kwargs: Mapping[str, object], num_queries
             f"{name} adds position biases: it passes position_bias of shape {list(bias.shape)}, expected biases by offset alone, as "
             "T5's are"
         )
+    if kwargs.get("key_bias"):
+        ask = replace(ask, key_bias=True)
     packed = _documents(name, kwargs, num_queries)
     if packed is None or ask.segments is not None:
         return ask

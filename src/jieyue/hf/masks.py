@@ -40,7 +40,7 @@ class Ask:
     ``keys``: bool [B, M], True = keep, None = all; ``rows`` and ``columns``: the queries, the newest tokens, and the keys that
     it was made for; ``skipped``: whether transformers' SDPA leaves the mask out where nothing is padded, so that the module's
     ``is_causal`` decides there. ``segments`` [B, N], ``softcap``, ``sinks`` [H] and ``offset_bias`` [H or 1, N + M - 1] as
-    ``jieyue.attend`` takes them.
+    ``jieyue.attend`` takes them; ``key_bias``: columns of the keys hold a bias of each (``outside``).
     """
 
     causal: bool
@@ -53,12 +53,13 @@ class Ask:
     softcap: float | None = None
     sinks: Tensor | None = None
     offset_bias: Tensor | None = None
+    key_bias: bool = False
 
     @property
     def more(self) -> tuple[str, ...]:
         """The names of what is asked for beyond causality, window and kept keys."""
         names = ("segments", "softcap", "sinks", "offset_bias")
-        return tuple(name for name in names if getattr(self, name) is not None)
+        return tuple(name for name in names if getattr(self, name) is not None) + ("key_bias",) * self.key_bias
 
     def sees(self, n: int, m: int, device: torch.device) -> Tensor:
         """Which of m keys each of the last n tokens sees, written out: bool [B or 1, 1, n, m]; what no pattern does."""

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from .probe import TOLERATED, made_up_ids, undisturbed
 
 __all__ = ["Packing", "is_padded", "packing_of"]
 
+_Given: TypeAlias = Tensor | bool | None
 _LENGTHS = (5, 3, 6)  # of the rows that it is tried on
 
 
@@ -138,8 +140,8 @@ class _Way:
     kept: list[Tensor] = field(default_factory=list)  # bool [B, L] of the batch that is inside
 
     def pack(
-        self, body: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[()], dict[str, object]] | None:
+        self, body: nn.Module, args: tuple[_Given, ...], kwargs: dict[str, _Given]
+    ) -> tuple[tuple[()], dict[str, _Given]] | None:
         names = tuple(inspect.signature(type(body).forward).parameters)[1:]
         given = dict(zip(names, args, strict=False)) | kwargs
         self.kept.clear()
@@ -153,7 +155,7 @@ class _Way:
             raise InputError(
                 message("packed=True", "output_hidden_states or use_cache", "neither: last states come back alone")
             )
-        packed: dict[str, object] = {}
+        packed: dict[str, _Given] = {}
         for name, value in given.items():
             if isinstance(value, Tensor):
                 if value.shape[:2] != kept.shape:
@@ -171,7 +173,7 @@ class _Way:
         return (), packed
 
     def unpack(
-        self, module: nn.Module, args: tuple[object, ...], output: Tensor | BodyOutput
+        self, module: nn.Module, args: tuple[_Given, ...], output: Tensor | BodyOutput
     ) -> Tensor | BodyOutput | None:
         if not self.kept:
             return None

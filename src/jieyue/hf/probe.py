@@ -26,6 +26,7 @@ from .entries import PatternEntry
 from .implementation import running
 from .layers import SLOT, LayerAttention
 from .masks import Ask
+from .outside import adapted, adds_alibi_twice
 from .prefix import PrefixLM
 
 __all__ = ["TOLERATED", "Seen", "look", "made_up_ids", "runs_under_sdpa", "undisturbed"]
@@ -78,15 +79,15 @@ def look(
     if inputs is None or any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters()):
         return None
     name = type(model).__name__
-    looking = _Looking()
+    looking, plain = _Looking(), "sdpa" if adds_alibi_twice(model) else "eager"
     with undisturbed(model):
         for given in inputs:
             try:
-                with running(configs, "eager"):
+                with running(configs, plain):
                     eager = _output(model, given)
             except Exception:  # the plain model does not run on what was made up here: nothing can be said
                 return None
-            noise = _under_sdpa(model, configs, eager, given)
+            noise = 0.0 if plain == "sdpa" else _under_sdpa(model, configs, eager, given)
             if noise > _OWN.get(eager.dtype, 0.1):
                 raise InputError(
                     f"use(attention=...): {name}'s own eager and SDPA attention differ by {noise:.1e} of its largest output, so "
@@ -132,7 +133,7 @@ def _watched(
     for module, layer in modules.items():
         vars(module)[SLOT] = LayerAttention(PatternEntry(full()), layer.cross, by_sdpa=layer.by_sdpa, watch=looking)
     try:
-        with running(configs, register_attention("full()")), biases_by_offset(modules):
+        with running(configs, register_attention("full()")), biases_by_offset(modules), adapted(model, modules):
             return _output(model, given)
     except (InputError, torch.OutOfMemoryError):
         raise
