@@ -18,9 +18,10 @@ EQUAL = {
     "deepseek_v3": "latent keys", "gemma3_text": "windows", "gemma4_text": "shared keys", "diffllama": "keys read twice",
     "lfm2": "convolutions between", "qwen3_next": "recurrent layers between", "bart": "encoder and decoder",
     "encoder-decoder": "put together", "t5": "biases by offset", "vit": "pictures", "whisper": "sound", "llava": "pictures and text",
+    "mpnet": "outside the interface, biases by offset", "bloom": "outside the interface, biases of keys",
 }  # fmt: skip
 REFUSED = {
-    "doge": "of its own", "bloom": "outside transformers' attention interface", "deepseek_v32": "an indexer",
+    "doge": "of its own", "convbert": "outside transformers' attention interface", "deepseek_v32": "an indexer",
     "layoutlm": "of its own", "fnet": "no self-attention",
 }  # fmt: skip
 

@@ -169,7 +169,7 @@ def test_what_cannot_be_honoured_is_refused(monkeypatch):
     with pytest.raises(InputError, match="output_attentions"):
         model(inputs(9)[0], output_attentions=True)
     monkeypatch.setattr(type(model.transformer.h[0].self_attention), "forward", lambda self, hidden_states, other: None)
-    with pytest.raises(InputError, match="takes hidden_states, other"):
+    with pytest.raises(InputError, match="takes hidden_states, other, expected"):
         jieyue.use(build("bloom"), attention="full()")
 
 

@@ -30,6 +30,7 @@ from jieyue.errors import InputError
 
 from .attention import use_attention
 from .implementation import held_configs, running
+from .outside import is_outside
 from .probe import runs_under_sdpa
 from .tiny import tiny_config, tiny_inputs, tiny_model
 
@@ -286,6 +287,8 @@ def _apart(found: Tensor, expected: Tensor, given: _Inputs) -> float:
     if mask is not None and "decoder_input_ids" not in given and expected.shape[:2] == mask.shape:
         found, expected = found[mask.bool()], expected[mask.bool()]
     assert bool(found.isfinite().all())
+    if not bool(expected.isfinite().all()):
+        raise _PlainFailsError("its own output is not finite")
     return float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
@@ -300,8 +303,11 @@ def _oracle(model: PreTrainedModel, entries: dict[str, str], given: _Inputs) -> 
     """The output with each self-attention under the model's own mask and its pattern's, all scores written out."""
     twin = copy.deepcopy(model)
     patterns = {twin.get_submodule(name): parse(text) for name, text in entries.items()}
+    outside = any(map(is_outside, patterns))  # it adds what it is handed as its mask
     AttentionInterface.register(_ORACLE, _Dense(patterns))
-    AttentionMaskInterface.register(_ORACLE, _whole_mask)
+    AttentionMaskInterface.register(
+        _ORACLE, functools.partial(_added_mask, next(iter(patterns.values()))) if outside else _whole_mask
+    )
     with running(held_configs(twin), _ORACLE):
         return _output(twin, given)
 
@@ -347,6 +353,15 @@ def _whole_mask(*args: object, **kwargs: object) -> Tensor | None:
     kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     found: Tensor | None = sdpa_mask(*args, **kwargs)  # type: ignore[arg-type]
     return found
+
+
+def _added_mask(pattern: Pattern, **given: int | bool | Tensor) -> Tensor:
+    """The mask that eager attention adds, the pattern's included; finite in float32 too, so that no row is NaN."""
+    found = _whole_mask(**given)
+    assert found is not None
+    n, m = found.shape[-2:]
+    sees = found & pattern.mask(n, m, q_offset=m - n)
+    return torch.zeros_like(sees, dtype=torch.float64).masked_fill(~sees, torch.finfo(torch.float32).min)
 
 
 def _short(error: Exception) -> str:

@@ -48,6 +48,7 @@ _Put: TypeAlias = Callable[..., Tensor | tuple[Tensor] | tuple[Tensor, None]] | 
 _Door: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], Mapping[str, _Given]], None]
 
 _KEPT = "jieyue_outside"  # on a module: the attributes that it had in the place of ours, and the handle of its door
+_UNREAD = ("use_cache", "position_ids")  # of forwards whose own code does not read them
 _COLUMNS = 8  # of a key that hold its bias, and the zeros that fill them up
 _PARTS = 3  # bfloat16 numbers that a float32 one is the sum of
 
@@ -144,7 +145,6 @@ def _bloom(
     alibi: Tensor,
     attention_mask: Tensor,
     layer_past: Cache | None = None,
-    use_cache: bool = False,
     output_attentions: bool = False,
     **kwargs: _Given,
 ) -> tuple[Tensor, None]:
@@ -200,9 +200,7 @@ def _falcon(
     hidden_states: Tensor,
     alibi: Tensor | None,
     attention_mask: Tensor,
-    position_ids: Tensor | None = None,
     layer_past: Cache | None = None,
-    use_cache: bool = False,
     output_attentions: bool = False,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs: _Given,
@@ -248,10 +246,8 @@ def _mpnet(
     return (module.o(out.flatten(2)),)
 
 
-def _mpnet_biases(module: MPNetEncoder, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = 32) -> Tensor:
+def _mpnet_biases(module: MPNetEncoder, x: Tensor, num_buckets: int = 32) -> Tensor:
     """[H, 2N - 1], entry i - j + N - 1 for row i and column j, in the place of [B, H, N, N]."""
-    if position_ids is not None:
-        raise InputError("MPNetEncoder: found position_ids of its own for its biases, expected none")
     count = x.shape[1]
     behind = torch.arange(count - 1, -count, -1, device=x.device)  # j - i
     return module.relative_attention_bias(module.relative_position_bucket(behind, num_buckets=num_buckets)).T
@@ -305,10 +301,10 @@ _ADAPTERS: Mapping[str, _Adapter] = {
 def _check_signature(
     module: nn.Module, name: str, ours: Callable[..., Tensor | tuple[Tensor] | tuple[Tensor, None]]
 ) -> None:
-    theirs = list(inspect.signature(getattr(type(module), name)).parameters)[1:]
-    expected = list(inspect.signature(ours).parameters)[1:]
+    theirs = set(inspect.signature(getattr(type(module), name)).parameters) - {"self", "kwargs", *_UNREAD}
+    expected = set(inspect.signature(ours).parameters) - {"module", "kwargs"}
     if theirs != expected:
         raise InputError(
-            f"use(attention=...): {type(module).__name__}.{name} of this transformers takes {', '.join(theirs)}, expected "
-            f"{', '.join(expected)}"
+            f"use(attention=...): {type(module).__name__}.{name} of this transformers takes {', '.join(sorted(theirs))}, expected "
+            f"{', '.join(sorted(expected))}"
         )

@@ -38,11 +38,12 @@ def use(
     Returns module path -> what it has now, for the report. ``save_pretrained`` keeps the choice and ``jieyue.load`` restores
     it, and so does plain transformers after ``import jieyue.hf`` (decoders and encoders; with a plain cache); without, it refuses
     such a folder with a ValueError. Each layer proves at its first
-    forward pass that its attention came through here.
+    forward pass that its attention came through here. BLOOM, MPT, Falcon and MPNet, which are outside transformers' attention
+    interface, get a forward of ours for as long.
 
     Causality and windows are those of the masks that the model asks for. A small forward pass shows first that ``full()``
-    leaves the outputs as they are. Refuses, with ``InputError`` (a ValueError), what cannot be honoured: models outside
-    transformers' attention interface, models whose own eager and SDPA attention differ, position biases that are not by
+    leaves the outputs as they are. Refuses, with ``InputError`` (a ValueError), what cannot be honoured: other models
+    outside the interface, models whose own eager and SDPA attention differ, position biases that are not by
     offset alone, keys chosen by an indexer, mask functions of the model's own, prepared masks, soft-capping, sinks and position
     biases under ``linear(...)``,
     ``output_attentions``, caches that are not ours or were made before the last ``use``, a list of patterns for layers that
