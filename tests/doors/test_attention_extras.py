@@ -135,3 +135,52 @@ def test_packed_rows_of_encoders_equal_their_documents(model_type):
     more = {} if model_type == "t5" else {"position_ids": positions}
     alone = torch.cat([model(part)[0] for part in ids.split(LENGTHS, 1)], 1)
     assert torch.allclose(model(ids, seq_idx=places, **more)[0], alone, atol=1e-11)
+
+
+PACKED = ((5, 9), (12,), (3, 4, 6))  # documents of each row; rows end in padding of their own
+PADDED = [length for row in PACKED for length in row]
+
+
+def documents(generator):
+    """The documents as a padded batch [6, 12] with its mask, and packed [3, 14]: tokens, positions, the document of each, -1 = none."""
+    padded = torch.zeros(len(PADDED), max(PADDED), dtype=torch.long)
+    mask = torch.arange(max(PADDED)) < torch.tensor(PADDED)[:, None]
+    padded[mask] = torch.randint(3, 40, (sum(PADDED),), generator=generator)
+    parts = iter([row[own] for row, own in zip(padded, mask, strict=True)])
+    packed = torch.zeros(3, len(PACKED), max(map(sum, PACKED)), dtype=torch.long)
+    packed[2] = -1
+    for row, lengths in enumerate(PACKED):
+        end = sum(lengths)
+        packed[0, row, :end] = torch.cat([next(parts) for _ in lengths])
+        packed[1, row, :end] = torch.cat([torch.arange(length) for length in lengths])
+        packed[2, row, :end] = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return padded, mask, packed
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "gpt-oss"])
+def test_a_packed_batch_equals_the_plain_models_padded_one(name):
+    """Outputs and gradients in float64, within 10 times what the model's own SDPA and eager attention differ by."""
+    model = transformers.T5EncoderModel(tiny_config("t5")).double().eval() if name == "t5" else MODELS[name]()
+    padded, mask, (ids, positions, places) = documents(torch.Generator().manual_seed(4))
+    found = {}
+    for attention in ("eager", "sdpa"):
+        twin = copy.deepcopy(model)
+        if attention == "sdpa" and not twin._supports_sdpa:
+            continue  # then its weights may be rounded to float32
+        twin.set_attn_implementation(attention)
+        more = {} if name == "t5" else {"use_cache": False}
+        out = twin(padded, attention_mask=mask.long(), **more)[0][mask]
+        out.square().sum().backward()
+        found[attention] = (out, {key: p.grad for key, p in twin.named_parameters() if p.grad is not None})
+    expected, gradients = found["eager"]
+    noise = float((found["sdpa"][0] - expected).detach().abs().max()) if "sdpa" in found else 1e-7
+    jieyue.use(model, attention="full()", dropout=0.0)
+    out = model(ids, seq_idx=places, **({} if name == "t5" else {"position_ids": positions, "use_cache": False}))[0]
+    assert bool((out[places < 0].isfinite()).all())
+    out = out[places >= 0]
+    most = max(1e-12, 10 * noise) * max(1.0, float(expected.detach().abs().max()))
+    assert float((out - expected).detach().abs().max()) <= most
+    out.square().sum().backward()
+    for key, p in model.named_parameters():
+        if key in gradients:
+            torch.testing.assert_close(p.grad, gradients[key], rtol=0, atol=1e3 * most, msg=key)

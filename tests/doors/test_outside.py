@@ -173,11 +173,19 @@ def test_what_cannot_be_honoured_is_refused(monkeypatch):
         jieyue.use(build("bloom"), attention="full()")
 
 
-def test_a_saved_model_comes_back(tmp_path):
-    model = build("bloom")
+@pytest.mark.parametrize("name", ["bloom", "mpnet", "falcon"])
+def test_a_saved_model_comes_back_through_our_loading_alone(name, tmp_path):
+    """transformers would run it without our forward: it is refused there, ``import jieyue.hf`` or not."""
+    model = build(name)
     jieyue.use(model, attention="local(4)")
     model.save_pretrained(tmp_path)
-    again = load_model(tmp_path, "causal-lm").double().eval()
+    again = load_model(tmp_path, "masked-lm" if name == "mpnet" else "causal-lm").double().eval()
     ids, mask = inputs(9)
-    assert torch.allclose(again(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits, atol=1e-5)
+    given = {"input_ids": ids, "attention_mask": mask}
+    assert torch.allclose(again(**given)[0][mask.bool()], model(**given)[0][mask.bool()], atol=1e-5)
     assert len(layers(again)) == 2
+    with pytest.raises(ValueError, match=r"jieyue\.load"):
+        type(model).from_pretrained(tmp_path)
+    jieyue.use(again, attention=None)
+    again.save_pretrained(tmp_path / "plain")
+    type(model).from_pretrained(tmp_path / "plain")

@@ -55,3 +55,22 @@ def test_grouped_heads_reach_the_kernel_as_they_are(monkeypatch):
     monkeypatch.setattr(entries, "attend", spy)
     model(torch.randint(3, 40, (1, 12)), use_cache=False)
     assert seen == [(4, 2, 2)] * 2
+
+
+def test_engines_are_asked_about_the_call_that_runs(monkeypatch):
+    """With its mask, documents, causality and dropout, not about the pattern alone."""
+    import jieyue.hf.layers as layers
+
+    model = make("llama").train()
+    jieyue.use(model, attention="first(2)+local(4)", dropout=0.25)
+    calls, why = [], layers.why
+    monkeypatch.setattr(layers, "why", lambda call: calls.append(call) or why(call))
+    ids, mask = inputs(12, padding="left")
+    model(ids, attention_mask=mask, use_cache=False)
+    assert len(calls) == 2 and all(
+        call.pattern.is_causal
+        and call.dropout == 0.25
+        and call.key_mask is not None
+        and call.asked == ("first", "segments")
+        for call in calls
+    )

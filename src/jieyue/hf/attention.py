@@ -32,7 +32,7 @@ from .implementation import held_configs, implementations, own_configs, set_impl
 from .layers import SLOT, LayerAttention
 from .outside import adds_alibi_twice, drop_forwards, give_forwards, is_outside
 from .probe import Seen, look, runs_under_sdpa
-from .saved_attention import DROPOUT_FIELD, FIELD, PART_FIELD
+from .saved_attention import DROPOUT_FIELD, FIELD, LOAD_ALONE, PART_FIELD
 
 __all__ = [
     "FIELD",
@@ -100,7 +100,7 @@ def use_attention(
     vars(model)[_BEFORE] = implementations(held)
     set_implementations(configs, [register_attention(text)] * len(configs))
     for config in configs:
-        config.attn_implementation = interface_name(text)
+        config.attn_implementation = LOAD_ALONE + text if any(map(is_outside, given)) else interface_name(text)
     for key, chosen in ((FIELD, text), (DROPOUT_FIELD, dropout), (PART_FIELD, part)):
         if chosen is not None:
             setattr(model.config, key, chosen)
@@ -143,7 +143,7 @@ def forget_attention(model: PreTrainedModel) -> None:
     for config in held_configs(model):
         for key in (FIELD, DROPOUT_FIELD, PART_FIELD):
             vars(config).pop(key, None)
-        if str(vars(config).get("attn_implementation")).startswith(PREFIX):
+        if str(vars(config).get("attn_implementation")).startswith((PREFIX, LOAD_ALONE)):
             del config.attn_implementation
 
 

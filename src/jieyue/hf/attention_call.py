@@ -56,8 +56,8 @@ def attention_forward(
     if layer.watch is not None:
         return layer.watch(module, query, key, value, ask, scaling).transpose(1, 2).contiguous(), None
     layer.hear(name, ask)
-    layer.note_call(query, key, value)
     probability = dropout if layer.dropout is None else (layer.dropout if module.training else 0.0)
+    layer.note_call(query, key, value, ask, probability)
     if query.shape[2] != key.shape[2] and not layer.cross:
         _check_rows(name, query.shape[2], key.shape[2], ask)
     state = state_layer_of(key)

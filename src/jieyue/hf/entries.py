@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from jieyue.attention import Pattern, State, attend, parse
+from jieyue.attention import Call, Pattern, State, attend, parse
+from jieyue.attention.segments import runs_of
 from jieyue.errors import InputError
 from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, attend_hybrid, attend_linear, attend_window
 from jieyue.linear.features import resolve
@@ -100,10 +101,7 @@ class PatternEntry:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
     ) -> Tensor:
-        counts = bool(self.pattern.first or self.pattern.first_past or self.pattern.global_rows)
-        segments = ask.segments
-        if counts and segments is None and ask.keys is not None:
-            segments = (ask.keys.cumsum(1) > 0).long() - 1  # -1 for the padding in front
+        segments = self._segments(ask)
         rows = _all_rows(q, k) if segments is not None else q
         out = attend(
             rows, k, v, self.pattern, key_mask=ask.keys, scale=scale, dropout=dropout, q_offset=max(0, k.shape[2] - rows.shape[2]),
@@ -111,6 +109,23 @@ class PatternEntry:
         )  # fmt: skip
         assert isinstance(out, Tensor)
         return out[:, :, rows.shape[2] - q.shape[2] :]
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, dropout: float = 0.0) -> Call:
+        """What ``attend`` asks an engine for; its seed is not drawn yet."""
+        segments = self._segments(ask)
+        rows = _all_rows(q, k) if segments is not None else q
+        return Call(
+            rows, k, v, self.pattern, ask.keys, dropout=dropout, q_offset=max(0, k.shape[2] - rows.shape[2]),
+            runs=None if segments is None else runs_of(segments), sinks=ask.sinks, softcap=ask.softcap or 0.0,
+            offset_bias=ask.offset_bias,
+        )  # fmt: skip
+
+    def _segments(self, ask: Ask) -> Tensor | None:
+        """The document of each token; where the pattern counts from a row's first kept key, -1 for the padding in front."""
+        counts = bool(self.pattern.first or self.pattern.first_past or self.pattern.global_rows)
+        if counts and ask.segments is None and ask.keys is not None:
+            return (ask.keys.cumsum(1) > 0).long() - 1
+        return ask.segments
 
     def decode(
         self,

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from jieyue.attention import Call, local, why
+from jieyue.attention import local, why
 from jieyue.errors import InputError
 
 from .entries import Entry, PatternEntry
@@ -88,10 +88,12 @@ class LayerAttention:
         if waiting is not None:
             waiting.keep_as_given()
 
-    def note_call(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def note_call(self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, dropout: float = 0.0) -> None:
         """Remembers that the module ran, and the first time by which engine, and why by no other."""
-        if not self.called and isinstance(self.entry, PatternEntry) and not torch.compiler.is_compiling():
-            self.engines = tuple(why(Call(q, k, v, self.entry.pattern)))
+        if not self.called and not torch.compiler.is_compiling():
+            entry = self.entry_for(ask.causal and not self.cross)
+            if isinstance(entry, PatternEntry):
+                self.engines = tuple(why(entry.call(q, k, v, ask, dropout)))
         self.called = True
 
     def entry_for(self, causal: bool) -> Entry:

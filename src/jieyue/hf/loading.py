@@ -23,6 +23,7 @@ from jieyue.report import write_whole
 
 from .activations import register_config
 from .attention import FIELD, register_attention, restore_attention
+from .saved_attention import LOAD_ALONE
 from .span import is_span_config, span_class, span_config
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def load_model(
             own = register_names(transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False))
             if head == "span":
                 config = span_config(own if config is None else config)
+            if config is None and getattr(own, FIELD, None):
+                config = own  # its attention may be one that only our loading knows
             options: dict[str, Any] = {} if config is None else {"config": config}
             if quantization is not None:
                 options |= {"quantization_config": quantization, "device_map": {"": "cpu"}}
@@ -229,6 +232,8 @@ def register_names(config: Any) -> Any:
     register_config(config)
     if getattr(config, FIELD, None):
         register_attention(getattr(config, FIELD))
+        if str(config._attn_implementation).startswith(LOAD_ALONE):
+            config._attn_implementation = None
     return config
 
 

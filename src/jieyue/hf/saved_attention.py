@@ -22,6 +22,7 @@ from .layers import SLOT, LayerAttention
 __all__ = [
     "DROPOUT_FIELD",
     "FIELD",
+    "LOAD_ALONE",
     "PART_FIELD",
     "PREFIX",
     "SavedNames",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 PREFIX = "jieyue:"
+LOAD_ALONE = "jieyue.load:"  # of a model that needs more than a name, so that transformers refuses the folder
 FIELD = "jieyue_attention"  # the key of config.json that says the same without the prefix
 DROPOUT_FIELD = "jieyue_attention_dropout"
 PART_FIELD = "jieyue_attention_part"
