@@ -8,6 +8,7 @@ import transformers
 from attention_models import GROUPED, PAD, inputs, make
 
 import jieyue
+from jieyue.errors import InputError
 from jieyue.hf.tiny import tiny_config, tiny_model
 
 LENGTHS = (9, 4, 12)
@@ -184,3 +185,20 @@ def test_a_packed_batch_equals_the_plain_models_padded_one(name):
     for key, p in model.named_parameters():
         if key in gradients:
             torch.testing.assert_close(p.grad, gradients[key], rtol=0, atol=1e3 * most, msg=key)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "bart"])
+def test_a_keyword_that_nobody_names_is_refused_before_any_layer_runs(name):
+    model = make(name)
+    jieyue.use(model, attention="full()")
+    ran = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.register_forward_pre_hook(lambda module, args: ran.append(module))
+    ids, mask = inputs(9)
+    with pytest.raises(InputError, match="passes strange"):
+        model(ids, attention_mask=mask, strange=torch.ones(1))
+    assert not ran
+    assert model(ids, attention_mask=mask, labels=ids, num_items_in_batch=3, strange=None).loss.isfinite() and ran
+    jieyue.use(model, attention=None)
+    model(ids, attention_mask=mask, strange=torch.ones(1))

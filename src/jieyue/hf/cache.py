@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from jieyue.errors import InputError
 
-from .keywords import PACKED, refuse_callers_keywords
+from .keywords import PACKED, known_keywords, refuse_callers_keywords, refuse_keywords
 from .masks import ask_of
 from .memory import StateCache, StateLayer, remembering
 
@@ -38,6 +38,9 @@ def open_doors(model: Any) -> None:
     stacks = [part for part in decoders if "past_key_values" in _parameters(part)]
     for part in inside:
         vars(part)[_DOORS] = [part.register_forward_pre_hook(_refuse_at_the_door, with_kwargs=True)]
+    if isinstance(model, PreTrainedModel):
+        strangers = functools.partial(_refuse_strangers, known_keywords(model))
+        vars(model)[_DOORS].append(model.register_forward_pre_hook(strangers, with_kwargs=True))
     for part in decoders:
         if hasattr(part, "_prepare_cache_for_generation"):
             vars(part)["_prepare_cache_for_generation"] = functools.partial(_prepare_cache, part)
@@ -186,6 +189,13 @@ def _refuse_at_the_door(model: PreTrainedModel, args: tuple[object, ...], kwargs
                     f"{name}: found {key} of {kind}, expected [B, M] with 1 = keep; a prepared four-dimensional mask cannot be "
                     "honoured by a pattern"
                 )
+
+
+def _refuse_strangers(
+    known: frozenset[str], model: PreTrainedModel, args: tuple[Tensor, ...], kwargs: dict[str, Tensor | bool | None]
+) -> None:
+    """A keyword that nothing in the model names would reach its attention through ``**kwargs``: refused before any layer runs."""
+    refuse_keywords(type(model).__name__, {key: given for key, given in kwargs.items() if key not in known})
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -5,17 +5,20 @@ A list of what is known, not of what is not: an attention of a later transformer
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from jieyue.errors import InputError
 
 from .masks import Ask
 
-__all__ = ["PACKED", "refuse_callers_keywords", "refuse_keywords", "with_keywords"]
+__all__ = ["PACKED", "known_keywords", "refuse_callers_keywords", "refuse_keywords", "with_keywords"]
 
 # what attention functions of transformers are passed and none of SDPA and eager reads, or what is read here
 _UNDERSTOOD = frozenset(
@@ -44,6 +47,16 @@ def refuse_keywords(name: str, kwargs: Mapping[str, object]) -> None:
             raise InputError(f"{name}: output_attentions=True, but no attention matrix is ever formed")
         does = f"{_DOES[key]}: it " if key in _DOES else ""
         raise InputError(f"{name} {does}passes {key}, which a pattern cannot honour; expected none")
+
+
+def known_keywords(model: PreTrainedModel) -> frozenset[str]:
+    """What some forward inside the model, its loss or transformers' list of passed-on keywords names."""
+    calls = [type(module).forward for module in model.modules()]
+    loss = getattr(model, "loss_function", None)
+    named = {
+        name for call in [*calls, *([loss] if callable(loss) else [])] for name in inspect.signature(call).parameters
+    }
+    return frozenset(named) | frozenset(TransformersKwargs.__annotations__)
 
 
 def refuse_callers_keywords(name: str, kwargs: Mapping[str, object], is_causal: bool) -> None:
