@@ -61,7 +61,7 @@ def checked(model_type: str) -> FamilyRow:
         raise TooLongError
 
     signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)  # again and again: what stops a call may be caught inside it
     try:
         return check_family(model_type)
     except TooLongError:

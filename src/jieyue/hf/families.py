@@ -95,6 +95,8 @@ def _running(model: PreTrainedModel) -> tuple[_Inputs, str]:
             if bool(_output(model, inputs).isfinite().all()):
                 return inputs, ""
             why = "its outputs are not finite"
+        except TimeoutError:
+            raise
         except Exception as error:
             why = f"the plain model does not run on {', '.join(inputs)}: {_short(error)}"
     return {}, why
