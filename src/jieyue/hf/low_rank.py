@@ -81,7 +81,7 @@ class Adapter:
             if not any(map(is_four_bit, model.modules())):
                 found = "layers of widths that bitsandbytes gives back wrong on this processor"
                 raise InputError(message(f"base={self.base!r}", found, "multiples of 32", "train without --base"))
-            settled(_no_longer_quantised(model))
+            settled(_in_own_memory(_no_longer_quantised(model)))
         is_conv = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
         config = LoraConfig(
             r=self.rank, lora_alpha=2 * self.rank, lora_dropout=0.0, target_modules=names, fan_in_fan_out=is_conv
@@ -151,6 +151,14 @@ def _no_longer_quantised(model: nn.Module) -> nn.Module:
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
     vars(vars(model)["config"]).pop("quantization_config", None)
+    return model
+
+
+def _in_own_memory(model: nn.Module) -> nn.Module:
+    """Copies what is still a view of the checkpoint's file, whose pages would all stay with the process for it."""
+    for value in (*model.parameters(), *model.buffers()):
+        if value.is_floating_point() and not value.is_meta:
+            value.data = value.data.clone()
     return model
 
 

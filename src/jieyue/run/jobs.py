@@ -117,7 +117,7 @@ def planned(
     prepared, found = decided.prepared, decided.planned
     report = Report(f"Plan · {job.title.lower()} · {config.model}")
     memory_section(report, found, None)
-    adapter_section(report, prepared.model, found.way)
+    adapter_section(report, prepared.model, found)
     ways_section(report, decided, allowed)
     if allowed.device == "cpu":
         report.section("Memory").fact("bfloat16 here", bfloat16_price().text)
@@ -311,7 +311,7 @@ def _measured_sections(
     measured = measured_memory(prepared, planned, trained)
     gained = savings(prepared, planned, trained, measured)
     memory_section(report, planned, measured)
-    adapter_section(report, prepared.model, planned.way)
+    adapter_section(report, prepared.model, planned)
     sharing_section(report, prepared.model, config.unshare_after)
     gained.tell(report, "What each saving was worth", note=_SAVINGS)
     if training.remedies:

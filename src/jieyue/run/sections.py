@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jieyue.data.advice import Advice, advise
 from jieyue.data.findings import MEANING, Findings, shown_text
 from jieyue.hf.four_bit import check_rounding
-from jieyue.planning.setting import Setting
 from jieyue.report import Picture, Report, Section
 from jieyue.report.amounts import Given
 from jieyue.tasks import Deciding, Facts, Sources
@@ -198,13 +198,17 @@ def memory_section(report: Report, planned: RunPlan, measured: Memory | None) ->
         section.table(["setting", "why not"], [list(row) for row in plan.rejected], title="Rejected")
 
 
-def adapter_section(report: Report, source: ModelSource, way: Setting) -> None:
+def adapter_section(report: Report, source: ModelSource, planned: RunPlan) -> None:
     """What is trained in place of all weights, and what four bits do to those that are frozen."""
-    section = report.section("Memory")
+    section, way, cost = report.section("Memory"), planned.way, planned.plan.predicted
     if way.adapter is not None:
         section.fact("adapter", way.adapter, how=source.adapter or "")
     if way.base is not None:
         section.fact("frozen base in", way.base, how=check_rounding().text)
+        file = sum(path.stat().st_size for path in Path(source.name).glob("*.safetensors"))
+        if file and cost is not None:
+            how = "the pages of its file count as long as it is read; the system takes them back where memory is short"
+            section.fact("process while reading", cost.fixed_bytes + file + cost.weight_bytes, "bytes", how=how)
 
 
 def sharing_section(report: Report, source: ModelSource, after: int) -> None:
