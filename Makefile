@@ -74,6 +74,7 @@ bench: setup
 	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/dialogue_files.py --out benchmarks/results
 	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/memory_goals.py --run
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/reading.py
