@@ -73,6 +73,6 @@ def read(
     if not answer["answer"]:
         console.say(f"(no answer in the passage; confidence {answer['confidence']:.2f})")
         return
-    console.say(answer["answer"])
+    console.print(answer["answer"])
     where = f"passage {answer['passage'] + 1}, " if len(passages) > 1 else ""
     console.say(f"  {where}characters {answer['start']}–{answer['end']}, confidence {answer['confidence']:.2f}")

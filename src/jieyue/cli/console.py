@@ -22,6 +22,7 @@ from rich.table import Table
 from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 from jieyue.report import Report, write_whole
+from jieyue.report.translation import DATA
 from jieyue.text import without_controls
 
 from .flags import Given
@@ -60,9 +61,12 @@ class Console:
         """While a file is read (bytes) or examples are encoded: a bar on a terminal, else a line every half minute."""
         if not self.as_json and self.terminal.is_terminal and self.speaks:
             self._reading_bar(what, done, total)
-        elif self._is_due():
-            size = f"{total:,}" if what == _ENCODING else format_bytes(total)
-            self.say(f"{what if what == _ENCODING else f'reading {what}'}: {done / max(total, 1):.0%} of {size}")
+        elif not self._is_due():
+            return
+        elif what == _ENCODING:
+            self.say(f"encoding: {done / max(total, 1):.0%} of {total:,}")
+        else:
+            self.say(f"reading {what}: {done / max(total, 1):.0%} of {format_bytes(total)}")
 
     def _reading_bar(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
@@ -98,7 +102,7 @@ class Console:
             sys.stdout.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
             sys.stdout.flush()
         elif not self.as_json:
-            told = [f"{said(key)} = {said(str(value))}" for key, value in values.items()]
+            told = [f"{said(key)} = {value}" for key, value in values.items()]
             self.print(f"{said(event)}: {', '.join(told)}")
 
     def settings(self, command: str, parameters: Sequence[inspect.Parameter], given: Given) -> None:
@@ -127,8 +131,10 @@ class Console:
         for number, column in enumerate(columns):
             numeric = number > 0 and all(not row[number] or row[number][0] in "0123456789-+.<≤≥±" for row in rows)
             drawn.add_column(said(column), justify="right" if numeric else "left", overflow="fold")
+        ours = [column not in DATA for column in columns]
         for row in rows:
-            drawn.add_row(*(escape(without_controls(said(cell))) for cell in row))
+            shown = (said(cell) if own else cell for cell, own in zip(row, ours, strict=True))
+            drawn.add_row(*(escape(without_controls(cell)) for cell in shown))
         self.terminal.print(drawn)
 
     @contextmanager
@@ -161,7 +167,7 @@ def _progress_line(started: float, done: int, total: int, facts: Mapping[str, fl
     shown = [f"{done}/{total}"]
     shown += [_short(name, value) for name, value in facts.items() if name != "remaining_seconds"]
     left = facts.get("remaining_seconds", (time.monotonic() - started) / max(done, 1) * (total - done))
-    shown.append(said("{} left").format(format_seconds(max(left, 0.0))) if done < total else said("done"))
+    shown.append(said("… left").replace("…", format_seconds(max(left, 0.0))) if done < total else said("done"))
     return " · ".join(shown)
 
 

@@ -271,4 +271,4 @@ def fit_gelu(
         if as_json:
             console.fact("code", language=language, text=text)
         else:
-            console.say("\n" + text)
+            console.print("\n" + text)

@@ -44,4 +44,4 @@ def title(
         if as_json:
             sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
         else:
-            console.say(found["title"])
+            console.print(found["title"])

@@ -14,6 +14,7 @@ from .amounts import plain_text
 from .files import write_whole
 from .picture import Picture
 from .plaintext import Block, blocks, markdown, text
+from .translation import catalogue, translated, words_of
 from .values import JSON, Fact, Section, decode, encode
 
 __all__ = ["FORMAT", "Report", "Saved"]
@@ -64,7 +65,7 @@ class Report:
 
     def blocks(self) -> list[Block]:
         """The content as titled rows of strings, numbers formatted: what text, Markdown and terminals print."""
-        return blocks(self.sections)
+        return blocks(self.sections, words_of(self.language).said)
 
     def text(self, width: int = 100, page: str | None = None) -> str:
         """Plain text, in lines of at most ``width`` letters; ``page``: where pictures are to be seen, in place of sentences."""
@@ -72,8 +73,6 @@ class Report:
 
     def in_language(self, language: str) -> Report:
         """The same with its own words in a language of ``translation.LANGUAGES``; data and numbers are as they were."""
-        from .translation import catalogue, translated
-
         words = catalogue(language)
         sections = [translated(section, language) for section in self.sections]
         return Report(words.said(self.title), words.said(self.about), language, sections)

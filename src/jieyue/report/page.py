@@ -13,7 +13,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -25,6 +26,7 @@ from .drawing import svg
 from .languages import language_of, runs
 from .picture import Picture, Series
 from .plaintext import explain, numeric
+from .translation import words_of
 from .values import Column, Example, Examples, Fact, Item, Section, Table
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ def page(title: str, about: str, language: str, sections: Sequence[Section]) -> 
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    said = words_of(language).said
     environment.globals |= {
-        "language_of": language_of, "runs": runs, "parts": _parts, "explain": explain, "numeric": numeric,
+        "say": said, "language_of": language_of, "runs": runs, "parts": partial(_parts, said), "explain": explain, "numeric": numeric,
         "paragraphs": _paragraphs, "grouped": _grouped, "marked": _marked, "numbers": _numbers, "csv_link": _csv_link,
         "file_name": _file_name, "short": _short, "wide": _WIDE, "narrow": _NARROW, "few_points": _FEW_POINTS,
         "drawn": _drawn, "lang_attribute": lambda tag: Markup(' lang="{}"').format(tag) if tag else "",
@@ -80,14 +83,14 @@ def _style() -> str:
     return root_rules() + roles + "\n" + files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
-def _parts(value: Cell, unit: str) -> tuple[str, str]:
+def _parts(said: Callable[[str], str], value: Cell, unit: str) -> tuple[str, str]:
     """The value, and its interval apart from it."""
     text = format_value(value, unit)
     if not isinstance(value, Estimate):
-        return text, ""
+        return said(text) if value is None or isinstance(value, bool) else text, ""
     number, _, rest = text.partition(" [")
     low, _, suffix = rest.partition("]")
-    return number + suffix, low.replace(", ", " to ")
+    return number + suffix, low.replace(", ", f" {said('to')} ")
 
 
 def _paragraphs(text: str) -> list[str]:

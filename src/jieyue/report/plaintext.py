@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .amounts import Estimate, format_value
+from .amounts import Cell, Estimate, format_value
 from .picture import Picture
 from .values import Example, Examples, Fact, Note, Section, Table
 
@@ -16,7 +16,8 @@ __all__ = ["Block", "blocks", "columns", "escape", "explain", "markdown", "text"
 
 _WIDE = "\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 _CLOSING = "，。；：、！？）」』】》”’…"
-_PIECES = re.compile(f" *(?:[{_WIDE}][{_CLOSING}]*|[^ {_WIDE}]+[{_CLOSING}]*)")
+_OPENING = "（「『【《“‘"
+_PIECES = re.compile(f" *(?:[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^ {_WIDE}]+[{_CLOSING}]*)")
 
 
 @dataclass(frozen=True)
@@ -49,48 +50,55 @@ def numeric(table: Table) -> tuple[bool, ...]:
     )
 
 
-def blocks(sections: Iterable[Section]) -> list[Block]:
+def blocks(sections: Iterable[Section], said: Callable[[str], str] = str) -> list[Block]:
+    """``said``: the language of "yes", "no", "not measured" and what examples are told with."""
     made: list[Block] = []
     for section in sections:
         made.append(Block("heading", section.title))
         facts: list[tuple[str, ...]] = []
         for item in [*section.items, None]:
             if isinstance(item, Fact):
-                facts.append((item.what, format_value(item.value, item.unit), explain(item)))
+                facts.append((item.what, _shown(item.value, item.unit, said), explain(item)))
                 continue
             if facts:
                 made.append(Block("facts", rows=tuple(facts), right=(False, False, False)))
                 facts = []
             if item is not None:
-                made += _blocks_of(item)
+                made += _blocks_of(item, said)
     return made
 
 
-def _blocks_of(item: Table | Picture | Examples | Note) -> list[Block]:
+def _shown(value: Cell, unit: str, said: Callable[[str], str]) -> str:
+    text = format_value(value, unit)
+    return said(text) if value is None or isinstance(value, bool) else text
+
+
+def _blocks_of(item: Table | Picture | Examples | Note, said: Callable[[str], str]) -> list[Block]:
     if isinstance(item, Note):
         return [Block("note", note=item.text)]
     if isinstance(item, Picture):
         return [Block("picture", item.title, note=item.summary() + (f". {item.note}" if item.note else ""))]
     if isinstance(item, Table):
         rows = tuple(
-            tuple(format_value(cell, column.unit) for cell, column in zip(row, item.columns, strict=True))
+            tuple(_shown(cell, column.unit, said) for cell, column in zip(row, item.columns, strict=True))
             for row in item.rows
         )
         return [Block("table", item.title, tuple(c.name for c in item.columns), rows, numeric(item), item.note)]
     head = [Block("note", item.title, note=item.note)] if item.title or item.note else []
-    return head + [Block("example", each.question, rows=_told(each)) for each in item.examples]
+    return head + [Block("example", each.question, rows=_told(each, said)) for each in item.examples]
 
 
-def _told(example: Example) -> tuple[tuple[str, ...], ...]:
-    answer = example.answer or "(no answer)"
+def _told(example: Example, said: Callable[[str], str]) -> tuple[tuple[str, ...], ...]:
+    missing = f"({said('no answer')})"
+    answer = example.answer or missing
     if example.confidence is not None:
-        answer += f"  ({format_value(example.confidence, 'share')} sure)"
-    rows = [("answer", answer), ("gold", " / ".join(example.gold) or "(no answer)")]
+        answer += f"  ({said('… sure').replace('…', format_value(example.confidence, 'share'))})"
+    rows = [(said("answer"), answer), (said("gold"), " / ".join(example.gold) or missing)]
     if example.right is not None:
-        rows.append(("judged", "right" if example.right else "wrong"))
+        rows.append((said("judged"), said("right" if example.right else "wrong")))
     if example.title:
-        rows.append(("from", example.title))
-    return (*rows, ("passage", example.passage)) if example.passage else tuple(rows)
+        rows.append((said("from"), example.title))
+    return (*rows, (said("passage"), example.passage)) if example.passage else tuple(rows)
 
 
 def text(title: str, about: str, found: Sequence[Block], width: int, page: str | None = None) -> str:
