@@ -28,6 +28,7 @@ CALLS = [
 NAMED = ("how", "unit", "title", "note", "x", "y", "value", "text")
 UNITS = ("bytes", "seconds", "share", "text")
 SAME = {
+    "nats",
     "jieyue",
     "python",
     "torch",
