@@ -70,7 +70,9 @@ def reported(path):
         if isinstance(node, ast.Call) and name in CALLS:
             given = [*node.args, *(one.value for one in node.keywords if one.arg in NAMED)]
             texts = (text for one in given for text in texts_in(one))
-            yield from (text for text in texts if re.search("[A-Za-z]{2}", text) and text not in UNITS)
+            yield from (
+                text for text in texts if re.search("[A-Za-z]{3}", text.replace("{}", "")) and text not in UNITS
+            )
 
 
 def files():

@@ -54,7 +54,7 @@ FLAGS = {
         "--tokens", "--control",
     ),
     "Budget": (
-        "--budget", "--device", "--allocator", "--checkpointing", "--optimizer", "--dtype", "--micro-batch",
+        "--budget", "--device", "--allocator", "--checkpointing", "--adapter", "--base", "--in-backward", "--optimizer", "--dtype", "--micro-batch",
         "--batch-size",
     ),
     "Output": (
