@@ -54,7 +54,8 @@ FLAGS = {
         "--tokens", "--control",
     ),
     "Budget": (
-        "--budget", "--device", "--allocator", "--checkpointing", "--adapter", "--base", "--in-backward", "--optimizer", "--dtype", "--micro-batch",
+        "--budget", "--device", "--allocator", "--checkpointing", "--adapter", "--base", "--in-backward",
+        "--optimizer", "--dtype", "--micro-batch",
         "--batch-size",
     ),
     "Output": (
