@@ -36,7 +36,7 @@ DARK = {
     "accent": "#63cfc0",
     "right": "#7fd19b",
     "wrong": "#f39b86",
-    "mark": "#16463f",
+    "mark": "#15433c",
     "miss": "#57291f",
     "s1": "#4fc7b8",
     "s2": "#f0a05f",

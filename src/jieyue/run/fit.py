@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Trained:
     curve: list[tuple[int, float]]
     facts: Facts
     is_first_process: bool = True
+    rates: list[tuple[int, float]] = field(default_factory=list)
 
 
 def fit(
@@ -127,7 +128,9 @@ def fit(
         facts["kept"] = "best" if trainer.model is not None and best.restore(trainer.model) else "last"
     assert trainer.model is not None and trainer.optimizer is not None
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper has torch's own inside
-    return Trained(trainer.model, inner, watched.losses, watched.curve, facts, trainer.is_world_process_zero())
+    return Trained(
+        trainer.model, inner, watched.losses, watched.curve, facts, trainer.is_world_process_zero(), watched.rates
+    )
 
 
 class _Watched:
@@ -139,6 +142,7 @@ class _Watched:
         self.prepared, self.listener, self.measure = prepared, listener, measure
         self.best, self.every = best, every
         self.losses: list[tuple[int, float]] = []
+        self.rates: list[tuple[int, float]] = []
         self.curve: list[tuple[int, float]] = []
         self.model: nn.Module | None = None
         self.control: Control | None = None
@@ -146,6 +150,7 @@ class _Watched:
 
     def __call__(self, state: Progress) -> None:
         self.losses.append((state.step, state.loss))
+        self.rates.append((state.step, state.learning_rate))
         facts = {
             "loss": state.loss,
             "tokens_per_second": state.tokens_per_second,

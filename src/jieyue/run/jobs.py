@@ -22,6 +22,7 @@ from jieyue.tasks import Facts, RunConfig, name_of
 from jieyue.tasks.table import AnyTask, task
 
 from .config import TrainingConfig
+from .curves import Curves
 from .devices import check_device
 from .fit import Trained, fit, store
 from .folder import MEMORY, Out, check_folder, check_unfinished, locked, read_memory
@@ -171,7 +172,8 @@ def train(
         clock.lap("judging")
         job.report(report, judged, settings, fitted)
         leakage_facts(report, job.quality, prepared.sources)
-        training_section(report, trained.losses, trained.curve, trained.facts, job.deciding_of(settings))
+        curves = Curves(losses=trained.losses, rates=trained.rates, points=trained.curve)
+        training_section(report, curves, trained.facts, job.deciding_of(settings))
         _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)

@@ -16,6 +16,7 @@ from jieyue.tasks import Deciding, Facts, Sources
 from jieyue.tasks.models import ModelSource
 from jieyue.training.techniques import EXACT
 
+from .curves import Curves, course
 from .measure import LengthCost, Memory, Price
 from .plan import RunPlan
 
@@ -103,14 +104,8 @@ def leakage_facts(report: Report, quality: str, sources: Sources[Any]) -> None:
             report.section(quality).fact(f"{name} that stand in training", count, how=how)
 
 
-def training_section(
-    report: Report,
-    losses: Sequence[tuple[int, float]],
-    points: Sequence[tuple[int, float]],
-    facts: Facts,
-    deciding: Deciding,
-) -> None:
-    """Loss by update, the task's own curve on the examples set aside, and what training took."""
+def training_section(report: Report, curves: Curves, facts: Facts, deciding: Deciding) -> None:
+    """Loss by update, the task's own curve on the examples set aside, the rate, and what training took."""
     section = report.section("Training")
     for name in ("steps", "rows", "tokens"):
         section.fact(name, facts[name])
@@ -127,16 +122,8 @@ def training_section(
     )
     if "packed" in facts:
         _tell_packing(section, facts)
-    if losses:
-        xs, ys = zip(*losses, strict=True)
-        section.picture(Picture.lines("Loss", {"training": (list(xs), list(ys))}, x="update", y="nats per label"))
-    if points:
-        xs, ys = zip(*points, strict=True)
-        section.picture(
-            Picture.lines(
-                deciding.title, {"set aside": (list(xs), list(ys))}, x="update", y=(deciding.quantity, deciding.unit)
-            )
-        )
+    for picture in course(curves, deciding):
+        section.picture(picture)
 
 
 def _tell_packing(section: Section, facts: Facts) -> None:

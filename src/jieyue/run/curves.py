@@ -1,0 +1,58 @@
+"""The course of a training as pictures: loss, smoothed and beside the one on examples set aside, deciding score, learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from jieyue.report import Picture
+from jieyue.tasks import Deciding
+
+__all__ = ["Curves", "Points", "course", "smoothed"]
+
+Points = Sequence[tuple[int, float]]
+_PARTS = 40  # a mean is over so small a part of the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """What was noted while training, each as (update, value): loss and rate at every update, the deciding score now and then."""
+
+    losses: Points
+    rates: Points
+    points: Points
+
+
+def course(curves: Curves, deciding: Deciding) -> list[Picture]:
+    """Loss; the deciding score, in the same picture where it is a loss; the rate. What was not noted has no picture."""
+    both = deciding.quantity == "loss"
+    aside = {"set aside": curves.points} if curves.points else {}
+    pictures = []
+    if curves.losses:
+        drawn = {"training": curves.losses, **smoothed(curves.losses), **(aside if both else {})}
+        pictures.append(_lines("Loss", drawn, ("nats per label", "")))
+    if aside and not both:
+        pictures.append(_lines(deciding.title, aside, (deciding.quantity, deciding.unit)))
+    if curves.rates:
+        pictures.append(_lines("Learning rate", {"": curves.rates}, ("learning rate", "")))
+    return pictures
+
+
+def smoothed(losses: Points) -> dict[str, Points]:
+    """The mean over the updates up to each; nothing for a run so short that it would hide the course.
+
+    >>> smoothed([(step, 1.0) for step in range(1, 21)])["training, mean of 5 updates"][0]
+    (5, 1.0)
+    """
+    wide = max(5, len(losses) // _PARTS)
+    if len(losses) < 4 * wide:
+        return {}
+    sums = [0.0, *accumulate(loss for _, loss in losses)]
+    means = [(losses[at - 1][0], (sums[at] - sums[at - wide]) / wide) for at in range(wide, len(losses) + 1)]
+    return {f"training, mean of {wide} updates": means}
+
+
+def _lines(title: str, drawn: Mapping[str, Points], y: tuple[str, str]) -> Picture:
+    unzipped = {name: ([x for x, _ in points], [y for _, y in points]) for name, points in drawn.items()}
+    return Picture.lines(title, unzipped, x="update", y=y)
