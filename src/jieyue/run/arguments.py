@@ -40,6 +40,7 @@ def arguments_of(training: TrainingConfig, *, pace: str, folder: str | Path, ste
         "max_grad_norm": training.max_grad_norm,
         "save_steps": training.save_steps,
         "seed": training.seed,
+        "report_to": [] if training.log is None else [training.log],
     }
     if pace == "preset":  # constant until half time, then falling; a young model forgets its second moments sooner
         decay = steps // 2

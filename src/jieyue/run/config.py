@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError, message, near
 from jieyue.json_values import Facts
 from jieyue.options import option
 
@@ -19,7 +20,18 @@ __all__ = ["KEPT", "SCHEDULES", "TrainingConfig"]
 
 KEPT = ("last", "best")
 SCHEDULES = ("linear", "constant", "cosine")
+LOGS = ("tensorboard", "wandb", "swanlab", "mlflow")  # those of transformers' integrations; each is its package's name
 _LOOKS = ("evaluate_every", "patience")
+
+
+def check_log(name: str | None) -> None:
+    """``InputError`` for a log that is not known, or whose package is not installed."""
+    if name is None:
+        return
+    if name not in LOGS:
+        raise InputError(message(f"log={name!r}", repr(name), f"one of {', '.join(LOGS)}{near(name, LOGS)}"))
+    if find_spec(name) is None:
+        raise InputError(message(f"log={name!r}", f"no package {name}", "it installed", f"pip install {name}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +101,11 @@ class TrainingConfig:
         "norm of the step before.",
     )
     save_steps: int = option(200, "Updates between checkpoints.")
+    log: str | None = option(
+        None,
+        "Log every update there too: tensorboard (in the run's folder), wandb, swanlab or mlflow.",
+        metavar="NAME",
+    )
     remedies: tuple[Callable[[Objective], Objective], ...] = ()
     plan: Plan | None = None
 
@@ -122,6 +139,7 @@ class TrainingConfig:
             raise InputError(
                 message("in_backward", "optimizer='adamw-8bit'", "one of torch's or ours, such as adafactor")
             )
+        check_log(self.log)
         if self.optimizer != AUTO:
             optimizer_named(self.optimizer)
         if self.dtype != AUTO:
@@ -129,7 +147,7 @@ class TrainingConfig:
 
     def to_dict(self) -> Facts:
         """JSON values; remedies by their text."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "plan"}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("plan", "log")}
         return values | {"remedies": [str(remedy) for remedy in self.remedies]}
 
     @property
