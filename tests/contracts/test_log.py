@@ -24,5 +24,5 @@ def test_a_log_that_is_not_known_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(InputError, match="did you mean 'tensorboard'"):
         TrainingConfig(log="tensorbord")
     monkeypatch.setattr(module, "find_spec", lambda package: None)
-    with pytest.raises(InputError, match="no package swanlab.*pip install swanlab"):
+    with pytest.raises(InputError, match=r"no package swanlab.*pip install swanlab"):
         TrainingConfig(log="swanlab")
