@@ -4,12 +4,12 @@ import pytest
 
 from jieyue.errors import InputError
 from jieyue.run import config as module
-from jieyue.run.arguments import arguments_of
+from jieyue.run.arguments import RATES, arguments_of
 from jieyue.run.config import LOGS, TrainingConfig
 
 
 def told(training, folder):
-    return arguments_of(training, is_preset=True, folder=folder, steps=3, device="cpu").report_to
+    return arguments_of(training, pace=next(iter(RATES)), folder=folder, steps=3, device="cpu").report_to
 
 
 @pytest.mark.parametrize("name", LOGS)
