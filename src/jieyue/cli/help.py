@@ -50,7 +50,7 @@ FLAGS = {
     "Training": (
         "--effective-batch", "--steps", "--epochs", "--time", "--learning-rate", "--warmup-steps", "--schedule",
         "--weight-decay", "--max-grad-norm", "--evaluate-every", "--keep", "--patience", "--seed", "--seeds",
-        "--curriculum", "--remedy", "--variant", "--class-weights", "--loss-on", "--share", "--whole-words",
+        "--curriculum", "--remedy", "--variant", "--class-weights", "--loss-on", "--share", "--whole-words", "--packed",
         "--tokens", "--control",
     ),
     "Budget": (
