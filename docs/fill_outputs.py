@@ -48,7 +48,8 @@ def printed_by(command: str, folder: Path) -> str:
     found = subprocess.run(
         command, shell=True, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
-    return found.stdout.decode("utf-8", "replace").replace(str(folder) + os.sep, "")
+    printed = found.stdout.decode("utf-8", "replace").replace(str(folder) + os.sep, "")
+    return "\n".join(line.rstrip() for line in printed.splitlines())
 
 
 def filled_block(body: str, show: str | None, folder: Path) -> str:

@@ -145,6 +145,13 @@ def test_chinese_pages_lead_to_chinese_pages(path):
     assert list(untranslated(read(path), path.parent)) == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_shown_commands_have_their_output(path):
+    """A console block is filled by ``python docs/fill_outputs.py``: a command without a line under it was never run."""
+    for body in re.findall(r"^```console\n(.*?)^```", read(path), re.S | re.M):
+        assert re.search(r"^[^$\n]", body, re.M), body
+
+
 def test_the_alarm_rings(tmp_path):
     """The broken twins: a dead link, a dead anchor, a number that only one language has, a file, a page in the wrong language."""
     assert list(unsaid_files("as `tests/laws/test_gone.py` and `docs/words.md` say")) == ["tests/laws/test_gone.py"]
