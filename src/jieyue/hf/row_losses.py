@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError
+
+if TYPE_CHECKING:
+    from .types import Tokenizer
 
 __all__ = ["is_causal", "mean_difference", "row_losses", "text_batches"]
 
@@ -17,7 +20,7 @@ IGNORED = -100
 
 
 def text_batches(
-    model: Any, tokenizer: Any, texts: Sequence[str], *, rows: int = 8, max_tokens: int = 128, seed: int = 0
+    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, rows: int = 8, max_tokens: int = 128, seed: int = 0
 ) -> list[dict[str, Tensor]]:
     """Batches with labels from plain texts: 15 % of the tokens masked for a masked-LM head, the text itself for a causal one.
 
@@ -49,7 +52,7 @@ def text_batches(
     return batches
 
 
-def row_losses(model: Any, logits: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
+def row_losses(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
     """Cross entropy summed over each row's labels, and their number; causal models predict the next token."""
     if is_causal(model):
         logits, labels = logits[:, :-1], labels[:, 1:]
@@ -61,15 +64,15 @@ def row_losses(model: Any, logits: Tensor, labels: Tensor) -> tuple[list[float],
     return each.double().view(rows, -1).sum(1).tolist(), counted.double().tolist()
 
 
-def _is_masked(model: Any) -> bool:
+def _is_masked(model: nn.Module) -> bool:
     return type(model).__name__.endswith(("ForMaskedLM", "ForPreTraining", "WithLMHeadModel"))
 
 
-def is_causal(model: Any) -> bool:
+def is_causal(model: nn.Module) -> bool:
     """Whether the model's row t speaks of token t + 1, by its class's name."""
     name = type(model).__name__
     decoder = name.endswith(("ForCausalLM", "LMHeadModel")) and not _is_masked(model)
-    return decoder and not getattr(model.config, "is_encoder_decoder", False)
+    return decoder and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
 
 def mean_difference(totals: list[float], base: list[float], weights: list[float]) -> tuple[float, float]:
