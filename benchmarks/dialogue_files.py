@@ -113,7 +113,8 @@ def report_of(rows):
     columns = ["form", ("file", "MB"), "dialogues", ("whole way", "seconds"), ("tokenizer alone", "seconds"),
                "ratio (goal: 1.5)", ("peak", "bytes"), ("longest silence", "seconds")]  # fmt: skip
     report.section("Rows").table(columns, [list(one.values()) for one in rows])
-    report.section("Machine").fact("machine", json.dumps(machine.describe()))
+    for what, value in machine.describe().items():
+        report.section("Machine").fact(what.replace("_bytes", " memory"), value, "bytes" if "_bytes" in what else "")
     return report
 
 
