@@ -29,7 +29,7 @@ VERBS = {
     "Prepare": ("doctor", "plan"),
     "Train": ("train", "sparsify", "compare"),
     "Use a trained model": (
-        "evaluate", "read", "predict", "classify", "tag", "title", "chat", "serve", "export", "push",
+        "evaluate", "read", "predict", "classify", "tag", "title", "chat", "serve", "export",
     ),
     "Measure": ("bench", "verify", "fit", "reproduce"),
 }  # fmt: skip
@@ -152,7 +152,7 @@ def _explained(text: str) -> str:
 
 def _verbs(command: Command, context: Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     own = command.commands if isinstance(command, TyperGroup) else {}
-    grouped = dict(VERBS) if not _names(context) else {}
+    grouped = {} if _names(context) else dict(VERBS)  # below, the same names are tasks: "read" of train, of plan
     grouped["Verbs"] = tuple(name for name in own if not any(name in names for names in grouped.values()))
     for title, names in grouped.items():
         rows = [(name, said(" ".join((own[name].help or "").split()))) for name in names if name in own]

@@ -1,8 +1,8 @@
 """Which optimizer and dtype a run takes where that is left open ("auto"), and what else would fit a budget.
 
 The exact comes first: AdamW in float32 with pieces and checkpointing; then Adafactor (exact, of another optimizer); then bfloat16
-(approximate), under either. Losses over a vocabulary are chunked, or made at the labelled positions alone, in every task, so
-there is no other loss to try. Each way is traced, as the one that runs is.
+(approximate), under either. Losses over a vocabulary are chunked, or made at the labelled positions alone, wherever the model
+allows it, so there is no other loss to try. Each way is traced, as the one that runs is.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def ways_section(report: Report, decided: Decided, budget: Budget) -> None:
     columns: list[str | tuple[str, str]] = [
         "optimizer", "dtype", "update in backward", "micro-batch", "pieces", "checkpointing", ("process", "bytes"), "update",
     ]  # fmt: skip
-    note = "Chosen: the first row. The loss over a vocabulary is chunked, or made at labelled positions alone, in all of them."
+    note = "Chosen: the first row. None changes how the loss over a vocabulary is made, which is chunked wherever the model allows it."
     section.table(columns, rows, title="Other ways to fit the budget", note=note)
 
 
