@@ -93,6 +93,7 @@ def test_gradients_of_a_tied_embedding_meet_in_place(monkeypatch):
     assert predict(step, **how).peak_bytes > 1.1 * measured
 
 
+@pytest.mark.slow
 def test_the_table_is_sorted_and_fits(monkeypatch):
     seconds = {False: 2.0, True: 1.0}  # chunked is quicker here
     monkeypatch.setattr(Calibration, "seconds", lambda self, setting, rows: seconds[setting.chunked])

@@ -67,12 +67,17 @@ def tiny_models(tmp_path_factory):
     return home
 
 
+def slow_page(path):
+    """A page that trains on data that it makes takes its time."""
+    return pytest.param(path, marks=pytest.mark.slow) if path.stem == "own-data" else path
+
+
 def to_run(path):
     """Whether a page has Python; that of Chinese pages is their twins', letter for letter (house/test_pages.py)."""
     return bool(python_of(path.read_text(encoding="utf-8"))) and not path.name.endswith(".zh.md")
 
 
-@pytest.mark.parametrize("page", [path for path in PAGES if to_run(path)], ids=named)
+@pytest.mark.parametrize("page", [slow_page(path) for path in PAGES if to_run(path)], ids=named)
 def test_python_runs(page, tiny_models, tmp_path, monkeypatch):
     shutil.copytree(tiny_models / "path", tmp_path / "path")
     monkeypatch.chdir(tmp_path)

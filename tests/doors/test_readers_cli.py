@@ -1,6 +1,7 @@
 """The three readers from the command line: train, evaluate, read, plan, serve; and what is refused."""
 
 import json
+from functools import cache
 
 import pytest
 from test_cli import SMALL, jieyue
@@ -21,33 +22,39 @@ def train(out, *flags):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
+    """A trained reader's folder and what training said; each is trained when it is asked for first."""
     base = tmp_path_factory.mktemp("readers")
-    said = {name: train(base / name, "--reader", name) for name in ("span", "prefix")}
-    return base, said
+    return cache(lambda name: (base / name, train(base / name, "--reader", name)))
 
 
-@pytest.mark.parametrize("name", ["span", "prefix"])
+READERS = ["span", pytest.param("prefix", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_a_reader_is_trained_evaluated_and_asked(folders, name, tmp_path):
-    base, said = folders
-    assert read_record(base / name)["settings"]["reader"] == name == head_of(base / name)
-    assert "exact match" in said[name].stdout and "greedy search" not in said[name].stdout
+    folder, said = folders(name)
+    assert read_record(folder)["settings"]["reader"] == name == head_of(folder)
+    assert "exact match" in said.stdout and "greedy search" not in said.stdout
     paragraph = {"context": PASSAGES[0], "qas": [{"id": "1", "question": "When?", "answers": [
         {"text": "nine", "answer_start": PASSAGES[0].index("nine")}]}]}  # fmt: skip
     file = tmp_path / "questions.json"
     file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}), encoding="utf-8")
-    done = jieyue("evaluate", base / name, file)
+    done = jieyue("evaluate", folder, file)
     assert done.returncode == 0 and "reading speed" in done.stdout, done.stderr
-    done = jieyue("read", base / name, "--question", "When?", "--text", PASSAGES[0], "--text", PASSAGES[1], "--json")
+    done = jieyue("read", folder, "--question", "When?", "--text", PASSAGES[0], "--text", PASSAGES[1], "--json")
     found = json.loads(done.stdout)
     text = PASSAGES[max(0, found["passage"])]
     assert found["answer"] == text[found["start"] : found["end"]] and 0 <= found["confidence"] <= 1
-    assert open_reader(base / name)("When?", ["", *PASSAGES])["answer"] == found["answer"]  # what a server answers
+    assert open_reader(folder)("When?", ["", *PASSAGES])["answer"] == found["answer"]  # what a server answers
 
 
-def test_the_folders_are_plain(folders):
-    base, _ = folders
-    assert AutoModelForTokenClassification.from_pretrained(base / "span").config.id2label == {0: "start", 1: "end"}
-    assert AutoModelForMaskedLM.from_pretrained(base / "prefix").num_parameters() > 0
+@pytest.mark.parametrize("name", READERS)
+def test_the_folders_are_plain(folders, name):
+    folder, _ = folders(name)
+    if name == "span":
+        assert AutoModelForTokenClassification.from_pretrained(folder).config.id2label == {0: "start", 1: "end"}
+    else:
+        assert AutoModelForMaskedLM.from_pretrained(folder).num_parameters() > 0
 
 
 @pytest.mark.slow
@@ -76,10 +83,10 @@ def test_plan_and_doctor(name):
     assert done.returncode == 0 and "rows that abstain" in " ".join(done.stdout.split()), done.stderr
 
 
-@pytest.mark.parametrize("name", ["span", "prefix"])
+@pytest.mark.parametrize("name", READERS)
 def test_the_update_in_pieces_is_the_whole_update(folders, name):
     """``verify update`` of the folder checks the reader's own objective."""
-    found = verify("update", folders[0] / name, rows=6, micro_batch=2, settings=("accumulation",), dtype="float64")
+    found = verify("update", folders(name)[0], rows=6, micro_batch=2, settings=("accumulation",), dtype="float64")
     assert found.settings[0].equal and found.rows == 6
 
 

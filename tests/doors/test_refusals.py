@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from jieyue.budget import Budget
 from jieyue.errors import BudgetError, InputError
 from jieyue.hf.checkpoints import room_for
-from jieyue.machine import resident_bytes
+from jieyue.planning.search import fixed_cost
 from jieyue.report import Report
 from jieyue.run import jobs
 from jieyue.run.config import TrainingConfig
@@ -113,7 +113,7 @@ def test_a_masked_reader_under_too_small_a_budget_hears_of_the_budget():
     training = TrainingConfig(effective_batch=4)
     prepared = prepare(task("read"), config, training)
     with pytest.raises(BudgetError, match=r"too much.*What would fit"):
-        plan_for(prepared, Budget(memory_bytes=resident_bytes()), training)
+        plan_for(prepared, Budget(memory_bytes=fixed_cost()), training)
 
 
 @pytest.mark.parametrize("verb", ["train", "plan"])

@@ -55,11 +55,11 @@ def test_the_commands_of_the_full_scale_are_understood(command):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["9"], "1 sparse_attention"),
+        pytest.param(["9"], "1 sparse_attention", marks=pytest.mark.slow),
         (["gelu", "gello"], "gello"),
         (["--scale", "days"], "minutes, hour, full"),
         (["--seeds", "1"], "at least 2"),
-        (["6", "--data", "absent"], "no folder absent"),
+        pytest.param(["6", "--data", "absent"], "no folder absent", marks=pytest.mark.slow),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, said, tmp_path):

@@ -66,6 +66,7 @@ def test_classify_from_that_checkpoint_unsharing_in_the_middle(pretrained, tmp_p
     assert judged.returncode == 0, judged.stderr
 
 
+@pytest.mark.slow
 def test_another_optimizer_and_dtype_are_named_with_what_they_are(tmp_path):
     flags = ["--model", "bert-tiny", "--optimizer", "adafactor", "--dtype", "bfloat16"]
     done = jieyue("train", "classify", "--out", tmp_path / "c", "--steps", "1", *flags, *SMALL)

@@ -35,6 +35,7 @@ def test_contents(wheel):
     assert not [name for name in names if name.startswith("tests")]
 
 
+@pytest.mark.slow
 def test_fresh_install_trains(wheel, tmp_path):
     """The environment sees this one's dependencies, but takes jieyue from the wheel."""
     home = tmp_path / "env"

@@ -16,8 +16,7 @@ def shown(page):
     """The numbers of the README's block of output, or of the section "Measured"."""
     text = (ROOT / page).read_text(encoding="utf-8")
     if page.startswith("README"):
-        block = next(one for one in re.findall(r"```\n(.*?)```", text, re.S) if "demo/reader/report.html" in one)
-        return NUMBER.findall(block.partition("Model ")[0])
+        return NUMBER.findall(text.partition("<!-- demo -->")[2].partition("<!-- end of demo -->")[0])
     return re.findall(
         r"(?<=[Pp]erplexity )[\d.]+|[\d.]+(?= per character)|[\d.]+ %", text.partition("## Measured\n")[2]
     )

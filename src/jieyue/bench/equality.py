@@ -35,6 +35,7 @@ __all__ = ["SETTINGS", "Equality", "UpdateCheck", "verify_update", "without_drop
 
 Gradients = dict[str, Tensor]
 RATE = 1e-3  # of the one AdamW step
+_SAME_LOSS = 1e-5  # what rounding may do to a loss, of its size; untrained models differ by little more where they attend otherwise
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}  # what rounding may do to a ratio, and (squared) to a cosine
 
 
@@ -160,7 +161,7 @@ class _Case:
         recipes, found = float(self.objective(self.model, self.batch).mean()), []
         for layout in _layouts(self.model, self.batch):
             found.append(float(self.model(**layout).loss))
-            if abs(found[-1] - recipes) <= 1e-3 * max(1.0, abs(recipes)):
+            if abs(found[-1] - recipes) <= _SAME_LOSS * max(1.0, abs(recipes)):
                 return layout
         shown = f"a loss of {', '.join(f'{one:.4g}' for one in found)}" if found else "no labels that it takes"
         raise InputError(f"found {shown} from the model's own forward, expected the recipe's {recipes:.4g}")

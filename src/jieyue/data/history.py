@@ -12,12 +12,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError, message
 
 from .tokenizer import Encoding, Tokenizer
-from .written import ENDED, TURNS, Refused, Writer, template_for
+from .written import ENDED, TURNS, Message, Refused, Writer, template_for
 
 if TYPE_CHECKING:
     import numpy
@@ -42,17 +42,6 @@ __all__ = [
 ROLES = ("system", "user", "assistant")
 _FEW = 8  # texts up to which a tokenizer is asked the usual way
 TOOL = "tool"  # the role of what a tool or function gave: context in data, never learned
-
-
-class Message(NamedTuple):
-    """One turn: who speaks (one of ``ROLES``, in data ``TOOL`` too) and what. ``learned``: False for what is context only.
-
-    A tuple, since files have many millions of them, and it is made in a third of a frozen dataclass's time.
-    """
-
-    role: str
-    text: str
-    learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
