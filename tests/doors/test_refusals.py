@@ -248,7 +248,18 @@ def test_a_full_disk_leaves_nothing_half_written(copied, labelled, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    flags = ["train", "classify", "--data", labelled / "train.tsv", "--steps", "1", "--out", copied, "--overwrite", *SMALL]
+    flags = [
+        "train",
+        "classify",
+        "--data",
+        labelled / "train.tsv",
+        "--steps",
+        "1",
+        "--out",
+        copied,
+        "--overwrite",
+        *SMALL,
+    ]
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     assert refused(jieyue(*flags), "No space left on device")
     assert (copied / "model.safetensors").read_bytes() == weights
