@@ -152,6 +152,16 @@ def test_show_tells_what_would_run_and_config_reads_it(monkeypatch, capsys, tmp_
     assert told["event"] == "settings" and told["steps"] == 30 and told["command"] == "train read"
 
 
+def test_show_and_config_of_sparsify(monkeypatch, capsys, tmp_path):
+    asked = ["sparsify", "DIR", "--attention", "first(4)+local(8)", "--full-layers", "1, 4", "--tokens", "2k"]
+    code, shown, _ = called(monkeypatch, capsys, *asked, "--show")
+    settings = tomllib.loads(shown)
+    assert code == 0 and settings["full-layers"] == "1, 4" and settings["attention"] == "first(4)+local(8)"
+    file = tmp_path / "run.toml"
+    file.write_text(shown, encoding="utf-8")
+    assert called(monkeypatch, capsys, "sparsify", "DIR", "--config", file, "--show")[1] == shown
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

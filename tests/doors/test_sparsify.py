@@ -263,6 +263,19 @@ def test_measuring_and_choosing_without_training(name, pattern, place, tmp_path)
         jieyue.sparsify(place / name, **given, out=tmp_path / "out", **SMALL)
 
 
+def test_named_layers_stay_full_and_nothing_is_chosen(place, tmp_path, monkeypatch):
+    given = {"attention": "local(4)", "data": place / "text.txt", **SMALL}
+    priced = []
+    monkeypatch.setattr(
+        "jieyue.run.layer_prices.costs_of", lambda *some, **named: (priced.append(1), costs_of(*some, **named))[1]
+    )
+    done = jieyue.sparsify(place / "llama", **given, full_layers=[0, 2], out=tmp_path / "out")
+    assert list(attention_of(done.model).values()) == ["full()", "local(4)", "full()"]
+    assert len(priced) == 2 * 4, "the told settings on two texts, and no price besides"
+    facts = told(done.report)
+    assert facts["full layers"] == "2 of 3" and facts["chosen"] == "as asked" and "prices asked for" not in facts
+
+
 def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
     given = {"attention": "local(4)+linear(elu)", "data": place / "text.txt", "full_layers": 0, **SMALL}
     with pytest.warns(UserWarning, match="trained with softmax"):
@@ -284,6 +297,8 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
         ({"tokens": "many"}, "a whole number of tokens"),
         ({"full_layers": "auto:+x"}, "a number of layers, or auto"),
         ({"full_layers": 4}, "at most 3"),
+        ({"full_layers": [1, 3]}, "found layer 3, expected some of 0-2"),
+        ({"full_layers": "1,1"}, "1 twice"),
         ({"data": "nothing.txt"}, "no file"),
         ({"row_tokens": 4}, "at least 16"),
         ({"steps": 3}, "tokens says how long"),

@@ -85,6 +85,50 @@ def test_full_layers_that_are_not_understood(text):
         Choosing(full_layers=text)
 
 
+@pytest.mark.parametrize(
+    ("given", "layers", "text"),
+    [
+        ("1,4,7-10", (1, 4, 7, 8, 9, 10), "1,4,7-10"),
+        ("3 , 1-2", (1, 2, 3), "1-3"),
+        ("5-5", (5,), "5-5"),
+        ([9, 0], (0, 9), "0,9"),
+        ((3,), (3,), "3-3"),
+    ],
+)
+def test_layers_that_are_named(given, layers, text):
+    found = FullLayers.parse(given)
+    assert found.layers == layers and str(found) == text and FullLayers.parse(text) == found
+    assert Choosing(full_layers=text) == Choosing(full_layers=given)
+    chosen = choose_layers(lambda full: pytest.fail("a price was asked for"), range(11), found)
+    assert chosen.full == layers and not chosen.tried and chosen.path == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("1,2,1", "1 twice in '1,2,1'"),
+        ("0-3,2", "2 twice"),
+        ([4, 4], "4 twice"),
+        ("3-1", "such as 1,4,7-10"),
+        ("1,", "such as 1,4,7-10"),
+        ([], "such as 1,4,7-10"),
+        ([True], "such as 1,4,7-10"),
+        ([1.5], "such as 1,4,7-10"),
+        ([-1], "such as 1,4,7-10"),
+    ],
+)
+def test_named_layers_that_are_not_understood(given, says):
+    with pytest.raises(InputError, match=says):
+        FullLayers.parse(given)
+
+
+def test_named_layers_that_cannot_be_sparse():
+    with pytest.raises(InputError, match="found layer 4, expected some of 0-3"):
+        choose_layers(lambda full: 0.0, range(4), FullLayers.parse("1,4"))
+    with pytest.raises(InputError, match="found layers 1, 3, expected some of 0,2,4, the layers that can be sparse"):
+        choose_layers(lambda full: 0.0, (0, 2, 4), FullLayers.parse("1-3"))
+
+
 def test_more_full_layers_than_there_are():
     with pytest.raises(InputError, match="at most 4"):
         choose_layers(lambda full: 0.0, range(4), FullLayers(count=5))

@@ -18,7 +18,7 @@ from jieyue.tasks.sparsify.settings import SparseSettings
 
 from .console import Console, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
-from .options import AsJson, BudgetText, Device, Overwrite, Resume
+from .options import AsJson, BudgetText, ConfigFile, Device, Overwrite, Resume, Show
 
 __all__ = ["add_to"]
 
@@ -71,6 +71,8 @@ def _flags() -> list[inspect.Parameter]:
         flag_of("resume", Resume, False),
         flag_of("overwrite", Overwrite, False),
         flag_of("as_json", AsJson, False),
+        flag_of("config", ConfigFile, None),
+        flag_of("show", Show, False),
     ]
 
 
@@ -80,6 +82,9 @@ def _run(given: Given) -> None:
     config = RunConfig(**chosen(RunConfig, given) | {"model": given["model"], "settings": settings})
     choosing = Choosing(**chosen(Choosing, given))
     training = TrainingConfig(**chosen(TrainingConfig, given))
+    if given["show"]:
+        console.settings("sparsify", _flags(), given)
+        return
     from jieyue.hf.interrupts import Interrupted
     from jieyue.run.folder import Out
     from jieyue.run.jobs import Stopped

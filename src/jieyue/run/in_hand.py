@@ -30,7 +30,7 @@ from . import jobs
 from .bars import Bars
 from .config import TrainingConfig
 from .folder import Out
-from .layer_options import Choosing
+from .layer_options import Choosing, FullLayers
 from .predict import Predictor
 from .sparsify import EFFECTIVE_BATCH
 from .sparsify import sparsify as sparsify_files
@@ -199,7 +199,7 @@ def sparsify(
     attention: str,
     data: Data = (),
     tokens: int | str = 0,
-    full_layers: int | str = "auto:+2%",
+    full_layers: int | str | Sequence[int] = "auto:+2%",
     out: str | Path = "runs/sparse",
     budget: str | int | Budget = jobs.DEFAULT_BUDGET,
     **options: Unpack[SparseOptions],
@@ -209,13 +209,14 @@ def sparsify(
     ``model``: a folder, a hub name, or a model in hand with its ``tokenizer`` (which stays as it is). ``attention``: what sparse layers
     read, such as "first(4)+local(512)". ``data``: files of plain text, or rows with a text; () = the passages that ship,
     of which a part is held out. ``tokens``: to train on, 0 = measure and choose only. ``full_layers``: how many stay full, a number or
-    "auto:+2%" of perplexity. ``out``: the folder that is left. ``budget``: of the training process. ``options``: ``SparseOptions``.
+    "auto:+2%" of perplexity; or which, counted from 0, as "1,4,7-10" or a list of numbers, and nothing is chosen. ``out``: the
+    folder that is left. ``budget``: of the training process. ``options``: ``SparseOptions``.
 
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is measured. Cost: about a pass over the
     calibration text for each layer and ``candidates`` for each round of the choice, then the training.
     """
     with _in_files(model, tokenizer, data, options.get("held_out", ())) as (name, files):
-        given: Facts = {**options, "tokens": tokens, "full_layers": str(full_layers)}
+        given: Facts = {**options, "tokens": tokens, "full_layers": str(FullLayers.parse(full_layers))}
         for other in ("held_out", "resume", "overwrite", "listener", "device"):
             given.pop(other, None)
         parts = [

@@ -13,7 +13,7 @@ from jieyue.errors import InputError, message
 
 from .layer_options import FullLayers
 
-__all__ = ["Choice", "check_count", "choose_layers", "interleaved"]
+__all__ = ["Choice", "check_full", "choose_layers", "interleaved"]
 
 Price = Callable[[frozenset[int]], float]
 
@@ -22,7 +22,7 @@ Price = Callable[[frozenset[int]], float]
 class Choice:
     """``full``: the layers that stay full, ascending. ``path``: (number of full layers, joint price) of every round, from all full;
     ``order``: the layers in the order in which they became sparse; ``alone``: layer -> price of it alone being sparse;
-    ``tried``: how many prices were asked for."""
+    ``tried``: how many prices were asked for. Without path, order and prices where the layers were told and not chosen."""
 
     full: tuple[int, ...]
     path: tuple[tuple[int, float], ...]
@@ -41,13 +41,15 @@ def choose_layers(
 ) -> Choice:
     """Greedy choice among ``layers``. ``price(full)``: of these layers full and the others sparse, 0 for all of them full.
 
-    With ``wanted.most`` it stops at the first round whose cheapest choice costs more; with ``wanted.count`` when so many are left.
-    ``kept(full)``: told of the choice that later ones differ from. ``InputError`` where more are wanted than there are. Cost: a
-    price a layer, then up to ``candidates`` a round.
+    With ``wanted.most`` it stops at the first round whose cheapest choice costs more; with ``wanted.count`` when so many are left;
+    ``wanted.layers`` are the choice, and no price is asked. ``kept(full)``: told of the choice that later ones differ from.
+    ``InputError`` where other or more are wanted than there are. Cost: a price a layer, then up to ``candidates`` a round.
     """
-    check_count(wanted, layers)
+    check_full(wanted, layers)
     if candidates < 1:
         raise InputError(message("candidates", str(candidates), "at least 1"))
+    if wanted.layers is not None:
+        return Choice(wanted.layers, (), (), {}, 0)
     whole = frozenset(layers)
     kept(whole)
     if wanted.count == len(layers):
@@ -71,8 +73,12 @@ def choose_layers(
     return Choice(tuple(sorted(full)), tuple(path), tuple(order), alone, tried)
 
 
-def check_count(wanted: FullLayers, layers: Sequence[int]) -> None:
-    """``InputError`` where more layers are to stay full than there are."""
+def check_full(wanted: FullLayers, layers: Sequence[int]) -> None:
+    """``InputError`` where other or more layers are to stay full than these, which can be sparse."""
+    if others := sorted(set(wanted.layers or ()) - set(layers)):
+        found = f"layer{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+        allowed = f"some of {FullLayers(layers=tuple(layers))}, the layers that can be sparse"
+        raise InputError(message("full_layers", found, allowed, "count from 0, and leave out layers with a window"))
     if wanted.count is not None and wanted.count > len(layers):
         raise InputError(
             message("full_layers", str(wanted.count), f"at most {len(layers)}, the layers that can be sparse")

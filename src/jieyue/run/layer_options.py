@@ -28,28 +28,62 @@ def parse_count(text: str | int, name: str = "tokens") -> int:
 
 @dataclass(frozen=True)
 class FullLayers:
-    """How many layers stay full: ``count`` of them, or as few as keep the price at ``most``; exactly one of the two."""
+    """Which layers stay full: ``count`` of them, as few as keep the price at ``most``, or these ``layers`` (ascending, from 0) and no
+    others; exactly one of the three."""
 
     count: int | None = None
     most: float | None = None
+    layers: tuple[int, ...] | None = None
 
     @classmethod
-    def parse(cls, text: str | int) -> FullLayers:
-        """A number, or "auto:+2%".
+    def parse(cls, text: str | int | Sequence[int]) -> FullLayers:
+        """A number, "auto:+2%", or the layers themselves: "1,4,7-10" ("5-5" where it is one), or a sequence of whole numbers.
 
-        >>> FullLayers.parse("15"), FullLayers.parse("auto:+2%")
-        (FullLayers(count=15, most=None), FullLayers(count=None, most=0.02))
+        ``InputError`` for anything else, and for a layer that is named twice.
+
+        >>> FullLayers.parse("15").count, FullLayers.parse("auto:+2%").most, FullLayers.parse("1,4,7-10").layers
+        (15, 0.02, (1, 4, 7, 8, 9, 10))
+        >>> str(FullLayers.parse([4, 5, 6, 1]))
+        '1,4-6'
         """
+        if not isinstance(text, str | int):
+            return cls(layers=_ascending(text, list(text)))
         written = str(text).strip()
         if re.fullmatch(r"[0-9]{1,6}", written):
             return cls(count=int(written))
         found = re.fullmatch(r"auto:\+([0-9]+(?:\.[0-9]+)?)%", written)
         if found is None:
-            raise InputError(message("full_layers", repr(text), "a number of layers, or auto:+2% (of perplexity)"))
+            return cls(layers=_ascending(text, _listed(written)))
         return cls(most=float(found[1]) / 100)
 
     def __str__(self) -> str:
+        if self.layers is not None:
+            firsts = [one for one in self.layers if one - 1 not in self.layers]
+            lasts = [one for one in self.layers if one + 1 not in self.layers]
+            alone = len(self.layers) == 1  # "5-5", since "5" is how many
+            ends = zip(firsts, lasts, strict=True)
+            return ",".join(str(one) if one == last and not alone else f"{one}-{last}" for one, last in ends)
         return str(self.count) if self.most is None else f"auto:+{self.most * 100:g}%"
+
+
+def _listed(written: str) -> list[int]:
+    """The layers of "1,4,7-10"; none where it is not written so."""
+    if not re.fullmatch(r"[0-9]{1,4}(?:-[0-9]{1,4})?(?: *, *[0-9]{1,4}(?:-[0-9]{1,4})?)*", written):
+        return []
+    ranges = [[int(end) for end in part.split("-")] for part in written.split(",")]
+    if any(first > last for first, last in (one for one in ranges if len(one) > 1)):
+        return []
+    return [layer for one in ranges for layer in range(one[0], one[-1] + 1)]
+
+
+def _ascending(given: str | int | Sequence[int], layers: Sequence[int]) -> tuple[int, ...]:
+    if not layers or any(not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in layers):
+        allowed = "a number of layers, or auto:+2% (of perplexity), or layers counted from 0 such as 1,4,7-10"
+        raise InputError(message("full_layers", repr(given), allowed))
+    if twice := sorted({one for one in layers if layers.count(one) > 1}):
+        found = f"{', '.join(map(str, twice))} twice in {given!r}"
+        raise InputError(message("full_layers", found, "each layer once"))
+    return tuple(sorted(layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +98,9 @@ class Choosing:
         0, "Tokens to train on afterwards, such as 200k; 0 = measure and choose only.", metavar="COUNT"
     )
     full_layers: str = option(
-        "auto:+2%", "How many layers stay full: a number, or auto:+2% (of perplexity).", metavar="N|auto:+P%"
+        "auto:+2%",
+        "Layers that stay full: how many, auto:+2% (of perplexity), or which, counted from 0, such as 1,4,7-10.",
+        metavar="N|auto:+P%|LAYERS",
     )
     calibration_tokens: int = option(16_384, "Tokens of training text by which layers are chosen.", metavar="COUNT")
     price_tokens: int = option(65_536, "Tokens of held-out text on which the price is told.", metavar="COUNT")
@@ -75,7 +111,7 @@ class Choosing:
     def __post_init__(self) -> None:
         for name in ("tokens", "calibration_tokens", "price_tokens"):
             object.__setattr__(self, name, parse_count(getattr(self, name), name))
-        FullLayers.parse(self.full_layers)
+        object.__setattr__(self, "full_layers", str(FullLayers.parse(self.full_layers)))
         for name, least in (("tokens", 0), ("calibration_tokens", 1), ("price_tokens", 1), ("candidates", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")

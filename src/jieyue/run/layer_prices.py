@@ -23,7 +23,7 @@ from jieyue.tasks.sparsify.rows import Line
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK, batches_of
 
-from .layer_choice import Choice, check_count, choose_layers, interleaved
+from .layer_choice import Choice, check_full, choose_layers, interleaved
 from .layer_options import Choosing, FullLayers
 
 __all__ = ["ALL_FULL", "CHOSEN", "Measured", "Text", "measure_layers", "texts_of"]
@@ -100,7 +100,7 @@ def measure_layers(
             raise InputError(
                 message("sparsify(model)", "layers that all have a window of their own", "one that reads all keys")
             )
-        check_count(FullLayers.parse(choosing.full_layers), switched.free)
+        check_full(FullLayers.parse(choosing.full_layers), switched.free)
         switched.keep_full(switched.free)
         known = {text.name: encoded(model, text.batches) if is_encoder else None for text in texts}
         choice = _chosen(model, switched, texts[0], known[texts[0].name], choosing, listener)
@@ -121,6 +121,8 @@ def _chosen(
     listener: ProgressListener,
 ) -> Choice:
     wanted, done, memory = FullLayers.parse(choosing.full_layers), [0], switched.memory
+    if wanted.layers is not None:
+        return choose_layers(lambda full: 0.0, switched.free, wanted)
     base = costs_of(model, text.batches, reference=known)
     rounds = len(switched.free) - (wanted.count or 0)
     most = len(switched.free) + max(0, rounds - 1) * choosing.candidates

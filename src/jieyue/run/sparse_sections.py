@@ -20,12 +20,15 @@ _LIKENESS = "1 − cos of a row's mean state and the full model's; 95 % bootstra
 
 
 def choice_section(report: Report, measured: Measured, calibration_rows: int, row_tokens: int) -> None:
-    """The chosen layers, the joint price of every round, and each layer's price alone."""
+    """The chosen layers, the joint price of every round, and each layer's price alone; or the layers that were told."""
     section, choice = report.section(SECTION), measured.choice
     section.fact("attention", measured.attention, how="an entry a layer, as jieyue.use takes it")
     section.fact(
         "full layers", f"{len(choice.full)} of {measured.num_layers}", how=", ".join(map(str, choice.full)), key=True
     )
+    if not choice.path:
+        section.fact("chosen", "as asked", how="--full-layers named them; no price was asked for")
+        return
     how = f"by the joint price on {calibration_rows} rows of {row_tokens} tokens of the training part"
     section.fact("prices asked for", choice.tried, how=how)
     cells: list[list[Given]] = [
