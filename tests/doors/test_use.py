@@ -73,6 +73,22 @@ def test_plain_transformers_opens_the_folder_once_ours_is_imported(name, attenti
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_windows_of_a_models_own_stay_where_transformers_opens_the_folder(tmp_path):
+    """One entry for all layers leaves own windows; the folder has to say which, since no module can tell before its first call."""
+    sizes = {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    config = transformers.Gemma3TextConfig(**GROUPED | PAD | sizes)
+    model, ids = transformers.Gemma3ForCausalLM(config).double().eval(), inputs(19)[0]
+    jieyue.use(model, attention="first(2)+local(5)")
+    saved(model, tmp_path)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).double()
+    ours = load_model(tmp_path, "causal-lm").double()
+    assert torch.equal(plain(ids).logits, ours(ids).logits)
+    torch.testing.assert_close(plain(ids).logits, model(ids).logits, rtol=0, atol=1e-6)  # its scale is kept in float32
+    asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(plain.generate(ids, **asked), model.generate(ids, **asked))
+    assert list(attention_of(plain).values()) == list(attention_of(model).values())
+
+
 def test_what_a_module_alone_cannot_tell_is_refused(tmp_path):
     model = make("bart")
     jieyue.use(model, attention="local(3)")

@@ -32,7 +32,7 @@ from .implementation import held_configs, implementations, own_configs, set_impl
 from .layers import SLOT, LayerAttention
 from .outside import adds_alibi_twice, drop_forwards, give_forwards, is_outside
 from .probe import Seen, look, runs_under_sdpa
-from .saved_attention import DROPOUT_FIELD, FIELD, LOAD_ALONE, PART_FIELD
+from .saved_attention import DROPOUT_FIELD, FIELD, LOAD_ALONE, PART_FIELD, WINDOWS_FIELD
 
 __all__ = [
     "FIELD",
@@ -101,7 +101,8 @@ def use_attention(
     set_implementations(configs, [register_attention(text)] * len(configs))
     for config in configs:
         config.attn_implementation = LOAD_ALONE + text if any(map(is_outside, given)) else interface_name(text)
-    for key, chosen in ((FIELD, text), (DROPOUT_FIELD, dropout), (PART_FIELD, part)):
+    told = ((FIELD, text), (DROPOUT_FIELD, dropout), (PART_FIELD, part), (WINDOWS_FIELD, _own_windows(given) or None))
+    for key, chosen in told:
         if chosen is not None:
             setattr(model.config, key, chosen)
     give_biases(given)
@@ -141,7 +142,7 @@ def remove_attention(model: PreTrainedModel) -> None:
 def forget_attention(model: PreTrainedModel) -> None:
     """Takes the choice out of the model's configurations, which then save as if it had none of ours; the model keeps it."""
     for config in held_configs(model):
-        for key in (FIELD, DROPOUT_FIELD, PART_FIELD):
+        for key in (FIELD, DROPOUT_FIELD, PART_FIELD, WINDOWS_FIELD):
             vars(config).pop(key, None)
         if str(vars(config).get("attn_implementation")).startswith((PREFIX, LOAD_ALONE)):
             del config.attn_implementation
@@ -231,6 +232,12 @@ def _assigned(
             _refuse_shared(model, len(entries))
         given[module] = layer
     return given
+
+
+def _own_windows(given: Mapping[nn.Module, LayerAttention]) -> dict[str, int]:
+    """Number of a layer -> the window of its own that it keeps, for a folder that transformers itself opens."""
+    kept = {getattr(module, "layer_idx", None): layer.window for module, layer in given.items() if not layer.cross}
+    return {str(number): window for number, window in kept.items() if number is not None and window is not None}
 
 
 def _tell_what_stays(model: PreTrainedModel, entries: Sequence[Entry], layers: Sequence[LayerAttention]) -> None:

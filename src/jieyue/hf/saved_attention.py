@@ -25,6 +25,7 @@ __all__ = [
     "LOAD_ALONE",
     "PART_FIELD",
     "PREFIX",
+    "WINDOWS_FIELD",
     "SavedNames",
     "answer_for_saved_names",
     "layer_from_config",
@@ -35,6 +36,9 @@ LOAD_ALONE = "jieyue.load:"  # of a model that needs more than a name, so that t
 FIELD = "jieyue_attention"  # the key of config.json that says the same without the prefix
 DROPOUT_FIELD = "jieyue_attention_dropout"
 PART_FIELD = "jieyue_attention_part"
+WINDOWS_FIELD = (
+    "jieyue_attention_windows"  # number of a layer -> the model's own window, which one entry for all leaves there
+)
 
 
 class _Any(str):
@@ -100,5 +104,9 @@ def layer_from_config(module: nn.Module) -> LayerAttention | None:
         dropout=getattr(config, DROPOUT_FIELD, None),
         named=len(entries) > 1,
     )
+    windows = getattr(config, WINDOWS_FIELD, None)
+    if windows and not layer.cross and not layer.named:
+        layer.seen = True  # by use(), before the folder was saved
+        layer.keep_window(dict(windows).get(str(number)))
     vars(module)[SLOT] = layer
     return layer
