@@ -27,7 +27,7 @@ FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`
         ".zh": "取自 [{name}](../../benchmarks/results/{name})，由 `{command}` 生成{where}。"}  # fmt: skip
 REPRODUCED = re.compile(r"<!-- reproduced · (\d) -->\n.*?<!-- end of reproduced -->", re.S)
 AGAIN = {"": "`jieyue reproduce {0}` makes an experiment of each claim, with seeds and intervals: [its results](../reproduction.md).",
-         ".zh": "`jieyue reproduce {0}` 把每一条主张做成实验，有种子，有区间：[结果](../reproduction.md)。"}  # fmt: skip
+         ".zh": "`jieyue reproduce {0}` 把每一条主张做成实验，有种子，有区间：[结果](../reproduction.zh.md)。"}  # fmt: skip
 WHERE = {"": " ({processor}, threads: {threads})", ".zh": "（{processor}，线程数 {threads}）"}
 CHINESE = {
     "accuracy, last 5 epochs": "准确率，最后 5 轮",

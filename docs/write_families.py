@@ -1,4 +1,4 @@
-"""Writes docs/families.md: every model type that the installed transformers knows, and whether ``use`` leaves it unchanged.
+"""Writes docs/families.md and its Chinese twin: every model type of transformers, and whether ``use`` leaves it unchanged.
 
     python docs/write_families.py [TYPE ...] [--rows FILE]
 
@@ -27,11 +27,11 @@ from jieyue.hf.tiny import model_types
 from jieyue.report import write_whole
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "families.md"
+PAGES = {"": ROOT / "docs" / "families.md", ".zh": ROOT / "docs" / "families.zh.md"}
 SECONDS = 30  # of processor time; a type that takes longer is not built
 MEMORY = 8 << 30  # bytes of address space: a type that cannot be made small is not built, and other processes live on
 ORDER = ("wrong", "crash", "equal", "refused", "not built")
-OPENING = """# Model families
+OPENING = {"": """# Model families
 
 Written by `python docs/write_families.py` under transformers {version} and torch {torch}: {count} of {known} model types tried.
 
@@ -49,7 +49,34 @@ and 1e-7 for cached steps, of models that route experts in float32.
 could be made up here, which says nothing about it: `use` tries the law on the model that it is given.
 
 {summary}
-"""
+""", ".zh": """# 模型家族
+
+由 `python docs/write_families.py` 在 transformers {version} 和 torch {torch} 下写出：试了 {known} 种模型中的 {count} 种。
+
+判据：`use(model, attention="full()")` 之后，所有输出都保持不变，不论有没有填充、用不用缓存；否则就用一行说明拒绝。
+每种模型都用随机权重建成
+很小的规模，以 float64 计算。
+“不变”是指：相差不超过 1e-12，或不超过模型自己的 SDPA 与 eager 两种注意力之差的 10 倍，再乘以 max(1, 最大的输出)；
+只有 eager 注意力的模型可能把权重舍入到 float32，容差为 1e-6；把词元分派给专家时用 float32 的模型，逐步使用缓存时容差为 1e-7。
+
+- **forward**（前向）：`full()` 与原模型相等；`local(3)+atrous(5)` 等于原模型加上它自己的掩码和模式的掩码，softmax 逐项写出来计算。
+- **cached**（缓存）：先九个词元，再一个，再其余，都经过我们的缓存，与一次算完整个序列相等，两种模式都如此。
+- **generate**（生成）：`full()` 下贪心生成的词元与原模型相同；用模式时，有缓存与无缓存生成的词元相同。
+- **trained**（训练）：`full()` 下的梯度就是原模型的梯度。
+
+“–”：原模型没有这一项，或用编造的输入跑不起来。“未能构建”：这里编不出这种模型的小模型或输入，这不说明任何问题：
+`use` 拿到你的模型时会当场检验这条判据。拒绝的理由照程序所说的原文列出。
+
+{summary}
+"""}  # fmt: skip
+HEADS = {
+    "": ("outcome", "types", "type", "class", "why"),
+    ".zh": ("结果", "种数", "模型类型", "类", "原因"),
+}
+OUTCOMES = {
+    "": {name: name for name in ORDER},
+    ".zh": {"wrong": "错误", "crash": "崩溃", "equal": "相等", "refused": "拒绝", "not built": "未能构建"},
+}
 
 
 class TooLongError(TimeoutError):
@@ -70,29 +97,32 @@ def checked(model_type: str) -> FamilyRow:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def page(rows: list[FamilyRow]) -> str:
+def page(rows: list[FamilyRow], language: str) -> str:
     counts = Counter(row.outcome for row in rows)
-    summary = "| outcome | types |\n| --- | --- |\n" + "\n".join(f"| {name} | {counts[name]} |" for name in ORDER)
+    said, (outcome, types, *columns) = OUTCOMES[language], HEADS[language]
+    counted = "\n".join(f"| {said[name]} | {counts[name]} |" for name in ORDER)
     version = {"version": transformers.__version__, "torch": torch.__version__.split("+")[0]}
-    text = OPENING.format(count=len(rows), known=len(model_types()), summary=summary, **version)
+    summary = f"| {outcome} | {types} |\n| --- | --- |\n{counted}"
+    text = OPENING[language].format(count=len(rows), known=len(model_types()), summary=summary, **version)
     for name in ORDER:
         chosen = [row for row in rows if row.outcome == name]
         if chosen:
-            text += f"\n## {name.capitalize()}\n\n" + (table(chosen) if name in ORDER[:3] else reasons(chosen))
+            text += f"\n## {said[name].capitalize()}\n\n"
+            text += table(chosen, columns, said["equal"]) if name in ORDER[:3] else reasons(chosen, columns)
     return text
 
 
-def table(rows: list[FamilyRow]) -> str:
-    lines = [f"| type | class | {' | '.join(COLUMNS)} |", "| --- " * (2 + len(COLUMNS)) + "|"]
-    lines += [
-        f"| {row.model_type} | {row.tried} | " + " | ".join(plain(row.found.get(key, "–")) for key in COLUMNS) + " |"
-        for row in rows
-    ]
+def table(rows: list[FamilyRow], columns: list[str], equal: str) -> str:
+    lines = [f"| {columns[0]} | {columns[1]} | {' | '.join(COLUMNS)} |", "| --- " * (2 + len(COLUMNS)) + "|"]
+    for row in rows:
+        found = [row.found.get(key, "–") for key in COLUMNS]
+        told = [equal if one == "equal" else plain(one) for one in found]
+        lines.append(f"| {row.model_type} | {row.tried} | " + " | ".join(told) + " |")
     return "\n".join(lines) + "\n"
 
 
-def reasons(rows: list[FamilyRow]) -> str:
-    lines = ["| type | class | why |", "| --- | --- | --- |"]
+def reasons(rows: list[FamilyRow], columns: list[str]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- |"]
     lines += [f"| {row.model_type} | {row.tried or '–'} | {plain(row.why)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -120,7 +150,8 @@ def main() -> None:
         with asked.rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(kept[model_type]), ensure_ascii=False) + "\n")
         sys.stderr.write(f"{model_type}: {kept[model_type].outcome}\n")
-    write_whole(PAGE, page([kept[name] for name in model_types() if name in kept]))
+    for language, path in PAGES.items():
+        write_whole(path, page([kept[name] for name in model_types() if name in kept], language))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from jieyue.activations import (
 )
 from jieyue.activations.constants_code import LANGUAGES, code
 from jieyue.activations.page import page_fits, page_pictures, page_text, write_page
+from jieyue.activations.page_zh import chinese_page
 from jieyue.activations.pictures import error_picture, fit_report, function_picture
 from jieyue.activations.texts import fit_text, read_criterion, read_domain, read_fixed, read_form, read_target
 from jieyue.bench.activation import EXACT, bench_activation, saved_bytes
@@ -194,10 +195,12 @@ def fits():
 def test_the_page_is_what_the_tool_writes(fits):
     """Words exactly; numbers to four digits, since another processor may round the last ones otherwise."""
     number = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
-    kept, made = PAGE.read_text(encoding="utf-8"), page_text(fits)
-    assert number.sub("#", kept) == number.sub("#", made)
-    for old, new in zip(number.findall(kept), number.findall(made), strict=True):
-        assert float(new) == pytest.approx(float(old), rel=1e-4)
+    english = page_text(fits)
+    for path, made in ((PAGE, english), (PAGE.with_name("gelu.zh.md"), chinese_page(fits, english))):
+        kept = path.read_text(encoding="utf-8")
+        assert number.sub("#", kept) == number.sub("#", made)
+        for old, new in zip(number.findall(kept), number.findall(made), strict=True):
+            assert float(new) == pytest.approx(float(old), rel=1e-4)
 
 
 def test_the_page_names_every_constant(fits):
@@ -214,7 +217,7 @@ def test_the_page_names_every_constant(fits):
 def test_the_page_twice_is_the_same_bytes(fits, tmp_path, monkeypatch):
     monkeypatch.setattr("jieyue.activations.page.page_fits", lambda: fits)
     written = [write_page(tmp_path / each) for each in ("one", "two")]
-    assert len(written[0]) == 6
+    assert len(written[0]) == 7
     for one, two in zip(*written, strict=True):
         assert one.read_bytes() == two.read_bytes()
 

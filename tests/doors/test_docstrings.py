@@ -19,6 +19,7 @@ SPEC.loader.exec_module(reference)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 PAGES = [ROOT / "docs" / "api.md", *sorted((ROOT / "docs" / "api").glob("*.md"))]
+PAGES = [page for page in PAGES if not page.name.endswith(".zh.md")]
 MODULES = [module for page in PAGES for module in re.findall(r"^@ ([\w.]+)$", page.read_text(encoding="utf-8"), re.M)]
 
 

@@ -15,15 +15,15 @@ ARTICLES = sorted(path for path in (ROOT / "docs" / "articles").glob("*.md") if 
 FENCE = re.compile(r"^```.*?^```|^<!-- before:.*?-->", re.S | re.M)
 
 
-def script(name):
-    """A script of docs as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+def script(name, folder="docs"):
+    """A script of docs or benchmarks as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-fill_numbers, fill_demo = script("fill_numbers"), script("fill_demo")
+fill_numbers, fill_demo, write_docs = script("fill_numbers"), script("fill_demo"), script("write_docs", "benchmarks")
 
 
 def named(path):
@@ -99,6 +99,12 @@ def test_tables_are_those_of_the_results(path):
 def test_the_demo_prints_what_the_pages_show(path):
     text = read(path)
     assert fill_demo.block() in text and text == fill_demo.filled(text), "stale: python docs/fill_demo.py"
+
+
+@pytest.mark.parametrize(("name", "language"), [("benchmarks.md", "en"), ("benchmarks.zh.md", "zh")])
+def test_the_benchmarks_are_those_of_the_results(name, language, monkeypatch):
+    monkeypatch.setattr(write_docs, "save_picture", lambda *_: None)
+    assert read(ROOT / "docs" / name) == write_docs.whole(language), "stale: python benchmarks/write_docs.py"
 
 
 def unsaid(results, commands, makefile):

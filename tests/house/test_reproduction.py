@@ -15,7 +15,7 @@ CELLS = sorted((DOCS / "results").glob("*/*.jsonl"))
 def test_the_page_is_written_from_the_kept_cells(tmp_path):
     shutil.copytree(DOCS / "results", tmp_path / "results")
     publish([], tmp_path)
-    for name in ("reproduction.md", "reproduction.html"):
+    for name in ("reproduction.md", "reproduction.zh.md", "reproduction.html"):
         assert (tmp_path / name).read_text(encoding="utf-8") == (DOCS / name).read_text(encoding="utf-8"), (
             f"write docs/{name} anew: jieyue reproduce gelu --docs docs"
         )

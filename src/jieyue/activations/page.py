@@ -1,5 +1,7 @@
 """The page docs/gelu.md: where GELU's constants come from, every number and picture made anew by ``write_page``.
 
+Its Chinese twin (``page_zh``) is written with it, from the same fits.
+
 The same installation gives the same bytes. Cost: a few seconds, most of it drawing.
 Source: https://kexue.fm/archives/7309, whose derivation it retells in our words with our numbers.
 """
@@ -10,26 +12,26 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from jieyue.report import Picture, save_picture, write_whole
 
-from .arithmetic import slope
 from .fitting import Fit, fit, given
-from .forms import FORMS, TARGETS, limit
+from .forms import FORMS, limit
+from .page_numbers import COMMAND, digits, error_on, left_tail, number, rounding, table, up
+from .page_zh import chinese_page
 from .pictures import criterion_picture, error_picture, function_picture
 
 __all__ = ["page_fits", "page_pictures", "page_text", "write_page"]
 
-COMMAND = "jieyue fit gelu --page docs"
-
 
 def write_page(folder: str | Path) -> list[Path]:
-    """Writes ``gelu.md`` and the pictures ``gelu/*.svg`` into ``folder``; returns the paths. The folder is made if missing."""
+    """Writes ``gelu.md``, ``gelu.zh.md`` and the pictures ``gelu/*.svg`` into ``folder``, made if missing; returns the paths."""
     folder = Path(folder)
     fits = page_fits()
     written = [save_picture(picture, folder / "gelu" / f"{name}.svg") for name, picture in page_pictures(fits).items()]
-    return [write_whole(folder / "gelu.md", page_text(fits)), *written]
+    english = page_text(fits)
+    pages = {"gelu.md": english, "gelu.zh.md": chinese_page(fits, english)}
+    return [*(write_whole(folder / name, text) for name, text in pages.items()), *written]
 
 
 def page_fits() -> dict[str, Fit]:
@@ -106,26 +108,6 @@ def page_text(fits: dict[str, Fit]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _n(value: float, digits: int = 4) -> str:
-    """A number for the text: 3.578e-4, 0.0447149."""
-    text = f"{value:.{digits - 1}e}"
-    mantissa, _, power = text.partition("e")
-    return f"{value:.{digits}g}" if -2 <= int(power) <= 3 else f"{mantissa}e{int(power)}"
-
-
-def _digits(found: Fit, name: str, digits: int = 14) -> str:
-    """A constant rounded to so many digits after the point, from all that were computed."""
-    import mpmath
-
-    with mpmath.workdps(40):
-        return str(mpmath.nstr(mpmath.mpf(found.digits[name]), digits + (1 if name == "l" else -1), strip_zeros=False))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _opening() -> str:
     return f"""# Where GELU's constants come from
 
@@ -153,7 +135,7 @@ The page retells how, checks every digit, and then does better at the same cost.
 
 def _shapes(fits: dict[str, Fit]) -> str:
     rows = [
-        [f"`{name}`", form.formula, str(len(form.constants)), _n(fits[f"{name} phi"].error)]
+        [f"`{name}`", form.formula, str(len(form.constants)), number(fits[f"{name} phi"].error)]
         for name, form in FORMS.items()
     ]
     ratio = fits["tanh-powers phi"].error / fits["tanh phi"].error
@@ -163,7 +145,7 @@ erf is odd and rises from −1 to 1, and it comes within $e^{{-x^2/2}}$ of its e
 the polynomial tells it to; a sum of tanh, or a polynomial in tanh, has the tails of tanh itself, $e^{{-2|x|}}$, far too
 heavy. The best that each form can do on Φ (all constants free, largest error on [−8, 8] as small as possible) decides:
 
-{_table(["form", "s(x), for erf(x/√2)", "constants", "max error on Φ"], rows)}
+{table(["form", "s(x), for erf(x/√2)", "constants", "max error on Φ"], rows)}
 
 A cubic *inside* tanh errs {ratio:.0f} times less than a cubic *of* tanh. From here on the form is
 $\\tanh(ax + bx^3)$, or its simplest case $2\\sigma(\\lambda x) - 1 = \\tanh(\\lambda x/2)$."""
@@ -187,15 +169,15 @@ and equal coefficients give $a = \\sqrt{{2/\\pi}}$ and $b = a^3/3 - a/6$, that i
 ```
 
 Close to 0.044715, and not it. The fit is perfect where it was made and drifts away from there: its largest error on erf is
-{_n(found.error)}, at x = {found.at:.2f}."""
+{number(found.error)}, at x = {found.at:.2f}."""
 
 
 def _mixed(fits: dict[str, Fit]) -> str:
     grid, whole = fits["mixed"], fits["mixed continuous"]
     places = " and ".join(f"{x:.3f}" for x, _ in whole.peaks)
     rows = [
-        ["max over 0, 0.001, … 3.999 (the article's)", _digits(grid, "b"), f"{grid.ratios['b/a']:.14f}"],
-        ["max over all of [−8, 8] (30-digit Remez)", _digits(whole, "b"), f"{whole.ratios['b/a']:.14f}"],
+        ["max over 0, 0.001, … 3.999 (the article's)", digits(grid, "b"), f"{grid.ratios['b/a']:.14f}"],
+        ["max over all of [−8, 8] (30-digit Remez)", digits(whole, "b"), f"{whole.ratios['b/a']:.14f}"],
     ]
     return f"""## Matched everywhere: 0.044715
 
@@ -211,11 +193,11 @@ right, and choose the b for which the worst place is least bad:
 
 The curve has a corner, not a valley: left of it one bump of the error is the larger, right of it another, and the best
 place is where both are equal. With one free constant there are two equal extremes of opposite sign (here at x = {places}, both
-{_n(whole.error)}), with k constants k + 1: Chebyshev's equioscillation, which is how the fit knows that it is done.
+{number(whole.error)}), with k constants k + 1: Chebyshev's equioscillation, which is how the fit knows that it is done.
 
 ![The error on erf](gelu/local-and-mixed.svg)
 
-{_table(["criterion", "b", "b/a"], rows)}
+{table(["criterion", "b", "b/a"], rows)}
 
 Both round to **0.044715**. They differ in the eleventh digit because a grid of step 0.001 misses the top of the bumps by up to
 half a step; the published digits are an output of one of many nearly equal criteria, and nothing depends on the rest of them."""
@@ -226,18 +208,18 @@ def _logistic(fits: dict[str, Fit]) -> str:
         fits[name] for name in ("logistic", "logistic continuous", "sigmoid gelu", "sigmoid paper", "slope matched")
     )
     rows = [
-        [f"slope at 0, 2√(2/π) = {matched.constants['l']:.4f}", _n(matched.error), f"{matched.at:.2f}"],
-        ["smallest maximum on Φ, published as 1.702", _n(paper.error), f"{paper.at:.2f}"],
-        [f"smallest maximum on GELU, {best.constants['l']:.6f}", _n(best.error), f"{best.at:.2f}"],
+        [f"slope at 0, 2√(2/π) = {matched.constants['l']:.4f}", number(matched.error), f"{matched.at:.2f}"],
+        ["smallest maximum on Φ, published as 1.702", number(paper.error), f"{paper.at:.2f}"],
+        [f"smallest maximum on GELU, {best.constants['l']:.6f}", number(best.error), f"{best.at:.2f}"],
     ]
     return f"""## The logistic form: 1.702
 
 The same criterion for one constant, $\\min_\\lambda \\max_x |\\Phi(x) - \\sigma(\\lambda x)|$, gives
-λ = {_digits(grid, "l", 11)} on the article's grid and
-λ = {_digits(whole, "l", 14)} on all of [−8, 8], with an error of {_n(whole.error)} on Φ. But Φ is not
+λ = {digits(grid, "l", 11)} on the article's grid and
+λ = {digits(whole, "l", 14)} on all of [−8, 8], with an error of {number(whole.error)} on Φ. But Φ is not
 what a network computes. GELU multiplies it by x, and an error at x = 2 counts twice that at 1:
 
-{_table(["λ chosen for", "max error on GELU", "at x"], rows)}
+{table(["λ chosen for", "max error on GELU", "at x"], rows)}
 
 ![The error of x·σ(λx) on GELU](gelu/logistic.svg)
 
@@ -253,9 +235,9 @@ def _better(fits: dict[str, Fit]) -> str:
             label,
             constants,
             ratio,
-            _n(_error_on(found, "gelu")),
-            _n(_error_on(found, "phi")),
-            _n(_error_on(found, "gelu'")),
+            number(error_on(found, "gelu")),
+            number(error_on(found, "phi")),
+            number(error_on(found, "gelu'")),
         ]
 
     rows = [
@@ -274,37 +256,20 @@ def _better(fits: dict[str, Fit]) -> str:
 
 Fit GELU itself, and let a go free too:
 
-{_table(["tanh(ax + bx³ [+ cx⁵])", "constants", "b/a", "max error on GELU", "on Φ", "on GELU′"], rows)}
+{table(["tanh(ax + bx³ [+ cx⁵])", "constants", "b/a", "max error on GELU", "on Φ", "on GELU′"], rows)}
 
 ![The error of the tanh forms on GELU](gelu/better.svg)
 
 Two other numbers in the same formula make the error {paper.error / two.error:.2f} times smaller, and one
 multiplication more (x⁵) {paper.error / three.error:.0f} times. The x⁵ coefficient is negative, so the polynomial turns
-over, at |x| = {turn:.2f}; jieyue holds its argument there, where the gate is open or shut to within {_n(shut, 1)}.
-All tanh forms lose *relative* accuracy far left (at x = −5 by a factor of {_left_tail(paper):.0f}), where GELU itself
+over, at |x| = {turn:.2f}; jieyue holds its argument there, where the gate is open or shut to within {number(shut, 1)}.
+All tanh forms lose *relative* accuracy far left (at x = −5 by a factor of {left_tail(paper):.0f}), where GELU itself
 is below 10⁻⁵."""
-
-
-def _left_tail(found: Fit) -> float:
-    x = torch.tensor(-5.0, dtype=torch.float64)
-    return float(TARGETS["gelu"].function(x) / found(x))
-
-
-def _error_on(found: Fit, target: str) -> float:
-    """The largest error of a gate, whatever it was fitted to, on another target."""
-    form, constants = found.approximation.form, found.approximation.constants
-    x = torch.linspace(0, 8, 16001, dtype=torch.float64)
-    if target == "gelu'":
-        value = slope(lambda p: p * (form.function(p, *constants) + 1) * 0.5, x)
-    else:
-        gate = (form.function(x, *constants) + 1) * 0.5
-        value = gate * x if target == "gelu" else gate
-    return float((value - TARGETS[target].function(x)).abs().max())
 
 
 def _proof(fits: dict[str, Fit]) -> str:
     rows = [
-        [label, _n(fits[name].error, 7), f"{fits[name].at:.4f}", _n(_up(fits[name].bound), 5)]
+        [label, number(fits[name].error, 7), f"{fits[name].at:.4f}", number(up(fits[name].bound), 5)]
         for label, name in (("tanh, published", "tanh paper"), ("tanh, minimax on GELU", "tanh gelu"), ("with x⁵", "tanh5 gelu"),
                             ("σ(1.702x)", "sigmoid paper"), ("σ(1.772934x)", "sigmoid gelu"))
     ]  # fmt: skip
@@ -314,23 +279,11 @@ A maximum over points is only a lower bound of the true one. Every fit therefore
 arithmetic: the domain is cut into cells, on each of which the error is enclosed by its value in the middle and an enclosure of its
 derivative, all rounding included; cells that are not tight enough are halved. On [−8, 8]:
 
-{_table(["form", "largest error seen", "at x", "certified bound"], rows)}
+{table(["form", "largest error seen", "at x", "certified bound"], rows)}
 
 The bound is one for the formula in real numbers. Rounding comes on top: torch's *exact* GELU errs by up to
-{_n(_rounding(torch.float32), 1)} there in float32 and by {_n(_rounding(torch.bfloat16), 1)} in bfloat16, where the
+{number(rounding(torch.float32), 1)} there in float32 and by {number(rounding(torch.bfloat16), 1)} in bfloat16, where the
 tanh forms cannot be told from it."""
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """The largest error of torch's exact GELU in ``dtype`` at arguments that are exact in it."""
-    x = torch.linspace(-8, 8, 16001).to(dtype)
-    return float((F.gelu(x).double() - TARGETS["gelu"].function(x.double())).abs().max())
-
-
-def _up(value: float) -> float:
-    """Rounded up to five digits."""
-    step = 10.0 ** (math.floor(math.log10(value)) - 4)
-    return math.ceil(value / step) * step
 
 
 def _use(fits: dict[str, Fit]) -> str:

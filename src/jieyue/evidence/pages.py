@@ -2,7 +2,7 @@
 
 ``write(outcomes, OUT)``: ``reproduction.html`` (one file, opens offline), ``.json`` and ``.md`` of this run.
 ``publish(outcomes, DOCS)``: the cells become ``DOCS/results/SCALE/CLAIM.jsonl``; then ``DOCS/reproduction.md`` and ``.html`` are
-made from all cells that lie there, of this run and of earlier ones.
+made from all cells that lie there, of this run and of earlier ones, the Markdown in every language of reports (``reproduction.zh.md``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .running import Outcome, encode, parse
 __all__ = ["build", "publish", "published", "write"]
 
 NAME = "reproduction"
+_WRITTEN = {"en": "Written by `jieyue reproduce`; not by hand.", "zh": "由 `jieyue reproduce` 写出，不是手写的。"}
 _MACHINE = ("processor", "cores", "threads", "system", "device", "python", "torch", "transformers", "jieyue")
 
 
@@ -39,7 +40,8 @@ def publish(outcomes: Sequence[Outcome], docs: Path) -> list[Path]:
             lines = [encode(outcome.claim, result) for result in outcome.results]
             written.append(write_whole(_cells_path(docs, outcome.scale, outcome.claim), "\n".join(lines) + "\n"))
     report = build(published(docs))
-    return [*written, _write_markdown(report, docs), write_whole(docs / f"{NAME}.html", report.html())]
+    written += [_write_markdown(report, docs, language) for language in _WRITTEN]
+    return [*written, write_whole(docs / f"{NAME}.html", report.html())]
 
 
 def published(docs: Path) -> list[Outcome]:
@@ -147,21 +149,24 @@ def _once(results: Sequence[Result]) -> list[Result]:
     return list({repr(result): result for result in results}.values())
 
 
-def _write_markdown(report: Report, folder: Path) -> Path:
-    """Markdown in which every section's pictures follow it, drawn into ``folder/reproduction``."""
-    head, *_ = Report(report.title, about=report.about).markdown().split("\n\n")
-    parts = [head.strip(), "Written by `jieyue reproduce`; not by hand."]
+def _write_markdown(report: Report, folder: Path, language: str = "en") -> Path:
+    """Markdown in which every section's pictures follow it, drawn into ``folder/reproduction``; all languages share them."""
+    said = report.in_language(language)
+    head, *_ = Report(said.title, about=said.about).markdown().split("\n\n")
+    parts = [head.strip(), _WRITTEN[language]]
     drawn = set()
-    for number, section in enumerate(report.sections):
-        _, _, text = Report(section.title, sections=[section]).markdown().partition("\n\n")
+    for number, (section, told) in enumerate(zip(report.sections, said.sections, strict=True)):
+        _, _, text = Report(told.title, language=language, sections=[told]).markdown().partition("\n\n")
         parts.append(text.rstrip())
-        for place, item in enumerate(item for item in section.items if isinstance(item, Picture)):
-            file = save_picture(item, folder / NAME / f"{number}-{place}.svg")
-            parts.append(f"![{item.title}]({NAME}/{file.name})")
+        pictures, titles = ([one for one in each.items if isinstance(one, Picture)] for each in (section, told))
+        for place, (picture, translated) in enumerate(zip(pictures, titles, strict=True)):
+            file = save_picture(picture, folder / NAME / f"{number}-{place}.svg")
+            parts.append(f"![{translated.title}]({NAME}/{file.name})")
             drawn.add(file)
     for old in set((folder / NAME).glob("[0-9]*-[0-9]*.svg")) - drawn:  # of sections that are elsewhere now
         old.unlink()
-    return write_whole(folder / f"{NAME}.md", "\n\n".join(parts) + "\n")
+    suffix = "" if language == "en" else f".{language}"
+    return write_whole(folder / f"{NAME}{suffix}.md", "\n\n".join(parts) + "\n")
 
 
 def _cells_path(docs: Path, scale: str, claim: Claim) -> Path:

@@ -45,13 +45,16 @@ class Catalogue:
         return cls(exact, tuple(forms))
 
     def find(self, text: str) -> str | None:
-        """The translation, None where there is none.
+        """The translation, None where there is none; of parts with "; " between them that all have one, part by part.
 
         >>> Catalogue.of({"right": "对", "{} of {}": "{1}中的{0:t}"}).find("right of right")
         'right中的对'
         """
         if text in self.exact:
             return self.exact[text]
+        parts = [self.find(part) for part in text.split("; ")] if "; " in text else []
+        if parts and None not in parts:
+            return "；".join(part for part in parts if part)
         for pattern, said in self.forms:
             if found := pattern.fullmatch(text):
                 return said.format(*(_Gap(part, self) for part in found.groups()))
