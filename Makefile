@@ -86,10 +86,12 @@ bench: setup
 	$(BIN)/python benchmarks/write_docs.py
 	$(BIN)/python docs/fill_numbers.py
 
-# A pretrained model that you have under sparse attention: the layers that jieyue sparsify chose, the price by length, the cache.
+# A pretrained model that you have under sparse attention: the layers that jieyue sparsify chose, the price by length, the cache,
+# needles in long text.
 # make long MODEL=folder CHOICE=the folder that jieyue sparsify left TEXT=a file of held-out text ALSO="NAME=another such folder"
 long: setup
 	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --rows 8 --cache 1024 4096 16384 --forward 8192 --repeats 1 --also $(ALSO) --add --out benchmarks/results
+	$(BIN)/python benchmarks/needle.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 --out benchmarks/results
 
 # Sparse attention in a small dialogue model that `make chat` trained (it is trained first where it is not there), about ten minutes
 # in all: prices measured, layers chosen, 100,000 tokens trained, beside the full model trained alike.

@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from jieyue.errors import InputError
-from jieyue.metrics.intervals import bootstrap, share_bound, student, student_quantile
+from jieyue.metrics.intervals import bootstrap, proportion, share_bound, student, student_quantile
 
 DRAWS = 300
 SLACK = 3 * (0.95 * 0.05 / DRAWS) ** 0.5  # three standard deviations of a share of 0.95 among the draws
@@ -118,3 +118,29 @@ def test_too_few_draws_bound_no_share():
     assert share_bound([0.1] * 100, 0.99, 0.95) is None and share_bound([0.1] * 300, 0.99, 0.95) == 0.1
     with pytest.raises(InputError, match="between 0 and 1"):
         share_bound([0.1], 1.0, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("found", "count", "low", "high"),
+    [(0, 10, 0, 0.3084971), (10, 10, 0.6915029, 1), (5, 10, 0.1870860, 0.8129140)],
+)
+def test_a_proportion_has_the_tabulated_interval(found, count, low, high):
+    estimate = proportion(found, count)
+    assert estimate.value == found / count
+    assert estimate.low == pytest.approx(low, abs=1e-6) and estimate.high == pytest.approx(high, abs=1e-6)
+
+
+@pytest.mark.parametrize(("found", "count"), [(1, 3), (81, 263), (49, 50)])
+def test_the_ends_of_a_proportion_are_where_the_tails_are(found, count):
+    def below(k, share):
+        return sum(math.comb(count, i) * share**i * (1 - share) ** (count - i) for i in range(k))
+
+    estimate = proportion(found, count, 0.9)
+    assert 1 - below(found, estimate.low) == pytest.approx(0.05, abs=1e-9)
+    assert below(found + 1, estimate.high) == pytest.approx(0.05, abs=1e-9)
+
+
+def test_a_proportion_of_nothing_is_refused():
+    for wrong in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(InputError, match="at least one"):
+            proportion(*wrong)

@@ -10,6 +10,7 @@ import transformers
 from attention_models import inputs, make
 
 import jieyue
+from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
 from jieyue.hf.attention import attention_of
 from jieyue.hf.loading import load, read_record
@@ -372,3 +373,52 @@ def test_linear_entries_without_a_near_part_are_named():
     check_sparse("local(8)+linear(elu), full()")
     with pytest.raises(InputError, match=r"linear\(elu, window=4\)"):
         check_sparse("local(8),linear(elu, window=4)")
+
+
+@pytest.mark.parametrize("how", ["yarn", "dynamic"])
+def test_stretched_rotary_positions_are_those_of_transformers(how, place, tmp_path):
+    from jieyue.hf.positions import stretch
+
+    folder = stretch(place / "llama", how, 4, tmp_path / how, {"recipe": "sparsify"})
+    model, _ = load(folder)
+    config = transformers.LlamaConfig.from_pretrained(place / "llama")
+    config.rope_parameters |= {"rope_type": how, "factor": 4.0}
+    if how == "yarn":
+        config.rope_parameters["original_max_position_embeddings"], config.max_position_embeddings = 64, 256
+    twin = transformers.LlamaForCausalLM.from_pretrained(place / "llama", config=config)
+    plain, _ = load(place / "llama")
+    long, short = torch.randint(3, 20, (1, 200)), torch.randint(3, 20, (1, 40))
+    assert positions_of(model) == 256
+    assert torch.equal(model(long).logits, twin(long).logits) and not torch.allclose(
+        model(long).logits, plain(long).logits
+    )
+    assert torch.equal(model(short).logits, plain(short).logits) is (how == "dynamic")
+    assert stretch(place / "llama", how, 4, folder, {"recipe": "sparsify"}) == folder
+
+
+def test_rows_past_the_trained_length_are_priced_beside_the_model_as_it_is(place, tmp_path):
+    given = {"attention": "local(4)", "data": place / "text.txt", **SMALL, "row_tokens": 128, "full_layers": [0]}
+    done = jieyue.sparsify(place / "llama", **given, positions="yarn", out=tmp_path / "out")
+    assert done.model.config.rope_parameters["rope_type"] == "yarn" and done.model.config.max_position_embeddings == 128
+    rows = [row for section in done.report.sections for item in section.items for row in getattr(item, "rows", ())]
+    names = [row[0] for row in rows]
+    assert names.count("every layer full, positions as they were") == 2 and "64 to 127" in names
+    assert told(done.report)["positions"] == 128
+    assert read_record(tmp_path / "out")["model"].endswith("yarn-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("bert", {"positions": "yarn"}, "no rotary positions"),
+        ("llama", {"positions": "hierarchical"}, r"rotary positions \(llama\), expected a table of them"),
+        ("llama", {"positions": "linear"}, "one of none, yarn"),
+        ("llama", {"positions": "yarn", "position_factor": 1.0}, "more than 1"),
+    ],
+)
+def test_positions_that_cannot_be_stretched(name, given, says, place, tmp_path):
+    with pytest.raises(InputError, match=says):
+        jieyue.sparsify(
+            place / name, attention="local(4)", data=place / "text.txt", out=tmp_path / "o", **SMALL, **given
+        )
+    assert not list((tmp_path / "o").glob("*"))

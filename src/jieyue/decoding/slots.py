@@ -125,10 +125,13 @@ def positions_of(model: nn.Module) -> int | None:
     """How many tokens a row may have; None where the model sets no limit.
 
     The rows of the position table, less those that RoBERTa's family keeps for padding; without a table (rotary and
-    relative positions) what the configuration says.
+    relative positions) what the configuration says, times the factor of dynamic rotary positions, which leave the trained
+    length in it.
     """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return int(positions) if positions else None
+    config = getattr(model, "config", None)
+    positions, rope = (getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters"))
+    stretched = rope["factor"] if rope and rope.get("rope_type") == "dynamic" else 1
+    return int(positions * stretched) if positions else None

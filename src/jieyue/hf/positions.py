@@ -1,4 +1,11 @@
-"""More absolute positions than a checkpoint was trained with, so that sparse attention has long inputs to work on.
+"""More positions than a checkpoint was trained with, so that sparse attention has long inputs to work on.
+
+Rotary positions: transformers' own ``rope_parameters``, written into the configuration.
+
+    yarn:     wavelengths that fit often into the trained length stay, long ones are stretched by the factor, logits are sharpened
+    dynamic:  the base grows with a row that is longer than the trained length; shorter rows stay as they were
+
+Tables of positions:
 
     hierarchical:  u_i = (p_i − α p_0) / (1 − α),   q_{i·n + j} = α u_i + (1 − α) u_j,   0 ≤ i, j < n
     interpolate:   q_t = the table read at t·(n − 1)/(m − 1), linearly between rows
@@ -6,26 +13,81 @@
 p the trained table of n rows, q the new one of m. Hierarchical leaves the first n positions as they were (q_j = p_j) and
 reaches n²; interpolation moves all but the ends. Both are a start for more training, not exact.
 
-Source: J. Su, "hierarchical decomposition of position codes" (kexue.fm 7947, 2020).
+Sources: Peng et al. 2023 (arXiv 2309.00071) for YaRN and dynamic; J. Su, "hierarchical decomposition of position codes"
+(kexue.fm 7947, 2020).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError, message
+from jieyue.json_values import Facts
 
+from .loading import RECORD, load, read_record, save
 from .surgery import own_config, replace_parameters
 
-__all__ = ["METHODS", "extend_positions", "interpolate", "split_hierarchically"]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["METHODS", "ROTARY", "check_stretch", "extend_positions", "interpolate", "split_hierarchically", "stretch"]
 
 ALPHA = 0.4
-METHODS = ("hierarchical", "interpolate")
+METHODS, ROTARY = ("hierarchical", "interpolate"), ("yarn", "dynamic")
 _NAMES = ("position_embeddings", "wpe")
 _LENGTHS = ("max_position_embeddings", "n_positions")
+
+
+def check_stretch(config: PretrainedConfig, how: str, factor: float) -> None:
+    """Refuses, before any weight is read, what ``stretch`` cannot do with a model of this configuration."""
+    asked, allowed = f"positions={how!r}", f"one of {', '.join((*ROTARY, *METHODS))}"
+    if how not in (*ROTARY, *METHODS):
+        raise InputError(message(asked, repr(how), allowed))
+    own = config.get_text_config()
+    rope, positions = _rotary(own), int(getattr(own, "max_position_embeddings", None) or 0)
+    if how in METHODS:
+        if rope is not None:
+            raise InputError(message(asked, f"rotary positions ({own.model_type})", "a table of them", "yarn, dynamic"))
+        return
+    if rope is None or not positions:
+        do = "for a table of positions: hierarchical, interpolate"
+        raise InputError(message(asked, f"no rotary positions ({own.model_type})", "rotary positions", do))
+    if (kind := rope.get("rope_type", "several kinds, one a layer")) != "default":
+        raise InputError(message(asked, f"rotary positions of the kind {kind}", "plain ones, not stretched before"))
+
+
+def stretch(name: str | Path, how: str, factor: float, folder: Path, record: Facts) -> Path:
+    """The model of ``name`` with ``factor`` times its positions, as a folder of its own; weights as they are but a table's.
+
+    ``how``: "yarn" or "dynamic" for rotary positions, "hierarchical" or "interpolate" for a table (``extend_positions``). ``record``:
+    what its jieyue.json holds besides. A folder that was made so before is taken as it is. ``InputError``: see ``check_stretch``. Cost:
+    the model is read and written once.
+    """
+    told = {**record, "model": str(name), "positions": how, "factor": float(factor)}
+    if (folder / RECORD).is_file() and read_record(folder) == told:
+        return folder
+    model, tokenizer = load(name)
+    check_stretch(model.config, how, factor)
+    own = own_config(model, model).get_text_config()
+    many = round(own.max_position_embeddings * factor)
+    if how in METHODS:
+        extend_positions(model, many, how, tokenizer=tokenizer)
+    else:
+        own.rope_parameters = dict(_rotary(own) or {}) | {"rope_type": how, "factor": float(factor)}
+        if how == "yarn":
+            own.rope_parameters["original_max_position_embeddings"] = own.max_position_embeddings
+            own.max_position_embeddings = many
+        tokenizer.model_max_length = many  # of dynamic the configuration's stays: by it transformers sees what is long
+    return save(model, tokenizer, folder, told)
+
+
+def _rotary(config: PretrainedConfig) -> dict[str, Any] | None:
+    """The configuration's rotary parameters; None where it has none."""
+    return getattr(config, "rope_parameters", None) or None
 
 
 def extend_positions(model: Any, num_positions: int, how: str = "hierarchical", *, tokenizer: Any = None) -> Any:

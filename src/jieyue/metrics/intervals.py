@@ -7,6 +7,8 @@ drawn together where ``groups`` names them: else the interval is too narrow.
 ``student``: m ± t · s/√m over m independent repeats, t the quantile of Student's distribution with m − 1 degrees of
 freedom, for normally distributed means; right for the handful of seeds where a bootstrap has nothing to draw from.
 
+``proportion``: k of n independent trials, exact whatever the share (Clopper and Pearson, Biometrika 26, 1934).
+
 ``share_bound``: what share of a population lies below a value, said from draws (Clopper and Pearson, Biometrika 26, 1934).
 
 Sources: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13; Abramowitz and Stegun 26.7.3-4.
@@ -22,7 +24,7 @@ import numpy
 from jieyue.errors import InputError
 from jieyue.report import Estimate
 
-__all__ = ["bootstrap", "share_bound", "student", "student_quantile"]
+__all__ = ["bootstrap", "proportion", "share_bound", "student", "student_quantile"]
 
 _BLOCK = 1 << 22  # drawn places held at once, so that memory does not grow with the resamples
 
@@ -83,6 +85,42 @@ def student(values: Sequence[float], level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, f"{level:.0%} Student t over {data.size} repeats")
 
 
+def proportion(found: int, count: int, level: float = 0.95) -> Estimate:
+    """The share ``found`` of ``count`` independent trials and Clopper and Pearson's exact interval for it, by bisection.
+
+    >>> estimate = proportion(0, 10)
+    >>> estimate.value, estimate.low, round(estimate.high, 4)
+    (0.0, 0.0, 0.3085)
+    """
+    _check_level(level)
+    if not 0 <= found <= count or count < 1:
+        raise InputError(f"proportion(found={found}, count={count}): expected 0 <= found <= count, and at least one")
+    tail = (1 - level) / 2
+    low = 0.0 if found == 0 else _root(lambda p: 1 - _below(found, count, p) - tail)
+    high = 1.0 if found == count else _root(lambda p: tail - _below(found + 1, count, p))
+    return Estimate(found / count, low, high, f"{level:.0%} Clopper-Pearson")
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a function that rises on [0, 1] is 0."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _below(k: int, count: int, share: float) -> float:
+    """P(Binomial(count, share) < k), 0 < share < 1."""
+    return min(sum(_chance(i, count, share) for i in range(k)), 1.0)
+
+
+def _chance(i: int, count: int, share: float) -> float:
+    """P(Binomial(count, share) = i), 0 < share < 1."""
+    log = math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1)
+    return math.exp(log + i * math.log(share) + (count - i) * math.log1p(-share))
+
+
 def share_bound(values: Sequence[float], share: float, confidence: float) -> float | None:
     """The smallest of the values below which, with this confidence, at least ``share`` of what they were drawn from lies.
 
@@ -97,9 +135,7 @@ def share_bound(values: Sequence[float], share: float, confidence: float) -> flo
         raise InputError(f"share_bound(share={share}, confidence={confidence}): expected both between 0 and 1")
     count, below = len(values), 0.0
     for k in range(1, count + 1):  # below = P(Binomial(count, share) < k)
-        i = k - 1
-        log = math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1)
-        below += math.exp(log + i * math.log(share) + (count - i) * math.log1p(-share))
+        below += _chance(k - 1, count, share)
         if below >= confidence:
             return sorted(values)[k - 1]
     return None

@@ -167,6 +167,8 @@ class SparseOptions(TypedDict, total=False):
     price_tokens: int | str
     candidates: int
     second_data: Sequence[str | Path]
+    positions: str
+    position_factor: float
     control: bool
     row_tokens: int
     train: str

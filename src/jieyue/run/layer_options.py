@@ -10,7 +10,9 @@ from pathlib import Path
 from jieyue.errors import InputError, message
 from jieyue.options import option
 
-__all__ = ["Choosing", "FullLayers", "parse_count"]
+__all__ = ["STRETCHED", "Choosing", "FullLayers", "parse_count"]
+
+STRETCHED = ("yarn", "dynamic", "hierarchical", "interpolate")
 
 
 def parse_count(text: str | int, name: str = "tokens") -> int:
@@ -91,7 +93,8 @@ class Choosing:
     """How many layers stay full and how they are chosen; counts of tokens may be written 200k or 2M.
 
     ``tokens``: what is trained on afterwards, 0 = nothing; ``control``: the full model is trained on the same tokens too, by the
-    text's loss, and told beside.
+    text's loss, and told beside. ``positions``: how the model gets ``position_factor`` times as many positions ("none": it keeps its
+    own); rows may then be as long, and the model as it is stands beside.
     """
 
     tokens: int = option(
@@ -106,6 +109,12 @@ class Choosing:
     price_tokens: int = option(65_536, "Tokens of held-out text on which the price is told.", metavar="COUNT")
     candidates: int = option(4, "Layers that are tried in each round of the choice.")
     second_data: Sequence[str | Path] = option((), "Files of another kind of text, on which the price is told too.")
+    positions: str = option(
+        "none",
+        "Positions past the trained length: yarn or dynamic (rotary), hierarchical or interpolate (a table).",
+        metavar="WHAT",
+    )
+    position_factor: float = option(2.0, "How many times as many positions, with --positions.")
     control: bool = option(False, "Train the full model on the same tokens as well, and tell the price beside it.")
 
     def __post_init__(self) -> None:
@@ -118,5 +127,10 @@ class Choosing:
         for path in self.second_data:
             if not Path(path).is_file():
                 raise InputError(message("second_data", f"no file {path}", "files that exist"))
+        if self.positions not in ("none", *STRETCHED):
+            allowed = f"one of none, {', '.join(STRETCHED)}"
+            raise InputError(message(f"positions={self.positions!r}", repr(self.positions), allowed))
+        if not 1 < self.position_factor <= 64:
+            raise InputError(message("position_factor", f"{self.position_factor:g}", "more than 1, at most 64"))
         if self.control and not self.tokens:
             raise InputError(message("control", "tokens=0, so that nothing is trained", "tokens to train on"))

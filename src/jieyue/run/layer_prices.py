@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
 from jieyue.hf.switched_layers import SwitchedLayers, switched_layers
 from jieyue.hf.types import Tokenizer
@@ -26,14 +27,15 @@ from jieyue.tasks.sparsify.task import TASK, batches_of
 from .layer_choice import Choice, check_full, choose_layers, interleaved
 from .layer_options import Choosing, FullLayers
 
-__all__ = ["ALL_FULL", "CHOSEN", "Measured", "Text", "measure_layers", "texts_of"]
+__all__ = ["ALL_FULL", "CHOSEN", "OWN", "Measured", "Text", "measure_layers", "price_as_it_was", "texts_of"]
 
-ALL_FULL, ALL_SPARSE, CHOSEN, INTERLEAVED, NO_LINEAR = (
+ALL_FULL, ALL_SPARSE, CHOSEN, INTERLEAVED, NO_LINEAR, OWN = (
     "every layer full",
     "no layer full",
     "chosen layers full",
     "evenly spaced layers full",
     "chosen layers full, linear branch off",
+    "every layer full, positions as they were",
 )
 
 
@@ -163,6 +165,19 @@ def _settings(
         switched.without_linear(choice.full)
         found[NO_LINEAR] = costs_of(model, text.batches, reference=known)
     return found
+
+
+def price_as_it_was(
+    measured: Measured, texts: Sequence[Text], model: nn.Module, row_tokens: int, listener: ProgressListener
+) -> Measured:
+    """With the cost of the model whose positions were not stretched, where it can read rows of that length at all: a table of
+    positions ends. Cost: a pass over each text."""
+    limit = positions_of(model)
+    if getattr(model.config, "rope_parameters", None) is None and limit is not None and row_tokens > limit:
+        return measured
+    listener.say("Pricing the model with its own positions")
+    found = {text.name: {**measured.costs[text.name], OWN: costs_of(model, text.batches)} for text in texts}
+    return replace(measured, costs=found)
 
 
 def _spread(rows: Sequence[Row], most: int) -> list[Row]:

@@ -9,9 +9,10 @@ from jieyue.report.amounts import Given
 from jieyue.tasks.sparsify.costs import Costs, price
 from jieyue.tasks.sparsify.task import position_edges
 
+from .layer_options import Choosing
 from .layer_prices import CHOSEN, Measured
 
-__all__ = ["SECTION", "TRAINED", "choice_section", "prices_section"]
+__all__ = ["SECTION", "TRAINED", "choice_section", "positions_section", "prices_section"]
 
 SECTION, TRAINED = "Layers that stay full", "sparse, trained"
 TOLD = (CHOSEN, TRAINED)
@@ -49,6 +50,21 @@ def choice_section(report: Report, measured: Measured, calibration_rows: int, ro
         is_loss = next(iter(measured.costs["calibration"].values())).is_loss
         unit = "% of perplexity" if is_loss else "% of 1 − cos"
         section.picture(Picture.lines("Price by full layers", {"calibration text": points}, x="full layers", y=unit))
+
+
+def positions_section(report: Report, choosing: Choosing, positions: int) -> None:
+    """How the model got more positions than it was trained with; nothing where it keeps its own."""
+    if choosing.positions == "none":
+        return
+    section = report.section("Positions")
+    section.fact(
+        "positions", positions, how=f"{choosing.positions}, {choosing.position_factor:g} times as many as before"
+    )
+    if choosing.positions == "dynamic":
+        section.note(
+            "Dynamic positions depend on the length of the row: keys that a cache keeps were turned for a shorter one, so that what is "
+            "written step by step past the trained length can differ from one pass over the whole."
+        )
 
 
 def prices_section(

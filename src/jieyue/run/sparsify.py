@@ -17,7 +17,8 @@ from pathlib import Path
 from jieyue import __version__
 from jieyue.budget import Budget
 from jieyue.errors import InputError, message
-from jieyue.hf.loading import head_of, load_model, save
+from jieyue.hf.loading import head_of, load_config, load_model, save
+from jieyue.hf.positions import check_stretch, stretch
 from jieyue.hf.switched_layers import check_sparse
 from jieyue.hf.use import use
 from jieyue.json_values import Facts
@@ -34,11 +35,11 @@ from .devices import check_device
 from .folder import Out, check_folder, check_unfinished, locked
 from .jobs import DEFAULT_BUDGET, train
 from .layer_options import Choosing
-from .layer_prices import ALL_FULL, Measured, Text, measure_layers, texts_of
+from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, texts_of
 from .plan import check_budget
 from .resume import RESOLVED
 from .sections import settings_section
-from .sparse_sections import TRAINED, choice_section, prices_section
+from .sparse_sections import TRAINED, choice_section, positions_section, prices_section
 
 __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 
@@ -72,10 +73,12 @@ def sparsify(
     check_budget(allowed)
     check_folder(folder)
     check_unfinished(folder, place.overwrite or resume)
-    asked = _asked(config, choosing, settings)
+    asked, own = _asked(config, choosing, settings), config.model
     with locked(folder):
+        if choosing.positions != "none":
+            config, settings = _stretched(folder, config, settings, choosing, listener)
         report, attention, settings, texts = _first(
-            folder, config, settings, choosing, asked, resume, (allowed.device, listener)
+            folder, config, settings, (choosing, own), asked, resume, (allowed.device, listener)
         )
         if not choosing.tokens:
             return _kept(report, config, settings, attention, folder, command)
@@ -140,6 +143,8 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
                 "a causal or masked language model, or an encoder without a head",
             )
         )
+    if choosing.positions != "none":
+        check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
     settings = replace(settings, kind=kind, teacher=config.model)
     if kind == "encoder" and choosing.tokens and settings.distill == "none":
@@ -149,6 +154,17 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
             message("control", "an encoder: the full model has nothing to learn from itself", "no control")
         )
     return settings
+
+
+def _stretched(
+    folder: Path, config: RunConfig, settings: SparseSettings, choosing: Choosing, listener: ProgressListener
+) -> tuple[RunConfig, SparseSettings]:
+    """The run of the model with more positions, which lies in a folder of its own and is the full model from now on."""
+    how, factor = choosing.positions, choosing.position_factor
+    listener.say(f"Stretching the positions: {how}, {factor:g} times as many")
+    record = {"recipe": TASK.name, "version": __version__, "settings": settings.to_dict()}
+    wide = str(stretch(config.model, how, factor, folder / f"{how}-{factor:g}", record))
+    return replace(config, model=wide), replace(settings, teacher=wide)
 
 
 def _asked(config: RunConfig, choosing: Choosing, settings: SparseSettings) -> Facts:
@@ -163,13 +179,14 @@ def _first(
     folder: Path,
     config: RunConfig,
     settings: SparseSettings,
-    choosing: Choosing,
+    wanted: tuple[Choosing, str],
     asked: Facts,
     resume: bool,
     how: tuple[str, ProgressListener],
 ) -> tuple[Report, str, SparseSettings, list[Text]]:
-    """What is measured and chosen, or what an interrupted run had chosen; ``how``: on which device, and who is told."""
-    device, listener = how
+    """What is measured and chosen, or what an interrupted run had chosen; ``wanted``: how, and of which model before its positions
+    were stretched; ``how``: on which device, and who is told."""
+    (choosing, own), (device, listener) = wanted, how
     listener.say(f"Reading {', '.join(map(str, config.data)) or 'the corpus that ships'}")
     plain = replace(config, attention=None)
     sources = TASK.sources(plain, settings, settings.seed)
@@ -193,7 +210,12 @@ def _first(
     model = source.build().to(device)
     assert config.attention is not None
     measured = measure_layers(model, texts, config.attention, choosing, listener)
+    del model
+    if choosing.positions != "none" and settings.kind != "encoder":
+        before = load_model(own, settings.head("")).to(device)  # type: ignore[arg-type]
+        measured = price_as_it_was(measured, texts, before, settings.row_tokens, listener)
     report = _told(config, measured, texts, settings)
+    positions_section(report, choosing, source.positions)
     write_whole(
         path,
         json.dumps(

@@ -1,0 +1,64 @@
+"""The needle benchmark: prompts are of one length and share nothing, the needle stands where it should, and only a number counts."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from jieyue.report import Report
+
+
+@pytest.fixture(scope="module")
+def needle():
+    spec = importlib.util.spec_from_file_location("needle", Path(__file__).parents[2] / "benchmarks" / "needle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Words:
+    """A tokenizer of words; of text the ids are 1,000 and more, every fourth a full stop."""
+
+    def __init__(self):
+        self.known = {}
+
+    def __call__(self, text, **_):
+        return {"input_ids": [self.known.setdefault(word, len(self.known)) for word in text.split()]}
+
+    def decode(self, ids):
+        words = list(self.known)
+        return " ".join(words[one] if one < 1000 else "." if one % 4 == 3 else "x" for one in ids)
+
+
+def test_prompts_share_nothing_and_hold_the_needle_at_its_depth(needle):
+    words, text = Words(), list(range(1000, 3000))
+    made, taken = needle.prompts(words, text, 100, [0, 0.5, 1], 4)
+    seen = [[one for one in prompt.ids if one >= 1000] for prompt in made]
+    assert [one for own in seen for one in own] == text[:taken], "each text token once, in order"
+    assert len({prompt.number for prompt in made}) == len(made) == 12 and {len(one.ids) for one in made} == {100}
+    for prompt, own in zip(made, seen, strict=True):
+        told = words.decode(prompt.ids[prompt.place :])
+        assert told.startswith("The secret number of ") and told.split()[6] == f"{prompt.number}."
+        assert told.endswith(" is") and words.decode(prompt.ids).count(prompt.number) == 1
+        assert abs(prompt.place - prompt.depth * len(own)) <= 2
+        assert prompt.place in (0, len(own)) or prompt.ids[prompt.place - 1] % 4 == 3, "after a sentence"
+    with pytest.raises(SystemExit, match="prompts of 100 tokens share none"):
+        needle.prompts(words, text[:200], 100, [0, 1], 4)
+
+
+def test_mixes_have_as_many_full_layers_and_nothing_is_claimed_for_a_weak_model(needle):
+    ways = needle.mixes("local(4),full(),full(),local(4)", 4)
+    assert ways == {
+        needle.FULL: None,
+        needle.CHOSEN: "local(4),full(),full(),local(4)",
+        needle.SPACED: "local(4),full(),local(4),full()",
+        needle.NONE: "local(4)",
+    }
+    asked = [needle.Prompt([1, 2], 0, "12345", depth) for depth in (0, 1) for _ in range(5)]
+    for found, claims in (
+        ({needle.FULL: [True] * 4 + [False] * 6}, False),
+        ({needle.FULL: [True] * 5 + [False] * 5}, True),
+    ):
+        report = Report("")
+        needle.tell(report, 2, asked, found)
+        assert ("nothing is claimed" in report.text()) is not claims
