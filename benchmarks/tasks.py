@@ -149,7 +149,7 @@ def right_of(prepared, judged):
     if prepared.task.name == "classify":
         found = [own.label == one.label for own, one in zip(judged.answers, judged.examples, strict=True)]
     else:
-        from jieyue.metrics.scores import exact_matches
+        from jieyue.metrics.extraction import exact_matches
 
         asked = [(one.text, one.golds) for one in judged.examples]
         found = exact_matches([own.text for own in judged.answers], asked)

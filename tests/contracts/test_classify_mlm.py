@@ -15,7 +15,7 @@ from jieyue.errors import InputError
 from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.metrics.classification import NaiveBayes, macro_f1, score_labels
-from jieyue.run.row_visits import Visited, visits
+from jieyue.run.batches import Visited, visits
 from jieyue.tasks.classify.settings import ClassifySettings
 from jieyue.tasks.classify.task import TASK as CLASSIFY
 from jieyue.tasks.classify.task import label_set

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from jieyue.errors import InputError
 from jieyue.metrics.baselines import compare_baselines, overlap_span
 from jieyue.metrics.calibration import calibration_error, cross_fit, fit_temperature
-from jieyue.metrics.extraction import judge, normal_form, rule_for
-from jieyue.metrics.scores import TrainingAnswers, interval_of, score_answers
+from jieyue.metrics.extraction import TrainingAnswers, interval_of, judge, normal_form, rule_for, score_answers
 
 CASES = [
     # predicted, golds, rule, exact, F1

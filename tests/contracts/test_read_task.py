@@ -14,14 +14,13 @@ from jieyue.data.findings import MEANING
 from jieyue.data.qa_files import Passage, Question
 from jieyue.data.windows import specials, tokenize
 from jieyue.errors import InputError
-from jieyue.metrics.scores import TrainingAnswers
+from jieyue.metrics.extraction import TrainingAnswers
 from jieyue.tasks import Task
 from jieyue.tasks.read.masked import objective
 from jieyue.tasks.read.reader import Answer
-from jieyue.tasks.read.scores import against_baselines, calibrate
-from jieyue.tasks.read.scores import score_readings as score
 from jieyue.tasks.read.settings import ReadSettings
-from jieyue.tasks.read.task import TASK
+from jieyue.tasks.read.task import TASK, against_baselines, calibrate
+from jieyue.tasks.read.task import score_readings as score
 from jieyue.tasks.table import TASKS, task
 
 CORPUS = [

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jieyue.data.candidates import candidates
 from jieyue.data.qa_files import Passage, Question
-from jieyue.data.windows import Tokens, windows
+from jieyue.data.windows import Tokens, candidates, windows
 from jieyue.decoding.vote import merge_windows, vote
 from jieyue.errors import InputError
 

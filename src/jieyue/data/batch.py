@@ -16,7 +16,9 @@ from torch import Tensor
 
 from jieyue.errors import InputError
 
-__all__ = ["IGNORED", "collate", "effective_batches", "token_batch"]
+from .tokenizer import Tokenizer
+
+__all__ = ["IGNORED", "collate", "effective_batches", "pad_of", "token_batch"]
 
 POOL = 8  # batches within which rows of like length are brought together
 IGNORED = -100  # a label that is not counted, as torch's cross entropy has it
@@ -123,3 +125,14 @@ def token_batch(rows: int, positions: int) -> dict[str, Tensor]:
     mask = torch.ones_like(ids)
     mask[1:, positions - 1 :] = positions == 1
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, IGNORED)}
+
+
+def pad_of(tokenizer: Tokenizer) -> int:
+    """The padding token; ``InputError`` where there is none."""
+    found = tokenizer.pad_token_id
+    if found is None:
+        raise InputError(
+            f"tokenizer: found no padding token in a {type(tokenizer).__name__}, expected one; set tokenizer.pad_token (such as "
+            "its eos_token) and save it with the model"
+        )
+    return int(found)

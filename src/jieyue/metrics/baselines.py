@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from jieyue.json_values import Facts
 from jieyue.text import units
 
-from .scores import TrainingAnswers, exact_matches, interval_of, score_answers
+from .extraction import TrainingAnswers, exact_matches, interval_of, score_answers
 
 __all__ = ["compare_baselines", "overlap_span"]
 

@@ -1,11 +1,18 @@
-"""Which rows each update of a run sees, in stages, for a number of updates, epochs or seconds."""
+"""Which rows each update of a run sees, in stages, for a number of updates, epochs or seconds, and how often each was seen before.
+
+A task that draws anew at every visit draws from that number instead of a random state: rows are numbered 0 … n − 1, and the v-th
+visit of row r becomes number r + v·n, known before training begins. So what is drawn depends on (seed, row, visit) alone: not on
+the micro-batch, the number of processes, or where a run was interrupted.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy
 import torch
@@ -13,11 +20,20 @@ from torch import Tensor, nn
 
 from jieyue.data.batch import effective_batches
 from jieyue.errors import InputError
+from jieyue.tasks import Row
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 
-__all__ = ["Stage", "num_positions", "seconds_per_position", "staged_batches", "updates_within"]
+__all__ = [
+    "Stage",
+    "Visited",
+    "num_positions",
+    "seconds_per_position",
+    "staged_batches",
+    "updates_within",
+    "visits",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,50 @@ def staged_batches(
             )
             batches += [batch + stage.first for batch in own]
     return batches
+
+
+def visits(batches: Sequence[Sequence[int]], num_rows: int) -> list[list[int]]:
+    """The same batches, each row's number moved on by ``num_rows`` for every time that it was seen before.
+
+    >>> visits([[0, 1], [1, 2], [1, 0]], 3)
+    [[0, 1], [4, 2], [7, 3]]
+    """
+    seen: Counter[int] = Counter()
+    found = []
+    for batch in batches:
+        own = []
+        for number in batch:
+            own.append(number + seen[number] * num_rows)
+            seen[number] += 1
+        found.append(own)
+    return found
+
+
+class Visited(Sequence[Row]):
+    """Rows by those numbers: row r with ``visit`` = v. Nothing is copied but the small dictionary of a row."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def digest(self) -> str | None:
+        """What the rows were made from, where they know it."""
+        return getattr(self.rows, "digest", None)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Row]: ...
+
+    def __getitem__(self, number: int | slice) -> Row | Sequence[Row]:
+        if isinstance(number, slice):
+            return [self[at] for at in range(*number.indices(len(self)))]
+        visit, row = divmod(number, len(self.rows))
+        return {**self.rows[row], "visit": visit}
 
 
 def num_positions(lengths: Sequence[int], batches: Sequence[numpy.ndarray], micro_batch: int) -> int:

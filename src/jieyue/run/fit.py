@@ -27,14 +27,13 @@ from jieyue.machine import peak_resident_bytes
 from jieyue.tasks import Facts, Settings
 
 from .arguments import arguments_of, pace_of
-from .batches import num_positions, seconds_per_position, staged_batches, updates_within
+from .batches import Visited, num_positions, seconds_per_position, staged_batches, updates_within, visits
 from .best import BestWeights
 from .config import TrainingConfig
 from .packing import packed_run
 from .plan import RunPlan
 from .prepare import Prepared
 from .resume import check_resumed, decided_updates, write_resolved
-from .row_visits import Visited, visits
 
 __all__ = ["Curve", "Trained", "fit", "set_aside_curve", "store"]
 

@@ -20,7 +20,6 @@ from jieyue.listener import SILENT, ProgressListener
 from jieyue.report import Report
 
 from .config import RunConfig
-from .padding import pad_of
 from .settings import Settings
 from .sources import HELD_OUT, MOST_ASIDE, SET_ASIDE, SHIPPED, Sources, sampled, set_apart
 
@@ -45,7 +44,6 @@ __all__ = [
     "Sources",
     "Task",
     "name_of",
-    "pad_of",
 ]
 
 Example = TypeVar("Example")
@@ -268,7 +266,7 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
 
     def collate(self, rows: Sequence[Row], tokenizer: Tokenizer, settings: SettingsT) -> dict[str, Tensor]:
         """Rows as padded tensors."""
-        from jieyue.data.batch import collate
+        from jieyue.data.batch import collate, pad_of
 
         return collate(rows, pad_of(tokenizer))
 

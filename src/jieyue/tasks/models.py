@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from jieyue.data.batch import pad_of
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError, message
 from jieyue.hf.albert import Sharing, sharing_of, unshare
@@ -23,8 +24,6 @@ from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.use import use
 from jieyue.json_values import Facts
-
-from .padding import pad_of
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Config, Tokenizer

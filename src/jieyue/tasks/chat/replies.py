@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.data.batch import IGNORED, collate
+from jieyue.data.batch import IGNORED, collate, pad_of
 from jieyue.data.dialogues import Dialogue
 from jieyue.data.history import ENDED, TURNS, Message, fit_history, template_for
 from jieyue.data.history import Tokenizer as Speaker
@@ -22,7 +22,6 @@ from jieyue.decoding.search import greedy, sample
 from jieyue.hf.steps import steps
 from jieyue.metrics.generation import corpus_bleu, distinct, entropy, nist, repetition, words
 from jieyue.tally import Tally
-from jieyue.tasks import pad_of
 from jieyue.tasks.batches import Done, answers_in_batches
 from jieyue.training.objective import token_loss
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from jieyue.data.batch import collate
+from jieyue.data.batch import collate, pad_of
 from jieyue.data.corpora.everyday import compose_talks, heldout_openings, heldout_talks
 from jieyue.data.dialogues import Dialogue, DialogueFiles, Format, contamination
 from jieyue.data.findings import Findings
@@ -31,7 +31,7 @@ from jieyue.errors import InputError, message
 from jieyue.hf.causal_presets import CAUSAL_PRESETS
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.report import Report
-from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Sources, Task, name_of, pad_of
+from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Sources, Task, name_of
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.models import ModelSource
 from jieyue.tasks.sources import sampled

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from jieyue.data.batch import pad_of
 from jieyue.errors import InputError, message
 from jieyue.tasks import Prediction
 from jieyue.tasks.batches import answers_in_batches
-from jieyue.tasks.padding import pad_of
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer

@@ -20,14 +20,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.data.batch import IGNORED, collate, token_batch
+from jieyue.data.batch import IGNORED, collate, pad_of, token_batch
 from jieyue.data.findings import Findings
 from jieyue.data.plain import note_repeated_lines, read_lines, shared_lines
 from jieyue.decoding.slots import logits_at
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
 from jieyue.tally import Tally
-from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task, pad_of
+from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
 from jieyue.tasks.batches import Done, answers_in_batches
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.shipped import topics

@@ -16,18 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.data.batch import IGNORED, token_batch
-from jieyue.data.candidates import Candidate
 from jieyue.data.qa_files import Question
-from jieyue.data.windows import Specials, Tokens
+from jieyue.data.windows import Candidate, Specials, Tokens
 from jieyue.decoding.constraints import SEARCHES, Reading
 from jieyue.decoding.slots import slot_logits, slot_probabilities
 from jieyue.tally import Tally
 from jieyue.tasks.batches import Done
 from jieyue.training.objective import token_loss
 
-from .reader import Answer, Orders, Reader, Window, target
+from .reader import Answer, Orders, Reader, Window, answer_by_vote, target
 from .settings import ReadSettings
-from .voting import answer_by_vote
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.data.batch import token_batch
-from jieyue.data.candidates import Candidate
 from jieyue.data.qa_files import Question
-from jieyue.data.windows import Specials, Tokens, specials
+from jieyue.data.windows import Candidate, Specials, Tokens, specials
 from jieyue.decoding.constraints import Interval, Reading
 from jieyue.decoding.search import Step
 from jieyue.decoding.slots import logits_at
@@ -33,9 +32,8 @@ from jieyue.tally import Tally
 from jieyue.tasks.batches import Done, evaluating
 from jieyue.training.objective import token_loss
 
-from .reader import Answer, Orders, Reader, Window, place, target, windows_of
+from .reader import Answer, Orders, Reader, Window, place, silence, target, windows_of
 from .settings import ReadSettings
-from .voting import silence
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer

@@ -1,23 +1,29 @@
-"""What a reader is, and what all readers share: windows of passages, answers with their place, the rows of a question.
+"""What a reader is, and what all readers share: the training rows of a question, windows of passages, answers with their place.
 
 A row is ``before + window + after``: what stands around a window is the question's, so it is made once for all of them.
+Windows that are read each for itself give their maximum, and passages vote: section "voting" of 7148.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy
 from torch import Tensor, nn
 
-from jieyue.data.candidates import Candidate
+from jieyue.data.batch import collate
 from jieyue.data.qa_files import Question
-from jieyue.data.windows import Specials, Tokens, specials, tokenize, windows
+from jieyue.data.windows import Candidate, Specials, Tokens, candidates, specials, tokenize, windows
 from jieyue.decoding.constraints import Reading, SuffixOrder
 from jieyue.decoding.slots import positions_of
+from jieyue.decoding.vote import merge_windows, vote
 from jieyue.errors import InputError, message
+from jieyue.tasks import Row
+from jieyue.tasks.batches import Done, answers_in_batches
+from jieyue.text import normalize
 from jieyue.training.objective import Objective
 
 from .settings import ReadSettings
@@ -25,7 +31,18 @@ from .settings import ReadSettings
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer
 
-__all__ = ["Answer", "Around", "Orders", "Reader", "Window", "place", "target", "windows_of"]
+__all__ = [
+    "Answer",
+    "Orders",
+    "Reader",
+    "Window",
+    "answer_by_vote",
+    "encode_questions",
+    "place",
+    "silence",
+    "target",
+    "windows_of",
+]
 
 Around = Callable[[Tokens, Specials, ReadSettings], tuple[numpy.ndarray, numpy.ndarray]]
 
@@ -96,6 +113,9 @@ class Window:
         return slice(len(self.before), len(self.before) + self.stop - self.first)
 
 
+ReadBatch = Callable[[list[Window], dict[str, Tensor]], list[Reading]]
+
+
 class Orders:
     """The suffix order of each passage, made once however many windows it has."""
 
@@ -118,15 +138,10 @@ def windows_of(
     spare: int = 0,
 ) -> list[Window]:
     """The windows of all passages, in order; ``InputError`` where one, with ``spare`` tokens to come, is too long for the model."""
-    special = specials(tokenizer)
-    asked = tokenize(tokenizer, [question.text for question in questions])
-    texts = [passage.text for question in questions for passage in question.passages]
-    passages = iter(tokenize(tokenizer, texts))
-    found = []
-    for number, (question, own) in enumerate(zip(questions, asked, strict=True)):
+    special, found = specials(tokenizer), []
+    for number, (_, own, passages) in enumerate(_tokenized(questions, tokenizer)):
         before, after = around(own, special, settings)
-        for at in range(len(question.passages)):
-            tokens = next(passages)
+        for at, tokens in enumerate(passages):
             for first, stop in windows(len(tokens.ids), settings.window_tokens - 1, settings.overlap_tokens):
                 found.append(Window(number, at, first, stop, tokens, before, after))
     longest, positions = max(map(len, found), default=0) + spare, positions_of(model)
@@ -149,3 +164,117 @@ def place(window: Window, reading: Reading, text: str) -> tuple[int, int]:
 def target(candidate: Candidate, special: Specials) -> numpy.ndarray:
     """The answer's tokens and the closing [SEP]; a window without the answer has [SEP] alone."""
     return numpy.append(candidate.answer, special.sep).astype(numpy.int32)
+
+
+def _tokenized(questions: Sequence[Question], tokenizer: Tokenizer) -> Iterator[tuple[Question, Tokens, list[Tokens]]]:
+    """(question, its tokens, those of its passages) of each one."""
+    asked = tokenize(tokenizer, [question.text for question in questions])
+    texts = [passage.text for question in questions for passage in question.passages]
+    passages = iter(tokenize(tokenizer, texts))
+    for question, own in zip(questions, asked, strict=True):
+        yield question, own, [next(passages) for _ in question.passages]
+
+
+def encode_questions(
+    questions: Sequence[Question], tokenizer: Tokenizer, settings: ReadSettings, reader: Reader
+) -> tuple[list[Row], Counter[str]]:
+    """Training rows and what became of everything that gave none.
+
+    A row: ``input_ids`` [L], ``labels`` and what else the reader's objective asks for, and ``question``, ``passage``: where it
+    comes from. Targets are the passage's own tokens that cover the answer. Questions whose answers are not known give no row.
+    Deterministic in ``settings.seed``.
+    """
+    special, counts = specials(tokenizer), Counter[str]()
+    unknown_id = tokenizer.unk_token_id
+    generator = numpy.random.default_rng(settings.seed)
+    rows: list[Row] = []
+    for number, (question, own, tokens) in enumerate(_tokenized(questions, tokenizer)):
+        counts["questions_truncated"] += len(own.ids) > settings.question_tokens - 1
+        if question.golds is None:
+            counts["questions_without_golds"] += 1
+            continue
+        answered, empty = candidates(
+            question, tokens, settings.window_tokens - 1, settings.overlap_tokens, settings.answer_slots - 1, counts
+        )
+        counts["questions_not_trained"] += not answered and not empty
+        positives = len(answered) if question.golds else 1
+        allowed = max(round(settings.negatives_per_positive * positives), int(not question.golds))
+        if len(empty) > allowed:
+            counts["windows_left_out"] += len(empty) - allowed
+            empty = [empty[at] for at in sorted(generator.permutation(len(empty))[:allowed])]
+        before, after = reader.around(own, special, settings)
+        for candidate in (*answered, *empty):
+            ids = tokens[candidate.passage].ids[candidate.first : candidate.stop]
+            row = reader.row(before, ids, after, candidate, special, settings)
+            rows.append(row | {"question": number, "passage": candidate.passage})
+            if unknown_id is not None:
+                counts["unknown_tokens"] += int((row["input_ids"] == unknown_id).sum())
+            counts["tokens"] += len(row["input_ids"])
+            counts["longest_row_tokens"] = max(counts["longest_row_tokens"], len(row["input_ids"]))
+        counts["rows_answered"] += len(answered)
+        counts["rows_abstaining"] += len(empty)
+    counts["rows"] = len(rows)
+    return rows, counts
+
+
+def answer_by_vote(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    settings: ReadSettings,
+    around: Around,
+    read: ReadBatch,
+    batch_size: int = 32,
+    done: Done | None = None,
+) -> list[Answer]:
+    """An answer to every question, in order; ``read(windows, inputs)`` reads ``batch_size`` windows of like length at once.
+
+    ``done(so many, of so many)`` is called after every batch. The model is put into evaluation mode and back.
+    """
+    pad = specials(tokenizer).pad
+    every = windows_of(model, questions, tokenizer, settings, around)
+
+    def collated(some: list[Window]) -> dict[str, Tensor]:
+        return collate([{"input_ids": one.row} for one in some], pad)
+
+    found = answers_in_batches(model, every, len, collated, read, batch_size=batch_size, done=done)
+    readings: list[list[tuple[Window, Reading]]] = [[] for _ in questions]
+    for window, reading in zip(every, found, strict=True):
+        readings[window.question].append((window, reading))
+    return [decide(question, own, settings.temperature) for question, own in zip(questions, readings, strict=True)]
+
+
+def decide(question: Question, found: Sequence[tuple[Window, Reading]], temperature: float) -> Answer:
+    """Windows give their maximum, passages vote; all abstain: the least sure abstention stands for the question."""
+    scores: dict[int, list[tuple[str, float]]] = {}
+    best: dict[str, Answer] = {}
+    silent: list[Reading] = []
+    for window, reading in found:
+        text = question.passages[window.passage].text
+        start, end = place(window, reading, text)
+        if start == end:
+            silent.append(reading)
+            continue
+        key = normalize(text[start:end]).casefold()
+        scores.setdefault(window.passage, []).append((key, reading.score))
+        if key not in best or reading.score > best[key].score:
+            best[key] = Answer(
+                question.id, text[start:end], window.passage, start, end, score=reading.score, reading=reading
+            )
+    votes = vote(merge_windows(own) for _, own in sorted(scores.items()))
+    if not votes:
+        return silence(question, silent, temperature)
+    winner = best[str(votes[0][0])]
+    assert winner.reading is not None
+    return replace(
+        winner,
+        vote=votes[0][1],
+        confidence=winner.reading.confidence(temperature),
+        rivals=tuple((best[str(key)].text, value) for key, value in votes[1:6]),
+    )
+
+
+def silence(question: Question, silent: Sequence[Reading], temperature: float) -> Answer:
+    """No answer: the least sure abstention stands for the question."""
+    confidence, reading = min(((one.confidence(temperature), one) for one in silent), key=lambda pair: pair[0])
+    return Answer(question.id, "", score=reading.score, confidence=confidence, reading=reading)

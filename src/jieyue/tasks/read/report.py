@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jieyue.data.qa_files import Question
-from jieyue.metrics.scores import exact_matches
+from jieyue.metrics.extraction import exact_matches
 from jieyue.report import Estimate, Example, Picture, Report
 from jieyue.tasks import Facts
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.data.batch import token_batch
-from jieyue.data.candidates import Candidate
 from jieyue.data.qa_files import Question
-from jieyue.data.windows import Specials, Tokens
+from jieyue.data.windows import Candidate, Specials, Tokens
 from jieyue.decoding.constraints import Reading
 from jieyue.decoding.spans import best_span
 from jieyue.hf.span import span_logits
@@ -26,9 +25,8 @@ from jieyue.tally import Tally
 from jieyue.tasks.batches import Done
 from jieyue.training.objective import token_loss
 
-from .reader import Answer, Reader, Window
+from .reader import Answer, Reader, Window, answer_by_vote
 from .settings import ReadSettings
-from .voting import answer_by_vote
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer

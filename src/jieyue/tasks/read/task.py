@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,9 @@ from jieyue.data.qa_files import Passage, Question, read_questions
 from jieyue.errors import InputError, message
 from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.presets import PRESETS
-from jieyue.metrics.scores import TrainingAnswers
+from jieyue.metrics.baselines import compare_baselines
+from jieyue.metrics.calibration import Calibration, calibration_error, cross_fit
+from jieyue.metrics.extraction import TrainingAnswers, exact_matches, score_answers
 from jieyue.report import Report
 from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
 from jieyue.tasks.fields import text_of
@@ -39,17 +41,15 @@ from jieyue.training.objective import Objective
 from .curriculum import PRESET_CURRICULUM, stages_of
 from .masked import MASKED
 from .prefix import PREFIX
-from .reader import Answer
+from .reader import Answer, encode_questions
 from .report import QUALITY, report_examples, report_quality
-from .rows import encode_questions
-from .scores import against_baselines, calibrate, score_readings
 from .settings import ReadSettings
 from .span import SPAN
 
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer
 
-__all__ = ["READERS", "TASK", "ReadTask"]
+__all__ = ["READERS", "TASK", "ReadTask", "against_baselines", "calibrate", "score_readings"]
 
 READERS = {"masked": MASKED, "span": SPAN, "prefix": PREFIX}
 SHIPPED_QUESTIONS = 60_000
@@ -224,6 +224,53 @@ class ReadTask(Task[Question, ReadSettings, Answer]):
 
     def numbers(self, judged: Judged[Question, Answer]) -> dict[str, float]:
         return {name: float(judged.scores[name]) for name in ("exact_match", "f1")}
+
+
+def _judged(answers: Sequence[Answer], questions: Sequence[Question]) -> tuple[list[Answer], list[bool]]:
+    """The answers to questions whose golds are known, and whether each matches one exactly."""
+    pairs = [(one, question) for one, question in zip(answers, questions, strict=True) if question.golds is not None]
+    right = exact_matches([one.text for one, _ in pairs], [(question.text, question.golds) for _, question in pairs])
+    return [one for one, _ in pairs], [bool(value) for value in right]
+
+
+def score_readings(
+    answers: Sequence[Answer], questions: Sequence[Question], training: TrainingAnswers | None = None
+) -> Facts:
+    """Facts of ``metrics.extraction.score_answers``; ``training`` tells which golds were never an answer there.
+
+    ``calibration_error`` and ``calibration_bins`` say whether the confidences hold on these questions.
+    """
+    asked = [(question.text, question.golds) for question in questions]
+    groups = [question.passages[0].text for question in questions]
+    facts = score_answers([one.text for one in answers], asked, training, groups)
+    known, right = _judged(answers, questions)
+    if known:
+        facts["calibration_error"], bins = calibration_error([one.confidence for one in known], right)
+        facts["calibration_bins"] = [asdict(one) for one in bins]
+    return facts
+
+
+def calibrate(answers: Sequence[Answer], questions: Sequence[Question]) -> Calibration:
+    """The temperature for ``ReadSettings``, fitted on held-out answers, and the calibration error before and after.
+
+    The error after is measured on halves that the temperature was not fitted on.
+    """
+    known, right = _judged(answers, questions)
+    if not known:
+        raise InputError("calibrate(answers, questions): found no question whose answers are known, expected some")
+    readings = [one.reading for one in known if one.reading is not None]
+    return cross_fit(lambda own, heat: [readings[at].confidence(heat) for at in own], right)
+
+
+def against_baselines(
+    answers: Sequence[Answer], questions: Sequence[Question], training: TrainingAnswers | None
+) -> Facts:
+    """Facts of the three baselines on these questions, and the gain over the best: ``metrics.baselines``."""
+    return compare_baselines(
+        [one.text for one in answers],
+        [(question.text, question.golds, [passage.text for passage in question.passages]) for question in questions],
+        training,
+    )
 
 
 def _known(memory: Facts | None) -> TrainingAnswers | None:

@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.data.batch import collate, token_batch
+from jieyue.data.batch import collate, pad_of, token_batch
 from jieyue.data.findings import Findings
 from jieyue.data.plain import read_lines, shared_lines
 from jieyue.errors import InputError, message
@@ -30,7 +30,7 @@ from jieyue.hf.trained_part import train_part
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
-from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task, pad_of
+from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.models import ModelSource, open_model
 from jieyue.tasks.shipped import topics

@@ -18,13 +18,13 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.data.batch import IGNORED, collate
+from jieyue.data.batch import IGNORED, collate, pad_of
 from jieyue.data.titles import Pair
 from jieyue.decoding.search import beam, greedy
 from jieyue.errors import InputError, message
 from jieyue.hf.steps import steps
 from jieyue.tally import Tally
-from jieyue.tasks import Row, pad_of
+from jieyue.tasks import Row
 from jieyue.tasks.batches import Done, answers_in_batches
 from jieyue.text import join_pieces
 from jieyue.training.objective import token_loss
