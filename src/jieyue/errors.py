@@ -9,7 +9,17 @@ __all__ = ["BudgetError", "InputError", "MissingExtra", "message", "near", "near
 
 
 class InputError(ValueError):
-    """A user's mistake: an argument, a file or a combination that cannot work. The command line prints it, exit code 2."""
+    """A user's mistake: an argument, a file or a combination that cannot work. The command line prints it, exit code 2.
+
+    Made of one text, or of the four parts of ``message``.
+
+    >>> raise InputError("micro_batch", "0", "at least 1 row")
+    Traceback (most recent call last):
+    jieyue.errors.InputError: micro_batch: found 0, expected at least 1 row
+    """
+
+    def __init__(self, asked: str, found: str = "", allowed: str = "", do: str = "") -> None:
+        super().__init__(message(asked, found, allowed, do) if allowed else asked)
 
 
 class BudgetError(InputError):

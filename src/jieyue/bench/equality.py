@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.albert import sharing_of, unshare
 from jieyue.hf.plain_trainer import trainer_gradients
 from jieyue.hf.use import use
@@ -197,9 +197,9 @@ def verify_update(
     """
     rows = num_rows(batch)
     if unknown := [one for one in settings if one not in SETTINGS]:
-        raise InputError(message("verify update", ", ".join(unknown), f"settings of {', '.join(SETTINGS)}"))
+        raise InputError("verify update", ", ".join(unknown), f"settings of {', '.join(SETTINGS)}")
     if not 1 <= micro_batch < rows:
-        raise InputError(message(f"micro_batch={micro_batch}", f"{rows} rows", "at least 1 row and fewer than all"))
+        raise InputError(f"micro_batch={micro_batch}", f"{rows} rows", "at least 1 row and fewer than all")
     twin = without_dropout(copy.deepcopy(model).to(dtype)).train()
     case = _Case(twin, objective, batch, micro_batch)
     counted: list[Tally] = []

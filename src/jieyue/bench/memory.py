@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.machine import describe
 from jieyue.planning.measurement import measure_alone
@@ -38,7 +38,7 @@ def steps_of(
 ) -> list[tuple[str, Setting]]:
     """(what is added, the setting with it and all before), exact ones first."""
     if not 1 <= micro_batch <= effective_batch:
-        raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
+        raise InputError("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows")
     changes: list[tuple[str, Facts]] = [
         ("undivided batch", {}),
         (f"micro-batches of {micro_batch}", {"micro_batch": micro_batch}),

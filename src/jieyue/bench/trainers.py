@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.peers import PEERS, run
 from jieyue.json_values import Facts
 from jieyue.report import Report
@@ -56,13 +56,11 @@ class TrainerCheck:
 def verify_trainer(name: str) -> TrainerCheck:
     """Runs every cell of a trainer of ``hf.peers.PEERS`` that is installed here, about half a minute; ``InputError`` otherwise."""
     if name not in PEERS:
-        raise InputError(message("verify trainer", repr(name), f"one of {', '.join(PEERS)}"))
+        raise InputError("verify trainer", repr(name), f"one of {', '.join(PEERS)}")
     lines = run(name)
     first = next(lines)
     if first["versions"][PEERS[name][0]] == "not installed":
-        raise InputError(
-            message("verify trainer", f"{name} that is not installed", "it", f"pip install {PEERS[name][0]}")
-        )
+        raise InputError("verify trainer", f"{name} that is not installed", "it", f"pip install {PEERS[name][0]}")
     return TrainerCheck.of(name, [first, *lines])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.loading import RECORD, read_record
 from jieyue.run.config import TrainingConfig
 from jieyue.run.prepare import prepare
@@ -40,11 +40,11 @@ def verify(
     from ``SETTINGS``; ``dtype``: float32 or float64. ``subject`` and other values that are not known: ``InputError``.
     """
     if subject not in SUBJECTS:
-        raise InputError(message("verify", repr(subject), f"one of {', '.join(SUBJECTS)}"))
+        raise InputError("verify", repr(subject), f"one of {', '.join(SUBJECTS)}")
     if rows < 2:
-        raise InputError(message(f"rows={rows}", "nothing to divide", "at least 2"))
+        raise InputError(f"rows={rows}", "nothing to divide", "at least 2")
     if dtype not in ("float32", "float64"):
-        raise InputError(message("dtype", repr(dtype), "float32 or float64"))
+        raise InputError("dtype", repr(dtype), "float32 or float64")
     settings_of = None
     if recipe is None:
         record = read_record(model) if (Path(model) / RECORD).is_file() else {}

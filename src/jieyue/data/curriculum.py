@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["Curriculum", "crop", "split_sentences"]
 
@@ -84,11 +84,9 @@ class Curriculum:
         rising = all(a < b for values in (counts, ends) for a, b in pairwise(values))
         if not rising or any(count < 1 for count in counts) or not all(0 < until <= 1 for until in ends):
             raise InputError(
-                message(
-                    f"curriculum={str(self)!r}",
-                    "stages that do not rise or are out of range",
-                    "num_sentences:until with num_sentences >= 1 and 0 < until <= 1, both rising, as in 1:0.22,2:0.42",
-                )
+                f"curriculum={str(self)!r}",
+                "stages that do not rise or are out of range",
+                "num_sentences:until with num_sentences >= 1 and 0 < until <= 1, both rising, as in 1:0.22,2:0.42",
             )
 
     @classmethod
@@ -98,9 +96,7 @@ class Curriculum:
         for part in text.split(",") if text.strip() not in ("", "none") else []:
             match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", part)
             if match is None:
-                raise InputError(
-                    message(f"curriculum={text!r}", repr(part), "num_sentences:until, as in 1:0.22,2:0.42")
-                )
+                raise InputError(f"curriculum={text!r}", repr(part), "num_sentences:until, as in 1:0.22,2:0.42")
             stages.append((int(match[1]), float(match[2])))
         return cls(tuple(stages))
 
@@ -117,7 +113,7 @@ class Curriculum:
         The number of sentences at row i is ``num_sentences(i / num_rows)``, so stages change at exact rows whatever the batch.
         """
         if num_examples < 1:
-            raise InputError(message("draws(num_examples=...)", str(num_examples), "at least 1"))
+            raise InputError("draws(num_examples=...)", str(num_examples), "at least 1")
         random, order = Random(f"curriculum {seed}"), list(range(num_examples))
         for row in range(num_rows):
             if row % num_examples == 0:

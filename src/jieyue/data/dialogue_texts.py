@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from . import textstream
 from .encodings import is_damaged
@@ -46,7 +46,7 @@ def text_records(text: TextStream, delimiter: str | None = None) -> Iterator[Pla
     lines = [line.strip("\ufeff\r") for line in begun.split("\n")]
     filled = [line for line in lines if line.strip()]
     if not filled:
-        raise InputError(message(text.name, "an empty file", FORMATS))
+        raise InputError(text.name, "an empty file", FORMATS)
     if delimiter is not None:
         yield from _table(text, begun, delimiter)
     elif filled[0].strip() == "E" or all(line.strip() == "E" or line[:2] in ("M ", "M\t") for line in filled[:20]):
@@ -61,7 +61,7 @@ def text_records(text: TextStream, delimiter: str | None = None) -> Iterator[Pla
         yield from _groups(text, filled)
     else:
         first = filled[0][:40]
-        raise InputError(message(text.name, f"lines of text ({first!r})", FORMATS))
+        raise InputError(text.name, f"lines of text ({first!r})", FORMATS)
 
 
 def _lines(text: TextStream) -> Iterator[tuple[int, str]]:
@@ -155,7 +155,7 @@ def _table(text: TextStream, begun: str, delimiter: str | None) -> Iterator[Plac
     table = _begun(text.name, begun, delimiter)
     if not _has_names(table) and table.width != 2:
         shown = ", ".join(table.header or table.rows[0][1])[:80]
-        raise InputError(message(text.name, f"the columns {shown}", "a header with 'prompt' and 'response'"))
+        raise InputError(text.name, f"the columns {shown}", "a header with 'prompt' and 'response'")
     names = [name.casefold() for name in table.header] if table.header and _has_names(table) else None
     ended = (f"{line}\n" for _, line in _lines(text))
     skipped = 0 if table.header is None else 1
@@ -178,7 +178,7 @@ def _table(text: TextStream, begun: str, delimiter: str | None) -> Iterator[Plac
             else:
                 yield place, cells
     except csv.Error as error:
-        raise InputError(message(f"{text.name}, line {reader.line_num}", str(error), "a whole row")) from error
+        raise InputError(f"{text.name}, line {reader.line_num}", str(error), "a whole row") from error
 
 
 def _has_groups(lines: Sequence[str]) -> bool:

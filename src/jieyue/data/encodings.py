@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["Encoding", "find_encoding", "is_damaged", "undamaged"]
 
@@ -79,9 +79,7 @@ def _named(start: bytes, wanted: str) -> Encoding:
         found = codecs.lookup(wanted).name
     except (LookupError, ValueError):
         raise InputError(
-            message(
-                "encoding", repr(wanted), "one that Python knows: utf-8, gb18030, big5, shift_jis, euc_kr, cp1252, …"
-            )
+            "encoding", repr(wanted), "one that Python knows: utf-8, gb18030, big5, shift_jis, euc_kr, cp1252, …"
         ) from None
     if found == "utf-8-sig":
         found = "utf-8"
@@ -99,9 +97,7 @@ def _likeliest(sample: bytes, name: str, broken_at: int) -> Encoding:
         if high and damaged * 50 <= len(high):
             scores.append((score(text, high) / len(high), encoding))
     if not scores:
-        raise InputError(
-            message(name, f"bytes that are not UTF-8 at byte {broken_at}", "text", "name its encoding: --encoding")
-        )
+        raise InputError(name, f"bytes that are not UTF-8 at byte {broken_at}", "text", "name its encoding: --encoding")
     best, encoding = max(scores, key=lambda one: one[0])
     second = max((share for share, other in scores if other != encoding), default=0.0)
     return Encoding(encoding, is_sure=best >= 0.2 and best >= 1.5 * second)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 
 from .encodings import Encoding, find_encoding, undamaged
 
@@ -100,25 +100,21 @@ class ByteSource:
         try:
             yield
         except FileNotFoundError:
-            raise InputError(message(name, "no such file", f"a file, plain, {_PACKED}")) from None
+            raise InputError(name, "no such file", f"a file, plain, {_PACKED}") from None
         except _DAMAGED as error:
-            raise InputError(
-                message(name, f"a damaged archive ({error})", f"a whole file, plain, {_PACKED}")
-            ) from error
+            raise InputError(name, f"a damaged archive ({error})", f"a whole file, plain, {_PACKED}") from error
         except OSError as error:
             if error.errno is None:  # gzip and bz2 say so about their content
-                raise InputError(
-                    message(name, f"a damaged archive ({error})", f"a whole file, plain, {_PACKED}")
-                ) from error
-            raise InputError(message(name, f"{error.strerror or error}", "a readable file")) from error
+                raise InputError(name, f"a damaged archive ({error})", f"a whole file, plain, {_PACKED}") from error
+            raise InputError(name, f"{error.strerror or error}", "a readable file") from error
 
     def _unpacked(self) -> IO[bytes]:
         name, start = str(self.path), self.start
         for first, found, allowed, do in _STRANGE:
             if start.startswith(first):
-                raise InputError(message(name, found, allowed, do))
+                raise InputError(name, found, allowed, do)
         if start[257:262] == b"ustar":
-            raise InputError(message(name, "a tar archive", f"one file, plain, {_PACKED}", "unpack it"))
+            raise InputError(name, "a tar archive", f"one file, plain, {_PACKED}", "unpack it")
         if start[:2] == b"\x1f\x8b":
             return io.BufferedReader(gzip.GzipFile(fileobj=self._raw))
         if start[:6] == b"\xfd7zXZ\x00":
@@ -141,11 +137,11 @@ class ByteSource:
         ]
         if len(names) != 1:
             found = f"{len(names)} files in it: {', '.join(names)[:120]}"
-            raise InputError(message(str(self.path), found, "an archive of one file", "unpack it"))
+            raise InputError(str(self.path), found, "an archive of one file", "unpack it")
         try:
             return archive.open(names[0])
         except (RuntimeError, NotImplementedError) as error:  # a password, a compression that Python lacks
-            raise InputError(message(str(self.path), str(error), "an archive without password", "unpack it")) from error
+            raise InputError(str(self.path), str(error), "an archive without password", "unpack it") from error
 
 
 class _Zstandard(io.RawIOBase):
@@ -197,16 +193,14 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> FileText:
     records refuses those alone.
     """
     if data.startswith(_POINTER):
-        raise InputError(message(name, "a Git LFS pointer, not the data", "the data", "fetch it: git lfs pull"))
+        raise InputError(name, "a Git LFS pointer, not the data", "the data", "fetch it: git lfs pull")
     found = find_encoding(data, name, wanted=encoding)
     warn_if_doubtful(found, name)
     try:
         text = data[found.mark :].decode(found.name, undamaged(found.name))
     except UnicodeDecodeError as error:
         raise InputError(
-            message(
-                name, f"{error.reason} at byte {error.start}", f"{found.name} text", "name its encoding: --encoding"
-            )
+            name, f"{error.reason} at byte {error.start}", f"{found.name} text", "name its encoding: --encoding"
         ) from error
     return FileText(text, found, found.mark > 0, "\r\n" in text)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .tokenizer import Encoding, Tokenizer
 from .written import ENDED, TURNS, Message, Refused, Writer, template_for
@@ -80,7 +80,7 @@ def encode_talks(tokenizer: Tokenizer, talks: Sequence[Sequence[Message]]) -> li
     if not talks:
         return []
     if not tokenizer.is_fast:
-        raise InputError(message("the tokenizer", "a slow one", "a fast one, which tells where its tokens stand"))
+        raise InputError("the tokenizer", "a slow one", "a fast one, which tells where its tokens stand")
     writer = Writer(tokenizer)
     written = writer.written(talks)
     first = int(writer.template == TURNS)
@@ -146,7 +146,7 @@ def fit_history(
     first = int(bool(messages) and messages[0].role == "system")
     count = len(messages) - first
     if count < 1:
-        raise InputError(message("the talk", f"{len(messages)} messages, none to reply to", "at least one turn"))
+        raise InputError("the talk", f"{len(messages)} messages, none to reply to", "at least one turn")
     writer = Writer(tokenizer)
     listed = writer.listed(messages)
 
@@ -177,7 +177,7 @@ def fit_history(
             fits, found = probe, (kept, ids)
         elif probe == 1:
             what = f"{len(ids)} tokens with what frames it"
-            raise TooLong(message("the newest turn", what, f"at most {max_tokens}", "shorten it"))
+            raise TooLong("the newest turn", what, f"at most {max_tokens}", "shorten it")
         else:
             too_many = probe
         probe = max(1, (fits + too_many) // 2 if too_many <= count else min(2 * fits, count))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .findings import BadRecord
 
@@ -24,7 +24,7 @@ Given = tuple[str, str | None, tuple[str, ...] | None]
 def check_kind(problem: str) -> None:
     """``InputError`` for a kind that there is not."""
     if problem not in KINDS:
-        raise InputError(message("problem", repr(problem), f"one of {', '.join(KINDS)}"))
+        raise InputError("problem", repr(problem), f"one of {', '.join(KINDS)}")
 
 
 def parted(text: str | None, separator: str) -> tuple[str, ...] | None:
@@ -66,7 +66,7 @@ def kind_of(given: Sequence[Given]) -> str:
 
 
 def _mixed(found: str, kind: str) -> InputError:
-    return InputError(message("labels", found, "labels of one kind", f"--problem {kind} takes them as that"))
+    return InputError("labels", found, "labels of one kind", f"--problem {kind} takes them as that")
 
 
 def _is_number(label: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.text import normalize
 
 from .files import as_paths
@@ -118,7 +118,7 @@ def read_labelled(
     if not examples:
         names = ", ".join(map(str, files)) or "no file"
         skipped = findings.counts["records_skipped"]
-        raise InputError(message(names, f"no examples ({skipped} records skipped)", "at least one"))
+        raise InputError(names, f"no examples ({skipped} records skipped)", "at least one")
     findings.counts["examples"] = len(examples)
     findings.counts["labels"] = len({name for one in examples for name in one.names})
     findings.counts["labels_unknown"] = sum(not one.is_known for one in examples)
@@ -255,7 +255,7 @@ def _places(name: str, table: Table, columns: Columns) -> dict[str, int]:
     places = numbered(columns.named(), table.width, name)
     if places is not None:
         if "text" not in places:
-            raise InputError(message(f"{name}: columns", "no text column", "the text's and the label's", ADVICE))
+            raise InputError(f"{name}: columns", "no text column", "the text's and the label's", ADVICE)
         return places
     if table.header is not None:
         places = columns_by_name(name, table.header, NAMES, columns.named(), ADVICE)
@@ -263,11 +263,11 @@ def _places(name: str, table: Table, columns: Columns) -> dict[str, int]:
             return places
     elif any(columns.named().values()):
         wanted = ", ".join(filter(None, columns.named().values()))
-        raise InputError(message(f"{name}: columns {wanted}", "a table without header", "numbers from 1"))
+        raise InputError(f"{name}: columns {wanted}", "a table without header", "numbers from 1")
     if table.width != 2:
         shown = ", ".join(table.header or table.rows[0][1])[:60]
         found = f"{table.width} columns, {shown}"
-        raise InputError(message(name, found, "a header with 'text' and 'label', or two columns", ADVICE))
+        raise InputError(name, found, "a header with 'text' and 'label', or two columns", ADVICE)
     return _by_variety(name, table)
 
 
@@ -279,7 +279,7 @@ def _by_variety(name: str, table: Table) -> dict[str, int]:
     if variety[0] == variety[1] or (len(rows) >= 10 and 2 * variety[label] > len(rows)):
         found = f"two columns of {variety[0]} and {variety[1]} different values in {len(rows)} rows"
         advice = "name what parts the columns (--delimiter), or number them: --text-column 1 --label-column 2"
-        raise InputError(message(name, found, "a label column with far fewer", advice))
+        raise InputError(name, found, "a label column with far fewer", advice)
     return {"text": 1 - label, "label": label}
 
 

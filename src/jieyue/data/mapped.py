@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 
 __all__ = [
@@ -54,7 +54,7 @@ class MappedTokens:
             arrays[name] = numpy.memmap(path, kind, "r") if path.stat().st_size else numpy.zeros(0, kind)
         self.ids, self.marks, self.starts = arrays["ids"], arrays["marks"], arrays["starts"]
         if len(self.starts) == 0 or self.starts[-1] != len(self.ids) or len(self.ids) != len(self.marks):
-            raise InputError(message(str(folder), "token files that do not fit one another", "whole ones", "delete it"))
+            raise InputError(str(folder), "token files that do not fit one another", "whole ones", "delete it")
 
     def __len__(self) -> int:
         return len(self.starts) - 1

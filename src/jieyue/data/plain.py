@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.text import normalize
 
 from .encodings import is_damaged
@@ -62,7 +62,7 @@ def read_lines(
                 else:
                     lines.append(line)
     if not lines:
-        raise InputError(message(", ".join(map(str, files)) or "no file", "no text", "at least one line of it"))
+        raise InputError(", ".join(map(str, files)) or "no file", "no text", "at least one line of it")
     findings.counts["lines"] = len(lines)
     findings.counts["characters"] = sum(map(len, lines))
     note_repeated_lines(lines, findings)

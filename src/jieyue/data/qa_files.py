@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .files import as_paths
 from .findings import BadRecord, Findings, note_duplicates
@@ -293,10 +293,10 @@ def _of_table(name: str, table: Table) -> Iterator[tuple[str, Json | Unreadable]
     """A table's rows as flat rows; an answer's cell may hold text, or JSON or Python's way to write such."""
     advice = "a header with 'context', 'question' and 'answers'"
     if table.header is None:
-        raise InputError(message(name, f"a table without known header: {', '.join(table.rows[0][1])[:60]}", advice))
+        raise InputError(name, f"a table without known header: {', '.join(table.rows[0][1])[:60]}", advice)
     places = columns_by_name(name, table.header, NAMES, {}, "")
     if not {"context", "question"} <= set(places):
-        raise InputError(message(name, f"the columns {', '.join(table.header)[:80]}", advice))
+        raise InputError(name, f"the columns {', '.join(table.header)[:80]}", advice)
     for place, cells in table.whole():
         if isinstance(cells, str):
             yield place, Unreadable(cells.removeprefix("found ").partition(", expected")[0])
@@ -363,9 +363,7 @@ def read_questions(
     if not questions:
         names = ", ".join(map(str, files)) or "no file"
         raise InputError(
-            message(
-                names, f"no questions ({findings.counts['records_skipped']} records skipped)", "at least one question"
-            )
+            names, f"no questions ({findings.counts['records_skipped']} records skipped)", "at least one question"
         )
     findings.counts["questions"] = len(questions)
     findings.counts["passages"] = len({passage.text for question in questions for passage in question.passages})

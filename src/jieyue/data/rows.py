@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 
 from .files import read_text, warn_if_doubtful
 from .findings import Findings
@@ -81,4 +81,4 @@ def parquet_records(path: Path) -> Iterator[tuple[str, Json | Unreadable]]:
                 yield f"row {number}", row
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(message(str(path), f"a damaged Parquet file ({error})", "a whole one")) from error
+        raise InputError(str(path), f"a damaged Parquet file ({error})", "a whole one") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .findings import BadRecord
 from .history import ROLES, TOOL
@@ -44,9 +44,9 @@ def parse_roles(text: str | None) -> dict[str, str]:
         role, equals, name = (piece.strip() for piece in part.partition("="))
         if not equals or role not in _KNOWN or not name:
             expected = f"role=name, the role one of {', '.join(_KNOWN)}"
-            raise InputError(message("roles", repr(part), expected, "--roles user=NAME,assistant=NAME"))
+            raise InputError("roles", repr(part), expected, "--roles user=NAME,assistant=NAME")
         if found.setdefault(name, role) != role:
-            raise InputError(message("roles", f"{name!r} as {found[name]} and as {role}", "one role a name"))
+            raise InputError("roles", f"{name!r} as {found[name]} and as {role}", "one role a name")
     return found
 
 

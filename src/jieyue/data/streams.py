@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from . import textstream
 from .encodings import is_damaged
@@ -50,11 +50,11 @@ def records(
     """
     text.skip()
     if not text.peek(1):
-        raise InputError(message(text.name, "an empty file", "JSON or JSON lines"))
+        raise InputError(text.name, "an empty file", "JSON or JSON lines")
     reader = _Reader(text, layout, part, goes_on)
     yield from reader.lines() if has_lines(text) else reader.documents()
     if part is not None and reader.names and part not in reader.names and not set(WRAPPERS) & set(reader.names):
-        raise InputError(message(text.name, f"the parts {', '.join(reader.names)}", f"one named {part!r}"))
+        raise InputError(text.name, f"the parts {', '.join(reader.names)}", f"one named {part!r}")
 
 
 def part_of(path: str | Path, wanted: Sequence[str], encoding: str | None = None) -> str | None:
@@ -194,7 +194,7 @@ class _Reader:
 
     def _several(self) -> InputError:
         return InputError(
-            message(self.text.name, f"several lists, {', '.join(self.names)}", "one", "write each to a file of its own")
+            self.text.name, f"several lists, {', '.join(self.names)}", "one", "write each to a file of its own"
         )
 
 

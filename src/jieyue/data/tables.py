@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .encodings import is_damaged
 
@@ -64,7 +64,7 @@ def read_table(
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if first is None:
-        raise InputError(message(name, "an empty file", "rows of text"))
+        raise InputError(name, "an empty file", "rows of text")
     said = re.fullmatch(r"sep=(.)", lines[first].strip("\ufeff \n")) if delimiter is None else None
     if said or (delimiter is not None and lines[first].lower().startswith("sep=")):
         first += 1
@@ -76,7 +76,7 @@ def read_table(
         parted = _delimiter(name, lines, known)
         rows = list(_rows(name, lines, parted))
     if not rows:
-        raise InputError(message(name, "an empty file", "rows of text"))
+        raise InputError(name, "an empty file", "rows of text")
     width = Counter(len(cells) for _, cells in rows[:_SAMPLE]).most_common(1)[0][0]
     header = rows[0][1] if len(rows[0][1]) == width else None
     if header is not None and is_header(
@@ -89,7 +89,7 @@ def read_table(
 def _given(delimiter: str) -> str:
     found = _WORDS.get(delimiter.lower(), delimiter)
     if len(found) != 1 or found in '\r\n"':
-        raise InputError(message("delimiter", repr(delimiter), "one character, or tab, comma, semicolon, bar"))
+        raise InputError("delimiter", repr(delimiter), "one character, or tab, comma, semicolon, bar")
     return found
 
 
@@ -105,7 +105,7 @@ def _rows(name: str, lines: Sequence[str], delimiter: str) -> Iterator[Row]:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(message(f"{name}, line {reader.line_num}", str(error), "a whole row")) from error
+        raise InputError(f"{name}, line {reader.line_num}", str(error), "a whole row") from error
 
 
 def _delimiter(name: str, lines: Sequence[str], known: Names) -> str:
@@ -133,9 +133,9 @@ def _undecided(name: str, lines: Sequence[str], widths: Mapping[str, Counter[int
     first = next(line for line in lines if line.strip())
     if even:
         found = f"rows equally wide under {' and '.join(_DELIMITERS[mark] for mark in even)}"
-        return InputError(message(name, found, "one way to part columns", "name it: --delimiter"))
+        return InputError(name, found, "one way to part columns", "name it: --delimiter")
     if first.startswith("__label__"):
-        return InputError(message(name, "fastText's lines", "columns", "write them as label, tab, text"))
+        return InputError(name, "fastText's lines", "columns", "write them as label, tab, text")
     shown = [
         f"{_DELIMITERS[mark]} give {min(counts)} to {max(counts)} cells a row"
         for mark, counts in widths.items()
@@ -143,12 +143,10 @@ def _undecided(name: str, lines: Sequence[str], widths: Mapping[str, Counter[int
     ]
     found = "; ".join(shown) or f"one column ({first[:40]!r})"
     return InputError(
-        message(
-            name,
-            found,
-            "columns parted by tabs or commas, as many in every row, or JSON records",
-            "name what parts them: --delimiter" if shown else "",
-        )
+        name,
+        found,
+        "columns parted by tabs or commas, as many in every row, or JSON records",
+        "name what parts them: --delimiter" if shown else "",
     )
 
 
@@ -194,12 +192,10 @@ def is_header(name: str, rows: Sequence[Sequence[str]], known: Names, refuses_do
     is_counted = any(all(cell.strip().lstrip("-").isdigit() for cell in column) for column in columns)
     if refuses_doubt and (is_listed or is_counted):
         raise InputError(
-            message(
-                f"{name}, first row",
-                f"{', '.join(first)[:60]!r}, which may be names of columns or an example",
-                "usual names (text, label, title, content, …), or a row like the others",
-                "write a first line with the columns' names",
-            )
+            f"{name}, first row",
+            f"{', '.join(first)[:60]!r}, which may be names of columns or an example",
+            "usual names (text, label, title, content, …), or a row like the others",
+            "write a first line with the columns' names",
         )
     return False
 
@@ -212,7 +208,7 @@ def numbered(named: Mapping[str, str | None], width: int, name: str) -> dict[str
     places = {role: int(value) - 1 for role, value in given.items()}
     if not all(0 <= at < width for at in places.values()) or len(set(places.values())) < len(places):
         shown = ", ".join(f"{role} {value}" for role, value in given.items())
-        raise InputError(message(f"{name}: columns", shown, f"different numbers from 1 to {width}"))
+        raise InputError(f"{name}: columns", shown, f"different numbers from 1 to {width}")
     return places
 
 
@@ -227,9 +223,7 @@ def columns_by_name(
     for role, wanted in named.items():
         if wanted is not None:
             if wanted.strip() not in header:
-                raise InputError(
-                    message(f"{name}: column {wanted!r}", ", ".join(header)[:80], "a name of the header", advice)
-                )
+                raise InputError(f"{name}: column {wanted!r}", ", ".join(header)[:80], "a name of the header", advice)
             places[role] = list(header).index(wanted.strip())
     for role, names in known.items():
         if role not in places:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .files import as_paths, read_text
 from .findings import BadRecord, Findings
@@ -94,7 +94,7 @@ def read_tagged(
             except BadRecord as bad:
                 findings.refuse(f"{path}, {place}: {bad}", skip_bad)
     if not examples:
-        raise InputError(message(", ".join(map(str, as_paths(paths))) or "no file", "no texts", "at least one"))
+        raise InputError(", ".join(map(str, as_paths(paths))) or "no file", "no texts", "at least one")
     findings.counts["examples"] = len(examples)
     findings.counts["entities"] = sum(len(one.spans or ()) for one in examples)
     return examples, findings
@@ -118,7 +118,7 @@ def _columns(path: str, text: str, asked: str | None) -> _Columns:
     names = first[len(_GLOBAL) :].split() if first.startswith(_GLOBAL) else _cells(first)
     if asked not in names:
         found = f"a first line of {', '.join(names)[:60] or 'nothing'}"
-        raise InputError(message(f"{path}, tag_column={asked!r}", found, "that name among them", "or a number from 1"))
+        raise InputError(f"{path}, tag_column={asked!r}", found, "that name among them", "or a number from 1")
     word = next((at for at, name in enumerate(names) if name.lower() in WORDS and name != asked), 0)
     return _Columns(word, names.index(asked), number)
 

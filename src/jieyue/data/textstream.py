@@ -72,12 +72,10 @@ class TextStream:
             return self._decoder.decode(raw, final=final)
         except UnicodeDecodeError as error:
             raise InputError(
-                message(
-                    f"{self.name}, after line {self.line}",
-                    f"{error.reason}",
-                    f"{self.encoding} text",
-                    "name its encoding: --encoding",
-                )
+                f"{self.name}, after line {self.line}",
+                f"{error.reason}",
+                f"{self.encoding} text",
+                "name its encoding: --encoding",
             ) from error
 
     @property

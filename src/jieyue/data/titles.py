@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.text import normalize
 
 from .files import as_paths
@@ -75,7 +75,7 @@ def read_titles(
                 findings.refuse(f"{path}, {place}: {made}", skip_bad)
     if not pairs:
         names, skipped = ", ".join(map(str, files)) or "no file", findings.counts["records_skipped"]
-        raise InputError(message(names, f"no pairs ({skipped} records skipped)", "at least one"))
+        raise InputError(names, f"no pairs ({skipped} records skipped)", "at least one")
     findings.counts["pairs"] = len(pairs)
     findings.counts["sources_repeated"] = len(pairs) - len({_folded(one.source) for one in pairs})
     findings.counts["titles_repeated"] = len(pairs) - len({_folded(one.title) for one in pairs})
@@ -126,7 +126,7 @@ def _refuse_outlets(name: str, objects: Sequence[Mapping[str, Json]], title: str
     titles = [text for _, text in both if isinstance(text, str)]
     if sources and titles and typical_length(sources) <= typical_length(titles):
         found = f"{OUTLET!r} no longer than {title!r}, so the name of an outlet rather than the text"
-        raise InputError(message(name, found, "a field with the text", ADVICE))
+        raise InputError(name, found, "a field with the text", ADVICE)
 
 
 def _from_object(value: Json | Unreadable, named: Mapping[str, str | None], known: Mapping[str, Sequence[str]]) -> Pair:
@@ -157,7 +157,7 @@ def _places(name: str, table: Table, named: Mapping[str, str | None]) -> dict[st
     places = numbered(named, table.width, name)
     if places is not None:
         if len(places) < 2:
-            raise InputError(message(f"{name}: columns", "one number", "the source's and the title's", ADVICE))
+            raise InputError(f"{name}: columns", "one number", "the source's and the title's", ADVICE)
         return places
     if table.header is not None:
         places = columns_by_name(name, table.header, NAMES, named, ADVICE)
@@ -172,11 +172,11 @@ def _places(name: str, table: Table, named: Mapping[str, str | None]) -> dict[st
             return {role: at, other[role]: 1 - at}
     elif any(named.values()):
         wanted = ", ".join(filter(None, named.values()))
-        raise InputError(message(f"{name}: columns {wanted}", "a table without header", "numbers from 1"))
+        raise InputError(f"{name}: columns {wanted}", "a table without header", "numbers from 1")
     if table.width == 2:
         return _by_length(name, table)
     shown = ", ".join(table.header or table.rows[0][1])[:80]
-    raise InputError(message(name, f"the columns {shown}", "a source and a title", ADVICE))
+    raise InputError(name, f"the columns {shown}", "a source and a title", ADVICE)
 
 
 def _by_length(name: str, table: Table) -> dict[str, int]:
@@ -186,12 +186,10 @@ def _by_length(name: str, table: Table) -> dict[str, int]:
         if sum(len(cells[title]) < len(cells[1 - title]) for cells in rows) >= _NEARLY_ALL * len(rows) > 0:
             return {"title": title, "source": 1 - title}
     raise InputError(
-        message(
-            name,
-            "two columns of which neither is the shorter one throughout",
-            "a header that names them",
-            f"{ADVICE} (--title-column 1 --source-column 2)",
-        )
+        name,
+        "two columns of which neither is the shorter one throughout",
+        "a header that names them",
+        f"{ADVICE} (--title-column 1 --source-column 2)",
     )
 
 

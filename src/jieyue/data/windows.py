@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .questions import Passage, Question
 from .tokenizer import Tokenizer
@@ -53,12 +53,10 @@ def specials(tokenizer: Tokenizer) -> Specials:
     missing = [f"{name}_token" for name, value in ids.items() if value is None]
     if missing:
         raise InputError(
-            message(
-                "tokenizer",
-                f"{type(tokenizer).__name__} without {', '.join(missing)}",
-                "cls, sep, mask and pad tokens",
-                "use the tokenizer of a masked language model",
-            )
+            "tokenizer",
+            f"{type(tokenizer).__name__} without {', '.join(missing)}",
+            "cls, sep, mask and pad tokens",
+            "use the tokenizer of a masked language model",
         )
     return Specials(**{name: int(value) for name, value in ids.items() if value is not None})
 
@@ -79,12 +77,10 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            message(
-                "tokenizer",
-                f"{type(tokenizer).__name__}, which does not tell where its tokens stand in the text",
-                "a fast tokenizer (tokenizer.json)",
-                "load it with AutoTokenizer, or save the model's tokenizer as PreTrainedTokenizerFast",
-            )
+            "tokenizer",
+            f"{type(tokenizer).__name__}, which does not tell where its tokens stand in the text",
+            "a fast tokenizer (tokenizer.json)",
+            "load it with AutoTokenizer, or save the model's tokenizer as PreTrainedTokenizerFast",
         )
     distinct = list(dict.fromkeys(texts))
     found: dict[str, Tokens] = {}

@@ -16,7 +16,7 @@ from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .tokenizer import Tokenizer
 
@@ -60,7 +60,7 @@ def template_for(tokenizer: Tokenizer) -> str:
         return TURNS
     if tokenizer.eos_token:
         return ENDED
-    raise InputError(message("the tokenizer", "no chat template, no [CLS] and [SEP], no end of text", "one of them"))
+    raise InputError("the tokenizer", "no chat template, no [CLS] and [SEP], no end of text", "one of them")
 
 
 class Writer:
@@ -288,7 +288,7 @@ def _length(whole: str, beginning: str) -> int:
 
 def _rewrites() -> InputError:
     found, allowed = "one that rewrites earlier turns", "one where a talk only grows at its end"
-    return InputError(message("the chat template", found, allowed))
+    return InputError("the chat template", found, allowed)
 
 
 @lru_cache(maxsize=16)

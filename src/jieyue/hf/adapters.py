@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 
 from .albert import encoder_of, set_blocks
 
@@ -50,9 +50,9 @@ def low_rank_adapters(
     present = {name.rpartition(".")[2] for name, module in block.named_modules() if isinstance(module, nn.Linear)}
     if unknown := [name for name in targets if name not in present] or ([] if targets else ["none"]):
         asked = f"low_rank_adapters(targets={tuple(targets)!r})"
-        raise InputError(message(asked, ", ".join(unknown), f"some of {', '.join(sorted(present))}"))
+        raise InputError(asked, ", ".join(unknown), f"some of {', '.join(sorted(present))}")
     if rank < 1:
-        raise InputError(message(f"low_rank_adapters(rank={rank})", str(rank), "1 or more"))
+        raise InputError(f"low_rank_adapters(rank={rank})", str(rank), "1 or more")
     heads = [name for name in _HEADS if hasattr(model, name)] if also is None else list(also)
     inside = rf".*albert_layer_groups\..*\.({'|'.join(targets)})"
     settings = LoraConfig(
@@ -76,7 +76,7 @@ def tie_layers(model: Any) -> Any:
     encoder = encoder_of(model, "tie_layers")
     layers, before = encoder.config.num_hidden_layers, list(encoder.albert_layer_groups)
     if len(before) == layers:
-        raise InputError(message("tie_layers(model)", f"{layers} layers with blocks of their own", "layers that share"))
+        raise InputError("tie_layers(model)", f"{layers} layers with blocks of their own", "layers that share")
     kept = {id(p): p for p in encoder.parameters()} | {id(encoder.config): encoder.config}
     set_blocks(model, [copy.deepcopy(block, dict(kept)) for block in before for _ in range(layers // len(before))])
     return model
@@ -86,9 +86,7 @@ def merge_adapters(adapted: Any) -> Any:
     """The ALBERT with unshared layers that computes the same: each layer's block plus its correction, no peft left."""
     encoder = encoder_of(adapted, "merge_adapters")
     if not hasattr(adapted, "peft_config"):
-        raise InputError(
-            message("merge_adapters(model)", type(adapted).__name__, "the model that low_rank_adapters returned")
-        )
+        raise InputError("merge_adapters(model)", type(adapted).__name__, "the model that low_rank_adapters returned")
     for block in encoder.albert_layer_groups:
         for module in block.modules():
             for name, parameter in module._parameters.items():

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .activations import known_mismatch
 from .sharing import merge, split
@@ -69,10 +69,10 @@ def unshare(model: Model, groups: int | None = None, *, optimizer: Any = None) -
     after = layers if groups is None else groups
     asked = f"unshare(model, groups={groups})"
     if before == layers:
-        raise InputError(message(asked, f"{layers} layers with {layers} blocks of their own", "layers that share"))
+        raise InputError(asked, f"{layers} layers with {layers} blocks of their own", "layers that share")
     if after not in _choices(layers, before):
         raise InputError(
-            message(asked, f"{layers} layers in {before} blocks", f"groups one of {_listed(_choices(layers, before))}")
+            asked, f"{layers} layers in {before} blocks", f"groups one of {_listed(_choices(layers, before))}"
         )
 
     def put(copies: list[list[nn.Module]]) -> None:
@@ -99,7 +99,7 @@ def reshare(model: Model, groups: int = 1, *, optimizer: Any = None) -> Model:
     if groups not in allowed:
         found = f"{encoder.config.num_hidden_layers} layers in {before} blocks"
         expected = f"groups one of {_listed(allowed)}" if allowed else "a model that was unshared"
-        raise InputError(message(f"reshare(model, groups={groups})", found, expected))
+        raise InputError(f"reshare(model, groups={groups})", found, expected)
     blocks, many = list(encoder.albert_layer_groups), before // groups
     neighbours = [blocks[first : first + many] for first in range(0, before, many)]
     set_blocks(model, merge(neighbours, optimizer, f"reshare(model, groups={groups})"))
@@ -120,9 +120,7 @@ def sharing_of(model: nn.Module, groups: int | None = None) -> Sharing:
     layers, before = encoder.config.num_hidden_layers, len(encoder.albert_layer_groups)
     after = before if groups is None else groups
     if after < 1 or layers % after:
-        raise InputError(
-            message(f"sharing_of(model, groups={groups})", f"{layers} layers", "a number that divides them")
-        )
+        raise InputError(f"sharing_of(model, groups={groups})", f"{layers} layers", "a number that divides them")
     block = list(encoder.albert_layer_groups[0].parameters())
     own = {id(p) for p in encoder.albert_layer_groups.parameters()}
     rest = [p for p in model.parameters() if id(p) not in own]
@@ -143,12 +141,10 @@ def encoder_of(model: nn.Module, asked: str) -> Any:
     if len(found) != 1:
         which = f"{len(found)} encoders of ALBERT in " if found else ""
         raise InputError(
-            message(
-                f"{asked}(model)",
-                f"{which}{type(model).__name__}",
-                "an ALBERT of transformers (any head)",
-                "for other modules that share one block: jieyue.hf.sharing.unshare_modules(model, path)",
-            )
+            f"{asked}(model)",
+            f"{which}{type(model).__name__}",
+            "an ALBERT of transformers (any head)",
+            "for other modules that share one block: jieyue.hf.sharing.unshare_modules(model, path)",
         )
     return found[0]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from jieyue.attention import Pattern, attend, full, local
 from jieyue.attention.deviation import Deviation, deviation
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
 from .entries import PatternEntry, parse_entry, split_layers
@@ -66,15 +66,11 @@ def measure_deviation(
     Cost: one pass, and at each layer H·R·N·D operations in float64; memory G·N² numbers.
     """
     if attention_of(model):
-        raise InputError(
-            message("measure_deviation(model)", "an attention of ours", "the model's own", "use(model, None)")
-        )
+        raise InputError("measure_deviation(model)", "an attention of ours", "the model's own", "use(model, None)")
     entries = [parse_entry(text) for text in split_layers(attention)]
     patterns = [entry.pattern for entry in entries if isinstance(entry, PatternEntry)]
     if len(patterns) < len(entries):
-        raise InputError(
-            message("measure_deviation(attention)", repr(attention), "patterns alone, without linear(...)")
-        )
+        raise InputError("measure_deviation(attention)", repr(attention), "patterns alone, without linear(...)")
     kept = [{name: x.to(model.device) for name, x in batch.items() if name != "labels"} for batch in batches]
     if not kept:
         raise InputError("measure_deviation: found no batch, expected at least one")
@@ -161,5 +157,5 @@ def _run(keys: Tensor) -> slice:
     at = keys.nonzero().flatten()
     first, last = int(at[0]), int(at[-1])
     if last - first + 1 != len(at):
-        raise InputError(message("attention_mask", "padding between tokens", "padding at the ends alone"))
+        raise InputError("attention_mask", "padding between tokens", "padding at the ends alone")
     return slice(first, last + 1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["CAUSAL_PRESETS", "build_causal", "causal_config", "set_generation"]
 
@@ -38,7 +38,7 @@ MAX_POSITIONS = 8192
 def causal_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> LlamaConfig:
     """The configuration of a preset for a tokenizer's vocabulary; ``settings`` go to ``LlamaConfig`` as they are."""
     if name not in CAUSAL_PRESETS:
-        raise InputError(message(f"preset={name!r}", repr(name), f"one of {', '.join(CAUSAL_PRESETS)}"))
+        raise InputError(f"preset={name!r}", repr(name), f"one of {', '.join(CAUSAL_PRESETS)}")
     resolved = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_POSITIONS,

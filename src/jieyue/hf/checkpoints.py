@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = [
     "RECORD",
@@ -50,9 +50,7 @@ def room_for(folder: Path) -> Iterator[None]:
         if shutil.disk_usage(folder).free > _LITTLE:
             raise
         do = "make room; --resume goes on from the last whole checkpoint, where there is one"
-        raise InputError(
-            message("checkpoint", f"no room left in {folder}", "some for weights and optimizer", do)
-        ) from error
+        raise InputError("checkpoint", f"no room left in {folder}", "some for weights and optimizer", do) from error
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -69,15 +67,13 @@ def read_record(folder: Path) -> dict[str, object]:
     """The record of a checkpoint that is intact; ``InputError`` names what is wrong with another."""
     path = folder / RECORD
     if not path.is_file():
-        raise InputError(message("resume", f"{folder} without {RECORD}", "a checkpoint written by this trainer"))
+        raise InputError("resume", f"{folder} without {RECORD}", "a checkpoint written by this trainer")
     try:
         record: dict[str, object] = loads(path.read_text(encoding="utf-8"))
     except (JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(message("resume", f"{path} that cannot be read ({error})", "an intact checkpoint")) from error
+        raise InputError("resume", f"{path} that cannot be read ({error})", "an intact checkpoint") from error
     if wrong := _damage(folder, record):
-        raise InputError(
-            message("resume", f"{folder} with {wrong}", "an intact checkpoint", "resume from an older one")
-        )
+        raise InputError("resume", f"{folder} with {wrong}", "an intact checkpoint", "resume from an older one")
     return record
 
 

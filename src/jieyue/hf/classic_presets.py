@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, BertConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from jieyue.errors import InputError, message, near
+from jieyue.errors import InputError, near
 
 from .loading import model_from_config
 from .presets import PRESETS, STARTS, start_copying
@@ -44,13 +44,13 @@ def refuse_misspelt(name: str) -> None:
     """``InputError`` for a name that is nearly a preset's and no folder's, before anybody asks the hub for it."""
     known = [*PRESETS, *CLASSIC_PRESETS]
     if name not in known and "/" not in name and not Path(name).exists() and (hint := near(name, known, cutoff=0.8)):
-        raise InputError(message(f"model={name!r}", "no preset and no folder of that name", f"one{hint}"))
+        raise InputError(f"model={name!r}", "no preset and no folder of that name", f"one{hint}")
 
 
 def classic_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PretrainedConfig:
     """The configuration of a preset for a tokenizer's vocabulary; ``settings`` go to the configuration as they are."""
     if name not in CLASSIC_PRESETS:
-        raise InputError(message(f"preset={name!r}", repr(name), f"one of {', '.join(CLASSIC_PRESETS)}"))
+        raise InputError(f"preset={name!r}", repr(name), f"one of {', '.join(CLASSIC_PRESETS)}")
     sizes = CLASSIC_PRESETS[name]
     resolved: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -84,7 +84,7 @@ def build_classic(
     """The model of a preset with its starting weights, on the CPU in float32. The same seed gives the same weights."""
     start = STARTS[0] if start is None else start
     if start not in STARTS:
-        raise InputError(message(f"start={start!r} of {name}", repr(start), f"one of {', '.join(STARTS)}"))
+        raise InputError(f"start={start!r} of {name}", repr(start), f"one of {', '.join(STARTS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_from_config(classic_config(name, tokenizer, **settings), head)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.attention import Pattern
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .attention import attention_modules, attention_of, remove_attention
 from .entries import PatternEntry, parse_entry
@@ -32,7 +32,7 @@ def patterns_of(model: nn.Module) -> dict[str, Pattern]:
         entry = parse_entry(text)
         if not isinstance(entry, PatternEntry):
             do = "train with a pattern such as local(64), or serve it with jieyue"
-            raise InputError(message("export", f"{text} in {name}, which has no dense mask", "a pattern", do))
+            raise InputError("export", f"{text} in {name}, which has no dense mask", "a pattern", do)
         found[name] = entry.pattern
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig as PretrainedConfig  # named for planning, which imports no transformers
@@ -22,9 +22,7 @@ def num_layers(config: PretrainedConfig) -> int:
     """Layers of a configuration (``num_hidden_layers`` under whatever name its family uses); ``InputError`` without."""
     found = getattr(config, "num_hidden_layers", None)
     if not isinstance(found, int) or found < 1:
-        raise InputError(
-            message(type(config).__name__, f"num_hidden_layers {found!r}", "a model with a number of layers")
-        )
+        raise InputError(type(config).__name__, f"num_hidden_layers {found!r}", "a model with a number of layers")
     return found
 
 
@@ -35,7 +33,7 @@ def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """
     deep = num_layers(config)
     if has_stages(config):
-        raise InputError(message(type(config).__name__, "stages of different width", "layers that are alike"))
+        raise InputError(type(config).__name__, "stages of different width", "layers that are alike")
     shallow = copy.deepcopy(config)
     shallow.num_hidden_layers = layers
     for name in ("num_decoder_layers", "decoder_layers"):

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -115,7 +115,7 @@ def four_bit(model: nn.Module, names: Collection[str]) -> nn.Module:
         block = block_of(rows.shape[1])
         if block is None:
             found = f"rows of {rows.shape[1]} weights, which bitsandbytes gives back wrong on this processor"
-            raise InputError(message(f"four bits for {name}", found, "another width"))
+            raise InputError(f"four bits for {name}", found, "another width")
         with torch.device("meta"):
             layer = layers.Linear4bit(rows.shape[1], rows.shape[0], bias is not None, torch.float32, False, "nf4")
         layer.source_cls = type(source)
@@ -208,7 +208,7 @@ def check_rounding() -> Rounding:
     package, width = _package(), 256
     if block_of(width) is None:
         do = "install another version of bitsandbytes, or train without --base"
-        raise InputError(message("base='nf4'", "a bitsandbytes that gives weights back wrong", "NF4's own values", do))
+        raise InputError("base='nf4'", "a bitsandbytes that gives weights back wrong", "NF4's own values", do)
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(width, 64, bias=False))
     rows, values = torch.randn(64, width, generator=generator), torch.randn(16, width, generator=generator)
@@ -224,7 +224,7 @@ def check_rounding() -> Rounding:
     gradient = _off(trained.grad, found.sum(0).expand_as(values))
     if max(product, gradient) > 1e-5:
         off = f"products off by {product:.1e} and their gradients by {gradient:.1e}"
-        raise InputError(message("base='nf4'", off, "both within 1e-5", "install another version of bitsandbytes"))
+        raise InputError("base='nf4'", off, "both within 1e-5", "install another version of bitsandbytes")
     fast = None
     if package.nn.Linear4bit(2, 2).support_avx512bf16_for_cpu:
         vars(layer)["support_avx512bf16_for_cpu"] = True

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import IGNORED, token_loss
 from jieyue.training.remedies.targets import bare, shifted_labels
@@ -41,7 +41,7 @@ def head_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     ``InputError`` for a batch without labels, and for heads whose loss is none of the above (give an objective then).
     """
     if "labels" not in batch and "start_positions" not in batch:
-        raise InputError(message("head_loss", f"a batch of {sorted(batch)}", "labels, or start and end positions"))
+        raise InputError("head_loss", f"a batch of {sorted(batch)}", "labels, or start and end positions")
     whole = bare(model)
     inputs = {name: value for name, value in batch.items() if name not in _LABELS}
     if "start_positions" in batch:
@@ -57,7 +57,7 @@ def head_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
         logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.shape[:-1] != labels.shape:
         found = f"{type(whole).__name__} with logits {[*out.logits.shape]} and labels {[*batch['labels'].shape]}"
-        raise InputError(message("head_loss", found, "a label for each row of logits", "give an objective"))
+        raise InputError("head_loss", found, "a label for each row of logits", "give an objective")
     return token_loss(logits, labels, IGNORED)
 
 
@@ -67,7 +67,7 @@ def _float_loss(logits: Tensor, labels: Tensor, kind: str | None) -> Tally:
         return Tally(total, labels.numel())
     said = logits.squeeze(-1) if logits.ndim == labels.ndim + 1 else logits
     if said.shape != labels.shape:
-        raise InputError(message("head_loss", f"labels {[*labels.shape]}", f"{[*said.shape]}, a number for each"))
+        raise InputError("head_loss", f"labels {[*labels.shape]}", f"{[*said.shape]}, a number for each")
     return Tally((said - labels.to(said.dtype)).square().sum(), labels.numel())
 
 
@@ -77,9 +77,7 @@ def _span_loss(out: _Answered, start: Tensor, end: Tensor) -> Tally:
     start, end = start.view(-1), end.view(-1)
     inside = [(one >= 0) & (one < places) for one in (start, end)]
     if not torch.equal(*inside):
-        raise InputError(
-            message("head_loss", "an answer with one end inside the text", "both ends inside or both outside")
-        )
+        raise InputError("head_loss", "an answer with one end inside the text", "both ends inside or both outside")
     halves = [
         token_loss(logits, torch.where(counts, place, IGNORED))
         for logits, place, counts in zip((out.start_logits, out.end_logits), (start, end), inside, strict=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from jieyue.errors import InputError, message, near_file
+from jieyue.errors import InputError, near_file
 from jieyue.report import write_whole
 
 from .activations import register_config
@@ -91,7 +91,7 @@ def check_tokenizer(name: str | Path, tokenizer: PreTrainedTokenizerBase, model:
     if known is not None and len(tokenizer) > known:
         found = f"a tokenizer of {len(tokenizer)} tokens and a model of {known}"
         do = "take the tokenizer that the model was trained with, or resize the model's embeddings and save both"
-        raise InputError(message(f"load({str(name)!r})", found, "no more tokens than the model has embeddings", do))
+        raise InputError(f"load({str(name)!r})", found, "no more tokens than the model has embeddings", do)
 
 
 def load_model(
@@ -110,7 +110,7 @@ def load_model(
     import transformers
 
     if head not in HEADS:
-        raise InputError(message(f"load(head={head!r})", repr(head), f"one of {', '.join(map(repr, HEADS))}"))
+        raise InputError(f"load(head={head!r})", repr(head), f"one of {', '.join(map(repr, HEADS))}")
     _check_name(name)
     try:
         with _silenced():
@@ -129,7 +129,7 @@ def load_model(
         pointer = _lfs_pointer(name)
         if pointer is not None:
             found = f"{pointer.name} that is a Git LFS pointer of {pointer.stat().st_size} bytes"
-            raise InputError(message(f"load({str(name)!r})", found, "the weights", "git lfs pull")) from error
+            raise InputError(f"load({str(name)!r})", found, "the weights", "git lfs pull") from error
         raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
     if new_head:
@@ -283,14 +283,14 @@ def save(
         try:
             if is_adapted(model):
                 if weights is not None:
-                    raise InputError(message("save", "weights for a model with adapters", "the model's own"))
+                    raise InputError("save", "weights for a model with adapters", "the model's own")
                 save_merged(model, temporary)
             else:
                 model.save_pretrained(temporary, **({} if weights is None else {"state_dict": dict(weights)}))
             tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             do = "make room and train on with --resume"
-            raise InputError(message(f"save({str(folder)!r})", _first_line(error), "room for the model", do)) from error
+            raise InputError(f"save({str(folder)!r})", _first_line(error), "room for the model", do) from error
         for part in sorted(Path(temporary).rglob("*")):
             if part.is_file():
                 target = folder / part.relative_to(temporary)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 
 from .four_bit import block_of, check_rounding, four_bit, is_four_bit, loading_in_four_bit, settled
 
@@ -72,15 +72,13 @@ class Adapter:
 
         names = targets(model)
         if not names:
-            raise InputError(
-                message("adapter", f"a {type(model).__name__} without linear layers", "some to stand beside")
-            )
+            raise InputError("adapter", f"a {type(model).__name__} without linear layers", "some to stand beside")
         if self.base is not None:
             open_layers = [name for name in names if not is_four_bit(model.get_submodule(name))]
             four_bit(model, [name for name in open_layers if block_of(_width(model.get_submodule(name))) is not None])
             if not any(map(is_four_bit, model.modules())):
                 found = "layers of widths that bitsandbytes gives back wrong on this processor"
-                raise InputError(message(f"base={self.base!r}", found, "multiples of 32", "train without --base"))
+                raise InputError(f"base={self.base!r}", found, "multiples of 32", "train without --base")
             settled(_in_own_memory(_no_longer_quantised(model)))
         is_conv = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
         config = LoraConfig(
@@ -99,12 +97,12 @@ def check_names(text: str | None, base: str | None) -> None:
     """What can be said of "lora:16" and "nf4" without asking what is installed."""
     kind, _, rank = (text or "lora:1").partition(":")
     if kind != "lora" or not rank.isdecimal() or int(rank) < 1:
-        raise InputError(message("adapter", repr(text), "lora:RANK with a rank of 1 or more, such as lora:16"))
+        raise InputError("adapter", repr(text), "lora:RANK with a rank of 1 or more, such as lora:16")
     if base is not None and base not in BASES:
-        raise InputError(message("base", repr(base), f"one of {', '.join(BASES)}"))
+        raise InputError("base", repr(base), f"one of {', '.join(BASES)}")
     if base is not None and text is None:
         do = "--adapter lora:16 beside it"
-        raise InputError(message(f"base={base!r}", "no adapter", "one: weights in four bits cannot be trained", do))
+        raise InputError(f"base={base!r}", "no adapter", "one: weights in four bits cannot be trained", do)
 
 
 def _linear(model: nn.Module) -> list[str]:

@@ -45,7 +45,7 @@ from transformers.models.bert.modeling_bert import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .relative import attend_relative, position_table
 from .segments import NezhaCache, ends_of, segments_of
@@ -224,10 +224,10 @@ class NezhaModel(NezhaPreTrainedModel):
             if sep is None or not 0 <= sep < self.config.vocab_size:
                 found = f"sep_token_id={sep} and no token_type_ids"
                 do = "set config.sep_token_id to the tokenizer's, or give token_type_ids"
-                raise InputError(message("NezhaModel", found, f"a token below {self.config.vocab_size}", do))
+                raise InputError("NezhaModel", found, f"a token below {self.config.vocab_size}", do)
             if seen and not remembers:
                 found = f"a {type(past).__name__} that does not know the segments of the {seen} tokens in it"
-                raise InputError(message("NezhaModel", found, "a NezhaCache (one is made), or token_type_ids"))
+                raise InputError("NezhaModel", found, "a NezhaCache (one is made), or token_type_ids")
             first = past.following[:, -1] if seen else None
             given = segments_of(input_ids, sep, kept=None if kept is None else kept[:, seen:], first=first)
         if remembers and input_ids is not None and sep is not None:
@@ -370,5 +370,5 @@ def _kept(attention_mask: Tensor | None, words: Tensor, past: Any) -> Tensor | N
     expected = [words.shape[0], words.shape[1] + (0 if past is None else past.get_seq_length())]
     if list(attention_mask.shape) != expected:
         found = f"attention_mask of shape {list(attention_mask.shape)}"
-        raise InputError(message("NezhaModel", found, f"{expected}, 1 = keep, one for each token seen"))
+        raise InputError("NezhaModel", found, f"{expected}, 1 = keep, one for each token seen")
     return attention_mask.bool()

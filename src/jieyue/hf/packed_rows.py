@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jieyue.decoding.slots import BodyOutput, body_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .attention import attention_of, forget_attention, remove_attention, use_attention
 from .probe import TOLERATED, made_up_ids, undisturbed
@@ -77,7 +77,7 @@ def packing_of(model: nn.Module) -> Packing:
     """
     bare = body_of(model)
     if not isinstance(model, PreTrainedModel):
-        raise InputError(message("packed=True", type(model).__name__, "a model of transformers"))
+        raise InputError("packed=True", type(model).__name__, "a model of transformers")
     worn = not attention_of(model)
     if worn:
         use_attention(model, "full()")
@@ -101,9 +101,7 @@ def _first_position(model: PreTrainedModel, body: nn.Module) -> int | None:
     takes = inspect.signature(type(body).forward).parameters
     ids = made_up_ids(model, max(_LENGTHS) * 2)
     if ids is None or "attention_mask" not in takes:
-        raise InputError(
-            message("packed=True", f"{type(model).__name__} without rows of tokens", "an encoder of texts")
-        )
+        raise InputError("packed=True", f"{type(model).__name__} without rows of tokens", "an encoder of texts")
     lengths = torch.tensor(_LENGTHS, device=ids.device)
     rows = ids.flatten()[: len(lengths) * max(_LENGTHS)].view(len(lengths), -1)
     given = {
@@ -128,7 +126,7 @@ def _first_position(model: PreTrainedModel, body: nn.Module) -> int | None:
                 return first
     found = reason if apart == torch.inf else f"states that change by {apart:.1e} of the largest when rows share a row"
     raise InputError(
-        message("packed=True", f"{type(model).__name__}: {found}", "a model that honours position_ids and documents")
+        "packed=True", f"{type(model).__name__}: {found}", "a model that honours position_ids and documents"
     )
 
 
@@ -150,17 +148,15 @@ class _Way:
             return None
         kept = mask.bool()
         if bool((kept[:, 1:] & ~kept[:, :-1]).any()):
-            raise InputError(message("packed=True", "rows with padding on the left or inside", "padding on the right"))
+            raise InputError("packed=True", "rows with padding on the left or inside", "padding on the right")
         if given.get("output_hidden_states") or given.get("use_cache"):
-            raise InputError(
-                message("packed=True", "output_hidden_states or use_cache", "neither: last states come back alone")
-            )
+            raise InputError("packed=True", "output_hidden_states or use_cache", "neither: last states come back alone")
         packed: dict[str, _Given] = {}
         for name, value in given.items():
             if isinstance(value, Tensor):
                 if value.shape[:2] != kept.shape:
                     raise InputError(
-                        message("packed=True", f"{name} of shape {[*value.shape]}", f"[{len(kept)}, {kept.shape[1]}]")
+                        "packed=True", f"{name} of shape {[*value.shape]}", f"[{len(kept)}, {kept.shape[1]}]"
                     )
                 value = value[kept][None]
             packed[name] = value

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import nested_concat
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.cached_gradients import CachedGradients
 from jieyue.training.microbatch import MicroBatch, RandomState, device_of, to_device
@@ -63,7 +63,7 @@ def predict_rows(
     ranks, device = Ranks(model), device_of(model)
     if ranks.sharded or isinstance(objective, CachedGradients):
         found = "a model under FSDP" if ranks.sharded else "CachedGradients, whose passes give embeddings"
-        raise InputError(message("predict", found, "whole models and losses of each row", "evaluate() has the loss"))
+        raise InputError("predict", found, "whole models and losses of each row", "evaluate() has the loss")
     way = _Way(objective=objective, label_names=label_names, ranks=ranks)
     start, modes = RandomState(device), [(module, module.training) for module in model.modules()]
     model.eval()
@@ -130,7 +130,7 @@ def _logits(out: Any) -> list[Tensor]:
     named = {name: value for name, value in dict(out).items() if isinstance(value, Tensor)}
     found = [value for name, value in named.items() if name.endswith("logits")]
     if not found:
-        raise InputError(message("predict", f"outputs {sorted(named)}", "a tensor, or an output with logits"))
+        raise InputError("predict", f"outputs {sorted(named)}", "a tensor, or an output with logits")
     return found
 
 

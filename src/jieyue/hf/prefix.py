@@ -26,7 +26,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from jieyue.attention import attend
 from jieyue.attention.partial import Partial
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .nezha import NezhaForMaskedLM
 
@@ -158,7 +158,7 @@ def as_prefix_lm(model: Any, tokenizer: Any = None) -> Any:
         chosen = next((one for one in _CLASSES if one.__bases__[1] is type(model)), None)
         if chosen is None:
             known = ", ".join(one.__bases__[1].__name__ for one in _CLASSES)
-            raise InputError(message("as_prefix_lm(model)", type(model).__name__, f"one of {known}"))
+            raise InputError("as_prefix_lm(model)", type(model).__name__, f"one of {known}")
         model.__class__ = chosen
         setattr(model.config, FIELD, True)
         if chosen is not PrefixNezha:
@@ -251,15 +251,10 @@ def _segments(input_ids: Tensor, token_type_ids: Tensor | None, seen: int) -> Te
         return torch.full_like(input_ids, int(seen > 0))
     if token_type_ids.shape != input_ids.shape:
         found = f"token_type_ids of shape {list(token_type_ids.shape)}"
-        raise InputError(message("PrefixLM", found, f"{list(input_ids.shape)}, one segment for each new token"))
+        raise InputError("PrefixLM", found, f"{list(input_ids.shape)}, one segment for each new token")
     if seen and not torch.compiler.is_compiling() and bool((token_type_ids == 0).any()):
         raise InputError(
-            message(
-                "PrefixLM",
-                "source tokens (segment 0) behind a cache",
-                "targets (segment 1)",
-                "give the source in one call",
-            )
+            "PrefixLM", "source tokens (segment 0) behind a cache", "targets (segment 1)", "give the source in one call"
         )
     return token_type_ids
 
@@ -289,15 +284,13 @@ def _masks(
     num_new = input_ids.shape[1]
     if attention_mask is not None and attention_mask.shape != (input_ids.shape[0], seen + num_new):
         found = f"attention_mask of shape {list(attention_mask.shape)}"
-        raise InputError(message("PrefixLM", found, f"{[input_ids.shape[0], seen + num_new]}, one for each token seen"))
+        raise InputError("PrefixLM", found, f"{[input_ids.shape[0], seen + num_new]}, one for each token seen")
     kept = None if attention_mask is None else attention_mask.bool()
     if model.config._attn_implementation == NAME or model.config.model_type == "nezha":
         return {"attention_mask": kept, "prefix_source": source, "is_causal": source is None}
     if model.config._attn_implementation not in ("eager", "sdpa"):
         found = f"the attention {model.config._attn_implementation!r}"
-        raise InputError(
-            message("PrefixLM", found, f"{NAME!r}, 'sdpa' or 'eager'", f"set_attn_implementation({NAME!r})")
-        )
+        raise InputError("PrefixLM", found, f"{NAME!r}, 'sdpa' or 'eager'", f"set_attn_implementation({NAME!r})")
     return {"attention_mask": additive_mask(source, kept, num_new, seen + num_new, model.get_input_embeddings().weight)}
 
 

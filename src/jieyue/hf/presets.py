@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import EuroBertConfig, PreTrainedTokenizerBase
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .loading import model_from_config
 
@@ -45,7 +45,7 @@ def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any
     Refuses unknown presets and tokenizers without padding, mask, [CLS] or [SEP] (``InputError``).
     """
     if name not in PRESETS:
-        raise InputError(message(f"preset={name!r}", repr(name), f"one of {', '.join(PRESETS)}"))
+        raise InputError(f"preset={name!r}", repr(name), f"one of {', '.join(PRESETS)}")
     special = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
@@ -53,9 +53,7 @@ def preset_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any
         "mask_token_id": tokenizer.mask_token_id,
     }
     if missing := [key.removesuffix("_id") for key, value in special.items() if value is None]:
-        raise InputError(
-            message(f"preset {name!r}", f"a tokenizer without {', '.join(missing)}", "pad, cls, sep and mask")
-        )
+        raise InputError(f"preset {name!r}", f"a tokenizer without {', '.join(missing)}", "pad, cls, sep and mask")
     resolved = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_POSITIONS,
@@ -92,7 +90,7 @@ def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
     heads); a model without them is refused with ``InputError``.
     """
     if start not in STARTS:
-        raise InputError(message(f"start={start!r}", repr(start), f"one of {', '.join(STARTS)}"))
+        raise InputError(f"start={start!r}", repr(start), f"one of {', '.join(STARTS)}")
     generator = torch.Generator().manual_seed(seed)
     drawn: set[int] = set()
     for module in model.modules():
@@ -106,7 +104,7 @@ def start_weights(model: nn.Module, start: str, *, seed: int = 0) -> None:
     ]
     if not layers or any(layer.v_proj.weight.shape != layer.o_proj.weight.T.shape for layer in layers):
         found = f"{len(layers)} layers with v_proj and o_proj" + (" of other shapes" if layers else "")
-        raise InputError(message(f"start={start!r}", found, "value and output projections of transposed shapes"))
+        raise InputError(f"start={start!r}", found, "value and output projections of transposed shapes")
     for layer in layers:
         query, key = getattr(layer, "q_proj", None), getattr(layer, "k_proj", None)
         near: tuple[Any, ...] = ()

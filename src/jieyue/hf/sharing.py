@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["Turns", "average", "merge", "reshare_modules", "split", "unshare_modules"]
 
@@ -36,21 +36,21 @@ def unshare_modules(model: nn.Module, path: str, times: int | None = None, *, op
     asked = f"unshare_modules(model, {path!r})"
     named = dict(model.named_modules(remove_duplicate=False))
     if path not in named or not path:
-        raise InputError(message(asked, "no such module", f"one of {_some(name for name in named if name)}"))
+        raise InputError(asked, "no such module", f"one of {_some(name for name in named if name)}")
     block = named[path]
     if isinstance(block, nn.ModuleList):
         repeated = {id(child): child for child in block if sum(other is child for other in block) > 1}
         if len(repeated) != 1:
             found = f"{len(block)} modules, {len(repeated)} of them at several places"
-            raise InputError(message(asked, found, "a list that holds one module at several places"))
+            raise InputError(asked, found, "a list that holds one module at several places")
         block = next(iter(repeated.values()))
     places = _places(model, block)
     if len(places) > 1 and times not in (None, len(places)):
-        raise InputError(message(f"{asked[:-1]}, times={times})", f"{len(places)} places", "as many times, or None"))
+        raise InputError(f"{asked[:-1]}, times={times})", f"{len(places)} places", "as many times, or None")
     if len(places) == 1 and (times is None or times < 2):
         found = f"a {type(block).__name__} that stands once"
         do = "say how many times its owner calls it in one forward pass: times=..."
-        raise InputError(message(asked, found, "a module at several places, or times of 2 or more", do))
+        raise InputError(asked, found, "a module at several places, or times of 2 or more", do)
 
     def put(copies: list[list[nn.Module]]) -> None:
         if len(places) > 1:
@@ -85,7 +85,7 @@ def reshare_modules(model: nn.Module, path: str, *, optimizer: Any = None) -> nn
             found._modules[name] = one
     else:
         expected = "the path of a list of copies, or the one that unshare_modules was given"
-        raise InputError(message(asked, type(found).__name__, expected))
+        raise InputError(asked, type(found).__name__, expected)
     return model
 
 
@@ -156,7 +156,7 @@ def average(copies: Sequence[nn.Module]) -> nn.Module:
     others = [dict(one.named_parameters()) for one in copies[1:]]
     for name, parameter in first.named_parameters():
         if any(name not in other or other[name].shape != parameter.shape for other in others):
-            raise InputError(message("reshare", f"{name} not in every copy", "copies of one block"))
+            raise InputError("reshare", f"{name} not in every copy", "copies of one block")
         apart = torch.zeros_like(parameter)
         for other in others:
             apart += other[name] - parameter
@@ -218,30 +218,26 @@ def _owner(named: dict[str, nn.Module], path: str) -> nn.Module:
 
 def _refuse(model: nn.Module, shared: list[nn.Parameter], optimizer: Any, asked: str) -> None:
     if isinstance(model, nn.parallel.DistributedDataParallel) or any(type(p).__name__ == "DTensor" for p in shared):
-        raise InputError(message(asked, "a model that is distributed already", "the model before it is wrapped"))
+        raise InputError(asked, "a model that is distributed already", "the model before it is wrapped")
     if any(p.grad is not None and (p.grad.is_meta or bool(p.grad.any())) for p in shared):
         found = "gradients waiting in the shared block, sums over its uses that cannot be taken apart"
-        raise InputError(message(asked, found, "none", "step, or call zero_grad(), first"))
+        raise InputError(asked, found, "none", "step, or call zero_grad(), first")
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in shared):
-        raise InputError(
-            message(asked, "hooks on the shared weights, which copies would lack", "weights without hooks")
-        )
+        raise InputError(asked, "hooks on the shared weights, which copies would lack", "weights without hooks")
     _refuse_optimizers(shared, optimizer, asked)
 
 
 def _refuse_optimizers(weights: list[nn.Parameter], optimizer: Any, asked: str) -> None:
     """LBFGS, and every optimizer that holds one of the weights and is not the named one."""
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError(
-            message(asked, "LBFGS, whose state is one for all weights", "a state for each weight (AdamW, SGD)")
-        )
+        raise InputError(asked, "LBFGS, whose state is one for all weights", "a state for each weight (AdamW, SGD)")
     others = [other for other in _optimizers_of(weights) if other is not optimizer]
     if others:
         gc.collect()  # a forgotten optimizer lives on until then where a schedule points back to it
         others = [other for other in _optimizers_of(weights) if other is not optimizer]
     if others:
         found = f"a {type(others[0]).__name__} that holds the weights and would train the first copy alone"
-        raise InputError(message(asked, found, "optimizer=that optimizer", "or make it afterwards"))
+        raise InputError(asked, found, "optimizer=that optimizer", "or make it afterwards")
 
 
 def _optimizers_of(parameters: list[nn.Parameter]) -> Iterator[torch.optim.Optimizer]:
@@ -261,7 +257,7 @@ def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:
     if optimizer is not None and not (
         isinstance(optimizer, torch.optim.Optimizer) and "param_groups" in vars(optimizer)
     ):
-        raise InputError(message("optimizer", type(optimizer).__name__, "a torch.optim.Optimizer, or a wrapper of one"))
+        raise InputError("optimizer", type(optimizer).__name__, "a torch.optim.Optimizer, or a wrapper of one")
     return optimizer
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .surgery import own_config, replace_parameters
 
@@ -182,9 +182,7 @@ def _dimensions(name: str, actual: Tensor, new: Sequence[int], rows: int, size: 
     for dimension, (have, want) in enumerate(zip(actual.shape, new, strict=True)):
         if have != want:
             if have != rows or want != size:
-                raise InputError(
-                    message("prune_vocabulary", f"{name} of {[*actual.shape]}", f"{[*new]}, or {rows} tokens")
-                )
+                raise InputError("prune_vocabulary", f"{name} of {[*actual.shape]}", f"{[*new]}, or {rows} tokens")
             found.append(dimension)
     return tuple(found)
 
@@ -202,4 +200,4 @@ def _check_rest(model: PreTrainedModel, before: PreTrainedModel, tokens: Mapping
 
 def _refused(model: PreTrainedModel, found: str) -> InputError:
     kind = "a model of transformers whose tables follow its configuration; the model is as it was"
-    return InputError(message(f"prune_vocabulary of {type(model).__name__}", found, kind))
+    return InputError(f"prune_vocabulary of {type(model).__name__}", found, kind)

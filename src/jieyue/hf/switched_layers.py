@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from jieyue.attention import full
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
 from .entries import Entry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
@@ -64,7 +64,7 @@ def check_sparse(attention: str) -> None:
         entry = parse_entry(text)
         if isinstance(entry, LinearEntry | WindowEntry):
             allowed = "a pattern, or local(w)+linear(map)"
-            raise InputError(message(f"sparsify(attention={attention!r})", str(entry), allowed, "add a near part"))
+            raise InputError(f"sparsify(attention={attention!r})", str(entry), allowed, "add a near part")
 
 
 @contextmanager
@@ -77,19 +77,15 @@ def switched_layers(model: PreTrainedModel, attention: str) -> Iterator[Switched
     check_sparse(attention)
     name = type(model).__name__
     if attention_of(model):
-        raise InputError(
-            message("sparsify(model)", "an attention of ours", "the model's own", "use(model, attention=None)")
-        )
+        raise InputError("sparsify(model)", "an attention of ours", "the model's own", "use(model, attention=None)")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise InputError(
-            message("sparsify(model)", f"{name}, an encoder with a decoder", "a decoder or an encoder alone")
-        )
+        raise InputError("sparsify(model)", f"{name}, an encoder with a decoder", "a decoder or an encoder alone")
     named = [(path, module) for path, module in attention_modules(model) if not is_cross(path, module)]
     modules = [module for _, module in named]
     num_layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", len(modules)))
     if modules and len(modules) < num_layers and getattr(model.config, "num_hidden_groups", None) is not None:
         do = "give each its own with jieyue.unshare(model) and save that"
-        raise InputError(message("sparsify(model)", f"{num_layers} layers that share a module", "a module a layer", do))
+        raise InputError("sparsify(model)", f"{num_layers} layers that share a module", "a module a layer", do)
     use_attention(model, attention)
     try:
         layers = [vars(module)[SLOT] for module in modules]

@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .word_pieces import learn_pieces
 
@@ -74,7 +74,7 @@ def write_chinese(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast
     own = getattr(tokenizer, "backend_tokenizer", None)
     if own is None or not isinstance(own.model, models.WordPiece):
         found = type(getattr(own, "model", None)).__name__ if own is not None else type(tokenizer).__name__
-        raise InputError(message("write_chinese(tokenizer)", found, "a WordPiece tokenizer (BERT's family)"))
+        raise InputError("write_chinese(tokenizer)", found, "a WordPiece tokenizer (BERT's family)")
     backend = Tokenizer.from_str(own.to_str())
     backend.decoder = _decoder()
     return with_backend(tokenizer, backend)
@@ -104,7 +104,7 @@ def learn_vocabulary(texts: Iterable[str], num_pieces: int = 2000, *, lowercase:
     Cost: seconds for a million words.
     """
     if num_pieces < 0:
-        raise InputError(message(f"learn_vocabulary(num_pieces={num_pieces})", str(num_pieces), "0 or more"))
+        raise InputError(f"learn_vocabulary(num_pieces={num_pieces})", str(num_pieces), "0 or more")
     counts = _count_words(texts, lowercase)
     spelling = {char for char in string.ascii_letters + string.digits if not (lowercase and char.isupper())}
     alone = spelling | {char for word in counts for char in word}
@@ -132,14 +132,14 @@ def read_vocabulary(path: str | Path) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         found = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else f"{error.strerror}"
-        raise InputError(message(f"{path}", found, f"a vocab.txt: {expected}")) from error
+        raise InputError(f"{path}", found, f"a vocab.txt: {expected}") from error
     vocabulary = text.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n").split("\n")
     missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
     if missing:
-        raise InputError(message(f"{path}", f"no {', '.join(missing)}", expected))
+        raise InputError(f"{path}", f"no {', '.join(missing)}", expected)
     if len(set(vocabulary)) != len(vocabulary):
         repeated = next(token for index, token in enumerate(vocabulary) if token in vocabulary[:index])
-        raise InputError(message(f"{path}", f"{repeated!r} twice", "each token once"))
+        raise InputError(f"{path}", f"{repeated!r} twice", "each token once")
     return vocabulary
 
 

@@ -35,7 +35,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.evaluation import measure_loss
 from jieyue.training.microbatch import MicroBatch, RandomState
@@ -109,7 +109,7 @@ class EffectiveBatchTrainer(Trainer):
         if work is None:
             work = _work_given(args, given)
         elif extra := {"train_dataset", "data_collator", "objective", "micro_batch"} & given.keys():
-            raise InputError(message("EffectiveBatchTrainer", f"work= and {min(extra)}=", "one of the two"))
+            raise InputError("EffectiveBatchTrainer", f"work= and {min(extra)}=", "one of the two")
         check_batches(args, work)
         args = copy.copy(args)
         args.max_steps, args.gradient_accumulation_steps = len(work.batches), 1
@@ -131,7 +131,7 @@ class EffectiveBatchTrainer(Trainer):
         if self.is_fsdp_enabled:
             check_device(args, self.accelerator.state.fsdp_plugin.fsdp_version)
         if self.is_deepspeed_enabled:
-            raise InputError(message("deepspeed", "a configuration", "DDP (torchrun) or FSDP"))
+            raise InputError("deepspeed", "a configuration", "DDP (torchrun) or FSDP")
         self.work = work
         self.collate: Collate = self._get_collator_with_removed_columns(work.collate) if from_dataset else work.collate
         self.micro = work.micro_batch if isinstance(work.micro_batch, MicroBatch) else MicroBatch(work.micro_batch)
@@ -221,7 +221,7 @@ class EffectiveBatchTrainer(Trainer):
             sets = {name: self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") for name, one in rows.items()}
             return {name: value for found in sets.values() for name, value in found.items()}
         if rows is None or not len(rows):
-            raise InputError(message("evaluate", "no held-out rows", "EffectiveBatchTrainer(..., held_out=rows)"))
+            raise InputError("evaluate", "no held-out rows", "EffectiveBatchTrainer(..., held_out=rows)")
         self._switch("eval")
         found = self._measured(rows) if self.compute_metrics is None else self._predicted(rows)[1]
         named = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -234,7 +234,7 @@ class EffectiveBatchTrainer(Trainer):
     ) -> PredictionOutput:
         """Logits and labels of the rows, in their order, and their loss (and ``compute_metrics``) where they have labels."""
         if test_dataset is None or not len(test_dataset):
-            raise InputError(message("predict", "no rows", "at least one"))
+            raise InputError("predict", "no rows", "at least one")
         self._switch("eval")
         found, numbers = self._predicted(test_dataset)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
@@ -370,7 +370,7 @@ class EffectiveBatchTrainer(Trainer):
         same_rows = "rows" not in record or record["rows"] == self._digest_of_rows()
         if record["batches"] != self.work.digest() or not same_rows:
             do = "same data, seed and sizes"
-            raise InputError(message("resume", "other rows or batches than the checkpoint's", "the same", do))
+            raise InputError("resume", "other rows or batches than the checkpoint's", "the same", do)
         own = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
         if not (folder / own).is_file():
             warnings.warn(
@@ -386,14 +386,14 @@ class EffectiveBatchTrainer(Trainer):
 
 def _numbers(whole: Tally) -> dict[str, float]:
     if not whole.weight:
-        raise InputError(message("evaluate", "rows without any counted label", "at least one"))
+        raise InputError("evaluate", "rows without any counted label", "at least one")
     return {"loss": float(whole.mean()), "labels": float(whole.weight)}
 
 
 def _work_given(args: TrainingArguments, given: Given) -> Work:
     dataset, collator = given.get("train_dataset"), given.get("data_collator")
     if dataset is None:
-        raise InputError(message("EffectiveBatchTrainer", "neither work= nor train_dataset=", "one of them"))
+        raise InputError("EffectiveBatchTrainer", "neither work= nor train_dataset=", "one of them")
     collate = cast(Collate, default_data_collator) if collator is None else collator
     objective = given.get("objective", head_loss)
     return work_of(dataset, collate, args, objective, given.get("micro_batch"), given.get("non_finite", "stop"))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from transformers import TrainingArguments
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .work import Work, check_rows
 
@@ -67,25 +67,23 @@ def check_obeyed(args: TrainingArguments, from_dataset: bool) -> None:
         value = getattr(args, field.name)
         if field.name in refused and value != field.default:
             default = getattr(field.default, "value", field.default)
-            raise InputError(
-                message(field.name, repr(getattr(value, "value", value)), repr(default), refused[field.name])
-            )
+            raise InputError(field.name, repr(getattr(value, "value", value)), repr(default), refused[field.name])
     if args.gradient_accumulation_steps != 1 and not from_dataset:
         found = str(args.gradient_accumulation_steps)
-        raise InputError(message("gradient_accumulation_steps", found, "1", "set micro_batch instead"))
+        raise InputError("gradient_accumulation_steps", found, "1", "set micro_batch instead")
 
 
 def check_device(args: TrainingArguments, fsdp_version: int | None) -> None:
     """Refuses several GPUs in one process, FSDP's first version, and FSDP on the CPU. ``fsdp_version``: None for no FSDP."""
     if args.n_gpu > 1:
-        raise InputError(message("devices", f"{args.n_gpu} GPUs in one process", "one", "start with torchrun"))
+        raise InputError("devices", f"{args.n_gpu} GPUs in one process", "one", "start with torchrun")
     if fsdp_version is None:
         return
     if fsdp_version != 2:  # the first one's flat parameters know no mesh: its ranks would not be seen
         do = "fsdp_config={'version': 2}, or accelerate launch --fsdp_version=2"
-        raise InputError(message("fsdp", f"version {fsdp_version}", "version 2", do))
+        raise InputError("fsdp", f"version {fsdp_version}", "version 2", do)
     if args.device.type == "cpu":
-        raise InputError(message("fsdp", "a CPU", "a GPU", "accelerate would run DDP in its place; leave fsdp out"))
+        raise InputError("fsdp", "a CPU", "a GPU", "accelerate would run DDP in its place; leave fsdp out")
 
 
 def asked_fsdp(args: TrainingArguments) -> int | None:
@@ -97,9 +95,9 @@ def check_batches(args: TrainingArguments, work: Work) -> None:
     """Refuses rows without an index, empty batches, and a ``max_steps`` that is not their number."""
     check_rows("rows", work.rows)
     if not len(work.batches) or not all(len(batch) for batch in work.batches):
-        raise InputError(message("batches", f"{len(work.batches)} lists, some empty", "a list of rows for each step"))
+        raise InputError("batches", f"{len(work.batches)} lists, some empty", "a list of rows for each step")
     if work.in_backward and (args.fp16 or args.world_size > 1):
         found = "fp16" if args.fp16 else f"{args.world_size} processes"
-        raise InputError(message("in_backward", found, "float32 or bf16 in one process", "leave in_backward out"))
+        raise InputError("in_backward", found, "float32 or bf16 in one process", "leave in_backward out")
     if args.max_steps not in (-1, len(work.batches)):
-        raise InputError(message("max_steps", str(args.max_steps), f"len(batches) = {len(work.batches)}"))
+        raise InputError("max_steps", str(args.max_steps), f"len(batches) = {len(work.batches)}")

@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AddedToken
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.text import is_cjk
 
 from .smaller_tables import Tables
@@ -48,7 +48,7 @@ def prune_vocabulary(
     """
     asked = "prune_vocabulary"
     if texts is None and keep is None and not add:
-        raise InputError(message(asked, "no texts, keep or add", "at least one of them"))
+        raise InputError(asked, "no texts, keep or add", "at least one of them")
     _check_kind(tokenizer)
     table = model.get_input_embeddings()
     _check_pair(model, tokenizer, table.weight.shape[0])
@@ -73,9 +73,7 @@ def _kept(tokenizer: Any, texts: Iterable[str] | None, keep: Iterable[str] | Non
     always |= {number for token, number in vocabulary.items() if token.startswith("<0x") and token.endswith(">")}
     wanted = list(keep or ())
     if unknown := [token for token in wanted if token not in vocabulary]:
-        raise InputError(
-            message("prune_vocabulary(keep=...)", f"unknown {unknown[:6]}", "tokens of the tokenizer's vocabulary")
-        )
+        raise InputError("prune_vocabulary(keep=...)", f"unknown {unknown[:6]}", "tokens of the tokenizer's vocabulary")
     found = always | {vocabulary[token] for token in wanted}
     remaining = iter(texts or ())
     while some := list(islice(remaining, 500)):
@@ -123,7 +121,7 @@ def _check_kind(tokenizer: Any) -> None:
     kind = type(tokenizer).__name__ if backend is None else type(backend.model).__name__
     if kind not in ("WordPiece", "Unigram"):
         why = "its merges build tokens from tokens" if kind == "BPE" else ""
-        raise InputError(message("prune_vocabulary", f"a {kind} tokenizer", "WordPiece or Unigram", why))
+        raise InputError("prune_vocabulary", f"a {kind} tokenizer", "WordPiece or Unigram", why)
 
 
 def _check_pair(model: Any, tokenizer: Any, rows: int) -> None:
@@ -136,7 +134,7 @@ def _check_pair(model: Any, tokenizer: Any, rows: int) -> None:
         if own is not None and theirs is not None and own != theirs:
             wrong.append(f"{name} is {theirs} for the tokenizer and {own} for the model")
     if wrong:
-        raise InputError(message("prune_vocabulary", "; ".join(wrong), "the model's own tokenizer"))
+        raise InputError("prune_vocabulary", "; ".join(wrong), "the model's own tokenizer")
 
 
 def _check_words(words: list[str], tokenizer: Any) -> None:
@@ -147,13 +145,9 @@ def _check_words(words: list[str], tokenizer: Any) -> None:
         if not word.strip() or word != word.strip() or words.count(word) > 1 or word in vocabulary
     ]
     if wrong:
-        raise InputError(
-            message("prune_vocabulary(add=...)", f"{wrong[:6]}", "new words, each once, without spaces around")
-        )
+        raise InputError("prune_vocabulary(add=...)", f"{wrong[:6]}", "new words, each once, without spaces around")
     unknown = tokenizer.unk_token_id
     lost = [w for w in words if not (ids := tokenizer(w, add_special_tokens=False)["input_ids"]) or unknown in ids]
     if lost:
         found = f"{lost[:6]}, which the old vocabulary cannot spell"
-        raise InputError(
-            message("prune_vocabulary(add=...)", found, "words whose pieces are known, to start from their mean")
-        )
+        raise InputError("prune_vocabulary(add=...)", found, "words whose pieces are known, to start from their mean")

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Objective
 
@@ -92,7 +92,7 @@ def digest_of_rows(work: Work, collate: Collate | None = None) -> str:
 def check_rows(name: str, rows: object) -> None:
     """Refuses what cannot be asked for its n-th row (a generator, an IterableDataset)."""
     if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-        raise InputError(message(name, type(rows).__name__, "rows with a length and an index", "a list of them"))
+        raise InputError(name, type(rows).__name__, "rows with a length and an index", "a list of them")
 
 
 def work_of(
@@ -111,11 +111,11 @@ def work_of(
     check_rows("train_dataset", dataset)
     sampling = str(getattr(args, "train_sampling_strategy", "random"))
     if sampling.rpartition(".")[2].lower() not in ("random", "sequential"):
-        raise InputError(message("train_sampling_strategy", sampling, "'random' or 'sequential'", "or work=Work(...)"))
+        raise InputError("train_sampling_strategy", sampling, "'random' or 'sequential'", "or work=Work(...)")
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     epoch = len(dataset) // size if args.dataloader_drop_last else -(-len(dataset) // size)
     if not epoch:
-        raise InputError(message("train_dataset", f"{len(dataset)} rows", f"at least one batch of {size}"))
+        raise InputError("train_dataset", f"{len(dataset)} rows", f"at least one batch of {size}")
     steps = args.max_steps if args.max_steps > 0 else -(-round(args.num_train_epochs * epoch * 10**6) // 10**6)
     generator = torch.Generator().manual_seed(args.seed if args.data_seed is None else args.data_seed)
     batches: list[list[int]] = []

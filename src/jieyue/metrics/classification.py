@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.text import normalize
 
@@ -36,7 +36,7 @@ def score_labels(predicted: Sequence[str], golds: Sequence[str]) -> Facts:
     """
     if not golds or len(predicted) != len(golds):
         raise InputError(
-            message("score_labels", f"{len(predicted)} predictions for {len(golds)} golds", "one each, at least one")
+            "score_labels", f"{len(predicted)} predictions for {len(golds)} golds", "one each, at least one"
         )
     names = sorted({*golds, *predicted})
     number = {name: at for at, name in enumerate(names)}

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 
 from .intervals import bootstrap
@@ -32,7 +32,7 @@ def compared(
     """Told and gold sets of each text, and how many in each are right, told, gold; ``InputError`` where they do not pair up."""
     if not golds or len(predicted) != len(golds):
         found = f"{len(predicted)} predictions for {len(golds)} golds"
-        raise InputError(message(asker, found, "one each, at least one"))
+        raise InputError(asker, found, "one each, at least one")
     pairs = [(set(own), set(gold)) for own, gold in zip(predicted, golds, strict=True)]
     counts = [(len(own & gold), len(own), len(gold)) for own, gold in pairs]
     right, told, asked = numpy.array(counts, dtype=float).T

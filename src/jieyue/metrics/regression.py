@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 
 from .intervals import bootstrap
@@ -48,7 +48,7 @@ def score_numbers(predicted: Sequence[float], golds: Sequence[float]) -> Facts:
     """
     if not golds or len(predicted) != len(golds):
         found = f"{len(predicted)} predictions for {len(golds)} golds"
-        raise InputError(message("score_numbers", found, "one each, at least one"))
+        raise InputError("score_numbers", found, "one each, at least one")
     own, gold = numpy.asarray(predicted, dtype=float), numpy.asarray(golds, dtype=float)
     facts: Facts = {
         "examples": len(gold),

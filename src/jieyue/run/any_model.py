@@ -9,7 +9,7 @@ from typing import Any
 
 from jieyue.budget import Budget, format_bytes, format_seconds
 from jieyue.data.files import read_text
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.classic_presets import refuse_misspelt
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
@@ -193,9 +193,7 @@ def open_subject(
     chosen = head or found
     if chosen not in OBJECTIVES:
         allowed = f"head={' or '.join(OBJECTIVES)}"
-        raise InputError(
-            message(f"plan of {name!r}", f"a head {chosen or 'of no kind'}", allowed, "name one with --head")
-        )
+        raise InputError(f"plan of {name!r}", f"a head {chosen or 'of no kind'}", allowed, "name one with --head")
     rows = Rows(())
     if chosen == "image-classification":
         side = length or getattr(config, "image_size", None) or 224
@@ -212,7 +210,7 @@ def _texts(path: Path) -> list[str]:
     text = read_text(path).text
     found = [line for line in text.splitlines() if line.strip()]
     if not found:
-        raise InputError(message(str(path), "no text", "a text a line"))
+        raise InputError(str(path), "no text", "a text a line")
     return found
 
 

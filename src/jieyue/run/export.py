@@ -26,7 +26,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.dense import make_dense, patterns_of
 from jieyue.hf.loading import RECORD, load, read_record
 from jieyue.report import Report
@@ -122,7 +122,7 @@ def export_onnx(asked: Exporting) -> Exported:
         deviation = _deviation(wanted, found, batches)
         if not deviation <= TOLERANCE:
             said = f"outputs that differ by {deviation:.2g} of the largest logit"
-            raise InputError(message(f"export {asked.folder}", said, f"at most {TOLERANCE:g}", "nothing was written"))
+            raise InputError(f"export {asked.folder}", said, f"at most {TOLERANCE:g}", "nothing was written")
         exported = Exported(
             file=asked.out,
             num_bytes=_size(file),
@@ -143,13 +143,11 @@ def _check(asked: Exporting) -> None:
         if find_spec(module) is None:
             raise MissingExtra(module, "onnx")
     if asked.out.suffix != ".onnx":
-        raise InputError(message("--out", str(asked.out), "a name that ends in .onnx"))
+        raise InputError("--out", str(asked.out), "a name that ends in .onnx")
     if asked.out.exists() and not asked.overwrite:
-        raise InputError(
-            message("--out", f"{asked.out}, which is there", "a name that is free", "--overwrite writes it anew")
-        )
+        raise InputError("--out", f"{asked.out}, which is there", "a name that is free", "--overwrite writes it anew")
     if not asked.out.parent.is_dir():
-        raise InputError(message("--out", f"no folder {asked.out.parent}", "one that is there"))
+        raise InputError("--out", f"no folder {asked.out.parent}", "one that is there")
 
 
 def _head_of(folder: Path) -> str | None:
@@ -163,7 +161,7 @@ def _head_of(folder: Path) -> str | None:
     if head in ("prefix", "sequence-to-sequence"):
         do = "serve it with jieyue, or export a model with one head"
         raise InputError(
-            message(f"export {folder}", f"a model that writes ({head})", "one whose answer is one forward pass", do)
+            f"export {folder}", f"a model that writes ({head})", "one whose answer is one forward pass", do
         )
     return head
 

@@ -13,7 +13,7 @@ from typing import IO
 
 import torch.distributed
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.loading import RECORD
 from jieyue.tasks import Facts
 
@@ -42,16 +42,16 @@ def check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except FileExistsError:
-        raise InputError(message("out", f"the file {folder}", "a folder, or a name that is free")) from None
+        raise InputError("out", f"the file {folder}", "a folder, or a name that is free") from None
     except OSError as error:
-        raise InputError(message("out", f"{folder}, which cannot be written ({error.strerror})", "a folder")) from None
+        raise InputError("out", f"{folder}, which cannot be written ({error.strerror})", "a folder") from None
 
 
 def check_unfinished(folder: Path, overwrite: bool) -> None:
     """Refuses a folder in which a training was finished, unless it is to be written over."""
     if (folder / RECORD).is_file() and (folder / "report.json").is_file() and not overwrite:
         raise InputError(
-            message("out", f"{folder}, which holds a finished model", "another folder", "--overwrite trains anew there")
+            "out", f"{folder}, which holds a finished model", "another folder", "--overwrite trains anew there"
         )
 
 
@@ -68,7 +68,7 @@ def locked(folder: Path) -> Iterator[None]:
             _lock(file)
         except OSError:
             found = f"{folder}, in which another process is training"
-            raise InputError(message("out", found, "a folder of its own", "wait for it, or name another one")) from None
+            raise InputError("out", found, "a folder of its own", "wait for it, or name another one") from None
         yield
 
 

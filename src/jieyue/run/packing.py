@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.packed_rows import Packing, packing_of
 from jieyue.tally import Tally
 from jieyue.tasks import Facts
@@ -86,7 +86,7 @@ def _check_remedies(training: TrainingConfig) -> None:
     found = [str(one) for one in training.remedies if isinstance(one, Remedy) and one.by_embedding]
     if found:
         asked = f"{', '.join(found)}, which takes each example's embeddings by themselves"
-        raise InputError(message("packed=True", asked, "other remedies, or packed=False"))
+        raise InputError("packed=True", asked, "other remedies, or packed=False")
 
 
 def _padding(lengths: Sequence[int], batches: Sequence[numpy.ndarray], rows: int) -> float:

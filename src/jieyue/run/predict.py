@@ -18,7 +18,7 @@ from typing import BinaryIO, TextIO
 
 from torch import nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.loading import load, read_record
 from jieyue.hf.types import Tokenizer
 from jieyue.listener import SILENT, ProgressListener
@@ -88,7 +88,7 @@ def predict(
     given = [{"text": row} if isinstance(row, str) else dict(row) for row in rows]
     if isinstance(model, nn.Module):
         if tokenizer is None or task_name is None:
-            raise InputError(message("predict(model)", "a model without tokenizer or task_name", "both beside it"))
+            raise InputError("predict(model)", "a model without tokenizer or task_name", "both beside it")
         job = task(task_name)
         found = settings if settings is not None else _settings_of(model, job)
         answering = Predictor.of(model, tokenizer, job, found)
@@ -115,7 +115,7 @@ def predict_file(
     Memory: sixteen batches of rows.
     """
     if batch_size < 1:
-        raise InputError(message("batch_size", str(batch_size), "at least 1"))
+        raise InputError("batch_size", str(batch_size), "at least 1")
     rows = iter(RowReader(source) if isinstance(source, Path) else RowReader(Path("standard input"), source))
     if not isinstance(out, Path):
         return _answered(answering, rows, RowWriter(out, delimiter=None), batch_size, 0, listener)
@@ -143,7 +143,7 @@ def _put_away(part: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         do = "make room, then --resume goes on from the rows that are whole"
-        raise InputError(message(str(part), str(error.strerror), "room for the answers", do)) from error
+        raise InputError(str(part), str(error.strerror), "room for the answers", do) from error
     finally:
         part.with_name(part.name + ".whole").unlink(missing_ok=True)
         if part.is_file() and not part.stat().st_size:
@@ -156,23 +156,21 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("resume and overwrite: found both, expected one of them")
     if out.suffix.lower() in PACKED:
-        raise InputError(message("out", f"{out}, a packed file", "a plain one", "pack it afterwards"))
+        raise InputError("out", f"{out}, a packed file", "a plain one", "pack it afterwards")
     if out.is_dir() or not out.parent.is_dir():
-        raise InputError(message("out", str(out), "a file in a folder that is there"))
+        raise InputError("out", str(out), "a file in a folder that is there")
     if out.exists() and not overwrite:
-        raise InputError(
-            message("out", f"{out}, which is there and whole", "another name", "--overwrite writes it anew")
-        )
+        raise InputError("out", f"{out}, which is there and whole", "another name", "--overwrite writes it anew")
     if part.exists() and not (resume or overwrite):
         do = "--resume goes on from there, --overwrite begins anew"
-        raise InputError(message("out", f"{part} of a run that was interrupted", "none", do))
+        raise InputError("out", f"{part} of a run that was interrupted", "none", do)
 
 
 def check_columns(row: Facts) -> None:
     """``InputError`` for a row that has a column of a name that is added."""
     taken = [name for name in ADDED if name in row]
     if taken:
-        raise InputError(message("row", f"a column {taken[0]!r}", "none of that name: it is added", "rename it"))
+        raise InputError("row", f"a column {taken[0]!r}", "none of that name: it is added", "rename it")
 
 
 def joined(row: Facts, found: Prediction) -> Facts:
@@ -230,9 +228,7 @@ def _kept(
         for written in whole_rows(part, delimiter):
             place, own = next(rows, ("the end of the input", {"row": None}))
             if any(cell(written.get(name)) != cell(value) for name, value in own.items()):
-                raise InputError(
-                    message(f"resume: {place}", "another row than was answered", "the same input as before")
-                )
+                raise InputError(f"resume: {place}", "another row than was answered", "the same input as before")
             group.append(((place, own), written))
             if len(group) == together:
                 writer.write([one for _, one in group])

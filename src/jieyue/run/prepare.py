@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jieyue.budget import Plan
 from jieyue.data.packing import DialogueRows
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.planning.setting import AUTO, dtype_named
 from jieyue.tasks import Facts, Row, RunConfig, Settings, Sources
 from jieyue.tasks.models import ModelSource
@@ -103,7 +103,7 @@ def prepare(
     narrow = _autocast(training, device)
     if config.base is not None and training.dtype not in ("float32", AUTO):
         found = f"dtype={training.dtype} beside it, whose products would be narrowed twice"
-        raise InputError(message(f"base={config.base!r}", found, "dtype=float32"))
+        raise InputError(f"base={config.base!r}", found, "dtype=float32")
     wanted = task.settings(config, training.seed)
     sources = task.sources(config, wanted, training.seed)
     if training.chooses:
@@ -171,5 +171,5 @@ def _autocast(training: TrainingConfig, device: str) -> Callable[[Objective], Ob
     if dtype is None:
         return lambda objective: objective
     if place.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise InputError(message(f"dtype={training.dtype}", "a GPU without it", "a newer one", "leave it at float32"))
+        raise InputError(f"dtype={training.dtype}", "a GPU without it", "a newer one", "leave it at float32")
     return lambda objective: under_autocast(objective, place, dtype)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["PACKED", "RowReader", "RowWriter", "cell", "is_table", "whole_rows"]
 
@@ -45,31 +45,27 @@ class RowReader:
             try:
                 first = next((line for line in text if line.strip()), "")
                 if not first:
-                    raise InputError(message(str(self.path), "no row", "JSON lines, or a CSV with a header"))
+                    raise InputError(str(self.path), "no row", "JSON lines, or a CSV with a header")
                 lines = itertools.chain([first], text)
                 if is_table(self.path) or first.lstrip()[:1] != "{":
                     yield from self._table(lines, first)
                 else:
                     yield from self._objects(lines)
             except UnicodeDecodeError as error:
-                raise InputError(
-                    message(str(self.path), f"bytes that are not UTF-8 ({error.reason})", "UTF-8")
-                ) from None
+                raise InputError(str(self.path), f"bytes that are not UTF-8 ({error.reason})", "UTF-8") from None
 
     def _table(self, lines: Iterator[str], first: str) -> Iterator[tuple[str, dict[str, object]]]:
         delimiter = _DELIMITERS.get(_ending(self.path)) or max(",\t;|", key=first.count)
         reader = csv.reader(lines, delimiter=delimiter)
         self.columns = next(reader)
         if len(set(self.columns)) < len(self.columns):
-            raise InputError(message(f"{self.path}: header", "a name twice", "a name of its own for each column"))
+            raise InputError(f"{self.path}: header", "a name twice", "a name of its own for each column")
         for cells in reader:
             if not cells:
                 continue
             if len(cells) != len(self.columns):
                 found = f"{len(cells)} cells"
-                raise InputError(
-                    message(f"{self.path}, line {reader.line_num}", found, f"{len(self.columns)}, as the header")
-                )
+                raise InputError(f"{self.path}, line {reader.line_num}", found, f"{len(self.columns)}, as the header")
             yield f"{self.path}, line {reader.line_num}", dict(zip(self.columns, cells, strict=True))
 
     def _objects(self, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, object]]]:
@@ -79,9 +75,9 @@ class RowReader:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(message(f"{self.path}, row {number}", f"no JSON ({error})", "a JSON object")) from None
+                raise InputError(f"{self.path}, row {number}", f"no JSON ({error})", "a JSON object") from None
             if not isinstance(row, dict):
-                raise InputError(message(f"{self.path}, row {number}", f"{line.strip():.40}", "a JSON object"))
+                raise InputError(f"{self.path}, row {number}", f"{line.strip():.40}", "a JSON object")
             yield f"{self.path}, row {number}", row
 
 
@@ -152,6 +148,6 @@ def _opened(path: Path, stream: BinaryIO | None) -> IO[bytes]:
             return io.BufferedReader(gzip.GzipFile(fileobj=raw))
         return io.BufferedReader(lzma.LZMAFile(raw)) if path.suffix.lower() == ".xz" else raw
     except FileNotFoundError:
-        raise InputError(message(str(path), "no such file", "JSON lines, or a CSV with a header")) from None
+        raise InputError(str(path), "no such file", "JSON lines, or a CSV with a header") from None
     except OSError as error:
-        raise InputError(message(str(path), f"{error.strerror or error}", "a readable file")) from None
+        raise InputError(str(path), f"{error.strerror or error}", "a readable file") from None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .bounds import Bounds, Refusal
 
@@ -62,12 +62,10 @@ def allowed_origins(origins: Collection[str], key: str | None) -> frozenset[str]
     """
     found = frozenset(origin.lower().removesuffix("/") for origin in origins)
     if "*" in found and key is not None:
-        raise InputError(message("--allow-origin", "* beside a key", "the origins by name", "leave one of the two out"))
+        raise InputError("--allow-origin", "* beside a key", "the origins by name", "leave one of the two out")
     for origin in found - {"*"}:
         if not _ORIGIN.fullmatch(origin):
-            raise InputError(
-                message("--allow-origin", repr(origin[:80]), "a whole origin such as https://app.example:8443")
-            )
+            raise InputError("--allow-origin", repr(origin[:80]), "a whole origin such as https://app.example:8443")
     return found
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .bounds import Bounds
 from .connections import Sparing, bounded_protocol
@@ -27,11 +27,11 @@ _LOGGERS = ("uvicorn.error", "asyncio")
 def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets bound to the host's addresses; port 0 takes a free one. ``InputError`` where that cannot be."""
     if not 0 <= port <= 65535:
-        raise InputError(message("--port", str(port), "from 0 to 65535 (0 takes a free one)"))
+        raise InputError("--port", str(port), "from 0 to 65535 (0 takes a free one)")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise InputError(message("--host", repr(host), "an address of this machine")) from error
+        raise InputError("--host", repr(host), "an address of this machine") from error
     sockets: list[socket.socket] = []
     for family, kind, protocol, _, address in dict.fromkeys(found):
         own = sockets[0].getsockname()[1] if sockets else port
@@ -47,7 +47,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
                 f"--port {port}: cannot listen at {host} ({why}); name another --port or --host"
             ) from error
     if not sockets:
-        raise InputError(message("--host", repr(host), "an address of this machine"))
+        raise InputError("--host", repr(host), "an address of this machine")
     return sockets
 
 

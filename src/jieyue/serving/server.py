@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jieyue.data.labelled import Labelled
 from jieyue.data.tagged import words_of
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.loading import RECORD, head_of, load, read_record
 from jieyue.tasks.classify.kinds import Choice, Choices, Estimated
 from jieyue.tasks.classify.settings import ClassifySettings
@@ -47,7 +47,7 @@ def folder_names(folders: Sequence[str | Path]) -> dict[str, Path]:
         raise InputError(f"serve: found {found}, expected folders of different names")
     for folder in folders:
         if not Path(folder).is_dir():
-            raise InputError(message("serve", f"no folder {str(folder)!r}", "the folder of a trained model"))
+            raise InputError("serve", f"no folder {str(folder)!r}", "the folder of a trained model")
     return dict(zip(names, map(Path, folders), strict=True))
 
 

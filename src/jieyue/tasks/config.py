@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jieyue.data.textstream import Progress
-from jieyue.errors import InputError, message, near_file
+from jieyue.errors import InputError, near_file
 from jieyue.options import option
 
 from .settings import Settings
@@ -59,7 +59,7 @@ class RunConfig:
         if self.unshare_after and self.unshare is None:
             raise InputError("unshare_after: found no unshare, expected how many blocks (0 = one for each layer)")
         if self.adapter is not None and self.unshare is not None:
-            raise InputError(message("adapter", "unshare beside it", "one of the two"))
+            raise InputError("adapter", "unshare beside it", "one of the two")
         if self.adapter is not None or self.base is not None:
             from jieyue.hf.low_rank import Adapter
 
@@ -69,9 +69,9 @@ class RunConfig:
         for name in ("data", "held_out"):
             for path in getattr(self, name):
                 if not Path(path).exists():
-                    raise InputError(message(name, f"no file {path}", f"files that exist{near_file(path)}"))
+                    raise InputError(name, f"no file {path}", f"files that exist{near_file(path)}")
                 if Path(path).is_dir():
-                    raise InputError(message(name, f"the folder {path}", "files"))
+                    raise InputError(name, f"the folder {path}", "files")
         if self.vocabulary is not None and not Path(self.vocabulary).is_file():
             found = f"no file {self.vocabulary}"
-            raise InputError(message("vocabulary", found, f"a vocab.txt{near_file(self.vocabulary)}"))
+            raise InputError("vocabulary", found, f"a vocab.txt{near_file(self.vocabulary)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["field_of", "text_of"]
 
@@ -26,10 +26,10 @@ def text_of(row: Mapping[str, object], names: Sequence[str], what: str, named: s
     found = field_of(row, names, named)
     if found is None:
         known = ", ".join(map(repr, [named] if named else names[:6]))
-        raise InputError(message("row", f"the fields {', '.join(map(repr, row)) or 'none'}", f"{what}: {known}"))
+        raise InputError("row", f"the fields {', '.join(map(repr, row)) or 'none'}", f"{what}: {known}")
     value = row[found]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(message(f"row, field {found!r}", f"{value!r:.40}", f"{what} that is not empty"))
+        raise InputError(f"row, field {found!r}", f"{value!r:.40}", f"{what} that is not empty")
     return value

@@ -14,7 +14,7 @@ from torch import nn
 
 from jieyue.data.batch import pad_of
 from jieyue.decoding.slots import positions_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.albert import Sharing, sharing_of, unshare
 from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config, refuse_misspelt
 from jieyue.hf.loading import check_tokenizer, head_of, load_config, load_model, load_tokenizer, model_from_config
@@ -76,12 +76,10 @@ def open_model(
     if name in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
         if adapter is not None:
             found = f"the preset {name}, whose frozen weights would stay random"
-            raise InputError(message(f"adapter={config.adapter!r}", found, "a trained model: a folder or a hub name"))
+            raise InputError(f"adapter={config.adapter!r}", found, "a trained model: a folder or a hub name")
         own = make_tokenizer(learn_vocabulary(texts()) if config.vocabulary is None else config.vocabulary)
         if head not in ("masked-lm", "prefix", "classification", "token-classification", "span"):
-            raise InputError(
-                message(f"model={name!r}", f"the head {head!r}", "a masked LM or a prefix LM", "name a checkpoint")
-            )
+            raise InputError(f"model={name!r}", f"the head {head!r}", "a masked LM or a prefix LM", "name a checkpoint")
         if name in PRESETS:
             settled: Any = preset_config(name, own, **own_entries)
             make = partial(build, name, own, head=head, start=start or STARTS[0], seed=seed, **own_entries)
@@ -177,12 +175,10 @@ def _same_labels(name: str, config: Config, entries: Facts) -> None:
     found = {int(at): str(label) for at, label in (config.id2label or {}).items()}
     if wanted is not None and [found[at] for at in sorted(found)] != list(wanted.values()):
         raise InputError(
-            message(
-                f"model={name!r}",
-                f"a head for the labels {', '.join(found.values())[:80]}",
-                f"one for {', '.join(wanted.values())[:80]}",
-                "let the head start anew with new_head (--new-head)",
-            )
+            f"model={name!r}",
+            f"a head for the labels {', '.join(found.values())[:80]}",
+            f"one for {', '.join(wanted.values())[:80]}",
+            "let the head start anew with new_head (--new-head)",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.options import option
 
@@ -53,7 +53,7 @@ class Settings:
         """``InputError`` names what is not a setting of this task."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
-            raise InputError(message(cls.__name__, ", ".join(unknown), ", ".join(known)))
+            raise InputError(cls.__name__, ", ".join(unknown), ", ".join(known))
         return cls(**values)
 
 

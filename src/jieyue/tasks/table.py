@@ -7,7 +7,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from . import Task
 
@@ -37,10 +37,8 @@ def task(name: str) -> AnyTask:
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
-        raise InputError(message("task", repr(name), f"one of {', '.join(TASKS)}, or the path of a .py file"))
+        raise InputError("task", repr(name), f"one of {', '.join(TASKS)}, or the path of a .py file")
     found = getattr(module, "TASK", None)
     if not isinstance(found, Task):
-        raise InputError(
-            message(f"task {name!r}", "no TASK in it", "TASK = MyTask(), of a subclass of jieyue.tasks.Task")
-        )
+        raise InputError(f"task {name!r}", "no TASK in it", "TASK = MyTask(), of a subclass of jieyue.tasks.Task")
     return found

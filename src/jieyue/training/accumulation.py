@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.budget import Plan
-from jieyue.errors import BudgetError, InputError, message
+from jieyue.errors import BudgetError, InputError
 from jieyue.tally import Tally
 
 from .cached_gradients import CachedGradients
@@ -83,12 +83,12 @@ def accumulate(
     """
     wanted = plan if micro_batch is None else micro_batch
     if wanted is None or (plan is not None and micro_batch is not None):
-        raise InputError(message("accumulate", f"micro_batch={micro_batch} and plan={plan}", "one of the two"))
+        raise InputError("accumulate", f"micro_batch={micro_batch} and plan={plan}", "one of the two")
     micro = wanted if isinstance(wanted, MicroBatch) else MicroBatch(wanted)
     allow, non_finite, autocast = how.get("allow", ()), how.get("non_finite", "stop"), how.get("autocast")
     backward = how.get("backward", Tensor.backward)
     if non_finite not in ("stop", "skip", "allow"):
-        raise InputError(message("non_finite", repr(non_finite), "'stop', 'skip' or 'allow'"))
+        raise InputError("non_finite", repr(non_finite), "'stop', 'skip' or 'allow'")
     ranks = Ranks(model)
     device = device_of(model)
     if autocast is not None:
@@ -136,7 +136,7 @@ def backward_pieces(
     for piece in pieces:
         tally = objective(model, to_device(piece, device))
         if not isinstance(tally, Tally):
-            raise InputError(message("objective", type(tally).__name__, "a Tally(total, weight)"))
+            raise InputError("objective", type(tally).__name__, "a Tally(total, weight)")
         total = tally.total
         if isinstance(total, Tensor) and total.requires_grad:
             if own is not None:  # the leaves of sharded weights are not the weights themselves
@@ -144,7 +144,7 @@ def backward_pieces(
             backward(total)
             total = total.detach().double() if total.device.type != "mps" else total.detach()
         elif tally.weight > 0:
-            raise InputError(message("objective", "a total without a graph", "one that depends on trained weights"))
+            raise InputError("objective", "a total without a graph", "one that depends on trained weights")
         summed = summed + Tally(total, tally.weight)
         del tally, total
     return summed
@@ -223,7 +223,7 @@ def _weightless(objective: Objective) -> Objective:
 def under_autocast(objective: Objective, device: torch.device, dtype: torch.dtype) -> Objective:
     """The objective, its passes with matrix products in ``dtype`` (bfloat16 or float16)."""
     if dtype not in (torch.bfloat16, torch.float16):
-        raise InputError(message("autocast", str(dtype), "torch.bfloat16 or torch.float16"))
+        raise InputError("autocast", str(dtype), "torch.bfloat16 or torch.float16")
     surroundings = partial(torch.autocast, device.type, dtype)
     if isinstance(objective, CachedGradients):
         return objective.within(surroundings)
@@ -246,9 +246,7 @@ def _check_finite(parameters: list[nn.Parameter], tally: Tally, micro: MicroBatc
         return True
     found = f"loss {float(tally.mean()):g}, gradient {norm:g}"
     if non_finite == "stop":
-        raise InputError(
-            message("accumulate", found, "finite numbers", "lower the learning rate, or non_finite='skip'")
-        )
+        raise InputError("accumulate", found, "finite numbers", "lower the learning rate, or non_finite='skip'")
     micro.skipped += 1
     warnings.warn(f"{found}: this update is left out ({micro.skipped} so far)", stacklevel=3)
     return False
@@ -261,7 +259,7 @@ def _counts(tally: Tally, micro: MicroBatch, non_finite: str) -> bool:
     found = f"a batch of weight {tally.weight}"
     if tally.weight < 0 or non_finite != "skip":
         do = "" if tally.weight < 0 else "non_finite='skip' leaves such batches out"
-        raise InputError(message("accumulate", found, "at least one counted label", do))
+        raise InputError("accumulate", found, "at least one counted label", do)
     micro.skipped += 1
     warnings.warn(f"{found}: this update is left out ({micro.skipped} so far)", stacklevel=3)
     return False

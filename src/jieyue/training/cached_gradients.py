@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 
 from .microbatch import RandomState, device_of, is_out_of_memory, to_device
@@ -81,7 +81,7 @@ class CachedGradients:
     ) -> Tally:
         """Adds the gradient of the total to ``.grad``, like ``accumulation.backward_pieces``; this rank's share of the Tally."""
         if ranks.sharded:
-            raise InputError(message("CachedGradients", "a model under FSDP", "one process, or DDP"))
+            raise InputError("CachedGradients", "a model under FSDP", "one process, or DDP")
         kept = list(pieces)
         states, found = self._first_pass(model, kept, ranks)
         tally, gradients, direct = self._loss(model, [torch.cat(part) for part in zip(*found, strict=True)], ranks)
@@ -104,7 +104,7 @@ class CachedGradients:
     def measure_pieces(self, model: nn.Module, pieces: Iterable[Batch], ranks: Ranks) -> Tally:
         """The Tally of all pieces and ranks, without gradients; it counts on the first rank alone."""
         if ranks.sharded:
-            raise InputError(message("CachedGradients", "a model under FSDP", "one process, or DDP"))
+            raise InputError("CachedGradients", "a model under FSDP", "one process, or DDP")
         _, found = self._first_pass(model, list(pieces), ranks)
         parts, _ = ranks.gather([torch.cat(part) for part in zip(*found, strict=True)], device_of(model))
         with torch.no_grad():
@@ -138,10 +138,10 @@ class CachedGradients:
         parts, leaves = ranks.gather(own, device_of(model))
         tally = self.loss(model, *parts)
         if not isinstance(tally, Tally):
-            raise InputError(message("loss", type(tally).__name__, "a Tally(total, weight)"))
+            raise InputError("loss", type(tally).__name__, "a Tally(total, weight)")
         total = tally.total
         if not (isinstance(total, Tensor) and total.requires_grad):
-            raise InputError(message("loss", "a total without a graph", "one that depends on the embeddings"))
+            raise InputError("loss", "a total without a graph", "one that depends on the embeddings")
         weights = [p for p in model.parameters() if p.requires_grad]
         check_leaves(total, {id(one) for one in (*leaves, *model.parameters())})
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
@@ -160,7 +160,7 @@ def _parts(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     parts = found if isinstance(found, tuple) else (found,)
     if not all(isinstance(part, Tensor) and part.ndim and len(part) == len(parts[0]) for part in parts):
         shapes = [[*part.shape] if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-        raise InputError(message("embed", str(shapes), "tensors with one entry per row of the piece"))
+        raise InputError("embed", str(shapes), "tensors with one entry per row of the piece")
     return parts
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from jieyue.budget import Plan
-from jieyue.errors import BudgetError, InputError, message
+from jieyue.errors import BudgetError, InputError
 from jieyue.tally import Tally
 
 from .accumulation import backward_pieces
@@ -58,7 +58,7 @@ def update_in_backward(
         found = "momentum=0" if not group["momentum"] else "nesterov=True" if group["nesterov"] else ""
         if found:
             allowed = "momentum above 0, without Nesterov: the update is then a function of the momentum alone"
-            raise InputError(message("update_in_backward", found, allowed, "use accumulate"))
+            raise InputError("update_in_backward", found, allowed, "use accumulate")
     return _update(objective, model, batch, optimizer, weight, micro_batch)
 
 
@@ -82,7 +82,7 @@ def update_in_backward_approx(
         coupled = group["weight_decay"] and not group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
         found = "amsgrad=True" if group["amsgrad"] else "Adam with weight_decay" if coupled else ""
         if found:
-            raise InputError(message("update_in_backward_approx", found, "Adam without it, or AdamW", "use accumulate"))
+            raise InputError("update_in_backward_approx", found, "Adam without it, or AdamW", "use accumulate")
     return _update(objective, model, batch, optimizer, weight, micro_batch)
 
 
@@ -194,7 +194,7 @@ class Folding:
         if gradient is None or parameter not in self.group_of:
             return
         if gradient.is_sparse:
-            raise InputError(message("update in backward", "a sparse gradient", "dense ones", "use sparse=False"))
+            raise InputError("update in backward", "a sparse gradient", "dense ones", "use sparse=False")
         if parameter not in self.touched:
             self.begin(parameter)
         self.rule.add(parameter, gradient, self.group_of[parameter], self.state_of[parameter], self.share)
@@ -241,28 +241,26 @@ def _check_kind(optimizer: Optimizer, kinds: tuple[type[Optimizer], ...]) -> Non
     if type(optimizer) not in kinds:
         torchs = " or ".join(kind.__name__ for kind in kinds if kind is not Tiger)
         allowed = f"torch.optim's {torchs} itself" + (", or jieyue's Tiger" if Tiger in kinds else "")
-        raise InputError(message("update in backward", type(optimizer).__name__, allowed, "use accumulate"))
+        raise InputError("update in backward", type(optimizer).__name__, allowed, "use accumulate")
 
 
 def _check(model: nn.Module, optimizer: Optimizer, weight: float) -> None:
     asked = "update in backward"
     if not 0 < weight < math.inf:
-        raise InputError(message(asked, f"weight={weight}", "the number of labels of the whole batch, counted first"))
+        raise InputError(asked, f"weight={weight}", "the number of labels of the whole batch, counted first")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         found = "hooks on the optimizer's step"
-        raise InputError(message(asked, found, "none: clipping needs the whole gradient at once", "use accumulate"))
+        raise InputError(asked, found, "none: clipping needs the whole gradient at once", "use accumulate")
     if Ranks(model).world > 1:
-        raise InputError(message(asked, "several processes", "one: their gradients are summed first", "use accumulate"))
+        raise InputError(asked, "several processes", "one: their gradients are summed first", "use accumulate")
     if any(p.grad is not None for p in model.parameters()):
-        raise InputError(message(asked, "gradients from before", "none in .grad", "optimizer.zero_grad() first"))
+        raise InputError(asked, "gradients from before", "none in .grad", "optimizer.zero_grad() first")
 
 
 def _check_afterwards(tally: Tally, weight: float, folding: Folding) -> None:
     spoiled = "the weights are as before, but the optimizer's state has moved; resume from a checkpoint"
     if tally.weight != weight:
-        raise InputError(
-            message("update in backward", f"a batch of weight {tally.weight}", f"weight={weight}", spoiled)
-        )
+        raise InputError("update in backward", f"a batch of weight {tally.weight}", f"weight={weight}", spoiled)
     if not math.isfinite(tally.total) or not folding.finite():
         found = f"loss {float(tally.mean()):g} or a gradient that is not finite"
-        raise InputError(message("update in backward", found, "finite numbers", spoiled))
+        raise InputError("update in backward", found, "finite numbers", spoiled)

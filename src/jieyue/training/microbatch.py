@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .objective import IGNORED, Batch, num_rows
 
@@ -98,9 +98,7 @@ class MicroBatch:
     def _mask_of(self, batch: Batch) -> Tensor:
         mask = batch.get(self.mask) if self.mask is not None else None
         if not isinstance(mask, Tensor) or mask.ndim != 2:
-            raise InputError(
-                message(f"MicroBatch(mask={self.mask!r})", f"{sorted(batch)}", "a [B, T] tensor of that name")
-            )
+            raise InputError(f"MicroBatch(mask={self.mask!r})", f"{sorted(batch)}", "a [B, T] tensor of that name")
         return mask
 
     def _trimmed(self, piece: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +112,7 @@ class MicroBatch:
         aligned = {name for name, value in piece.items() if _is_as_wide(value, full) and self._is_aligned(name, value)}
         if "labels" in aligned and bool((piece["labels"][:, keep:] != IGNORED).any()):
             do = "or list what belongs to the mask's positions: columns=(...)"
-            raise InputError(message("labels", "a label where the mask says padding", f"{IGNORED} in padding", do))
+            raise InputError("labels", "a label where the mask says padding", f"{IGNORED} in padding", do)
         return {name: _narrow(value, full, keep) if name in aligned else value for name, value in piece.items()}
 
     def _is_aligned(self, name: str, value: Tensor) -> bool:
@@ -128,12 +126,10 @@ class MicroBatch:
         if name.startswith("decoder_"):
             return False
         raise InputError(
-            message(
-                f"MicroBatch(mask={self.mask!r})",
-                f"{name} of shape {[*value.shape]}, as wide as the mask",
-                "to know whether its columns are the mask's positions",
-                f"columns=({name!r}, ...) lists those that are; others stay whole",
-            )
+            f"MicroBatch(mask={self.mask!r})",
+            f"{name} of shape {[*value.shape]}, as wide as the mask",
+            "to know whether its columns are the mask's positions",
+            f"columns=({name!r}, ...) lists those that are; others stay whole",
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["MuonAdamW", "hidden_matrices"]
 
@@ -51,7 +51,7 @@ class MuonAdamW(Optimizer):
     ) -> None:
         first, rest = list(matrices), list(others)
         if any(p.ndim != 2 for p in first):
-            raise InputError(message("MuonAdamW", "matrices that are not 2-D", "those of hidden_matrices(model)"))
+            raise InputError("MuonAdamW", "matrices that are not 2-D", "those of hidden_matrices(model)")
         named = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         self._muon = Muon(first, **named, adjust_lr_fn="match_rms_adamw") if first else None  # type: ignore[arg-type]
         split = [

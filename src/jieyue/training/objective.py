@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 
 __all__ = ["IGNORED", "Batch", "Objective", "num_rows", "token_loss"]
@@ -32,7 +32,7 @@ def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
     (1.3863, 3)
     """
     if logits.shape[:-1] != labels.shape:
-        raise InputError(message("token_loss", f"labels {[*labels.shape]}", f"the shape {[*logits.shape[:-1]]}"))
+        raise InputError("token_loss", f"labels {[*labels.shape]}", f"the shape {[*logits.shape[:-1]]}")
     flat = labels.flatten()
     total = nn.functional.cross_entropy(logits.flatten(0, -2), flat, ignore_index=ignored, reduction="sum")
     return Tally(total, (flat != ignored).sum())
@@ -48,7 +48,7 @@ def num_rows(batch: Mapping[str, Tensor | Sequence[str | int]]) -> int:
             counts[name] = len(value)
         else:
             found = "a scalar" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(message(f"batch[{name!r}]", found, "a tensor or a list with one entry per row"))
+            raise InputError(f"batch[{name!r}]", found, "a tensor or a list with one entry per row")
     if len(set(counts.values())) != 1:
-        raise InputError(message("batch", f"rows {counts or 'of nothing'}", "tensors with the same number of rows"))
+        raise InputError("batch", f"rows {counts or 'of nothing'}", "tensors with the same number of rows")
     return next(iter(counts.values()))

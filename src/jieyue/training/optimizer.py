@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .accumulation import gradient_norm, scale_gradients
 from .overstepping import Watch, holders
@@ -88,15 +88,13 @@ class AccumulatedOptimizer(Optimizer):
     ) -> None:
         _check_inner(optimizer)
         if isinstance(schedule, ReduceLROnPlateau):
-            raise InputError(
-                message("schedule", "ReduceLROnPlateau", "a schedule of updates", "step it with its metric")
-            )
+            raise InputError("schedule", "ReduceLROnPlateau", "a schedule of updates", "step it with its metric")
         if non_finite not in ("stop", "skip"):
-            raise InputError(message("non_finite", repr(non_finite), "'stop' or 'skip'"))
+            raise InputError("non_finite", repr(non_finite), "'stop' or 'skip'")
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise InputError(message("max_grad_norm", str(max_grad_norm), "more than 0, or None"))
+            raise InputError("max_grad_norm", str(max_grad_norm), "more than 0, or None")
         if isinstance(steps, Mapping) and 0 not in steps:
-            raise InputError(message("steps", f"a schedule {dict(steps)}", "an entry for update 0"))
+            raise InputError("steps", f"a schedule {dict(steps)}", "an entry for update 0")
         self.optimizer, self.steps, self.schedule = optimizer, steps, schedule
         self.max_grad_norm, self.non_finite = max_grad_norm, non_finite
         self.updates = self.skipped = 0
@@ -174,7 +172,7 @@ class AccumulatedOptimizer(Optimizer):
         if any(type(one).__name__ == "AcceleratedOptimizer" for one in holders(self)):
             found = f"accelerate with gradient_accumulation_steps={states.GradientState().num_steps} around it"
             do = "Accelerator(gradient_accumulation_steps=1), or the bare optimizer under accelerate"
-            raise InputError(message("AccumulatedOptimizer", found, "one of the two that counts micro-steps", do))
+            raise InputError("AccumulatedOptimizer", found, "one of the two that counts micro-steps", do)
 
     def add_param_group(self, param_group: Group) -> None:
         self.optimizer.add_param_group(param_group)
@@ -231,10 +229,10 @@ class AccumulatedOptimizer(Optimizer):
     def _count(self, weight: float | Tensor | None) -> None:
         weighted = weight is not None
         if self._weighted not in (None, weighted):
-            raise InputError(message("step", "some steps of a window with weight= and some without", "all of one kind"))
+            raise InputError("step", "some steps of a window with weight= and some without", "all of one kind")
         value = 1.0 if weight is None else float(weight)
         if not 0 <= value < math.inf:
-            raise InputError(message("step", f"weight={value}", "a finite number of labels, 0 or more"))
+            raise InputError("step", f"weight={value}", "a finite number of labels, 0 or more")
         self._weighted = weighted
         self._counted, self._weight = self._counted + 1, self._weight + value
 
@@ -244,7 +242,7 @@ class AccumulatedOptimizer(Optimizer):
         overflow, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         scaled = overflow is not None
         if self._scaled not in (None, scaled):
-            raise InputError(message("step", "a GradScaler on some steps of a window only", "on all or none"))
+            raise InputError("step", "a GradScaler on some steps of a window only", "on all or none")
         self._scaled = scaled
         if scaled:
             self._overflowed = self._overflowed or bool(overflow)
@@ -275,7 +273,7 @@ class AccumulatedOptimizer(Optimizer):
                 self.skipped += 1
                 return
             if not weight > 0:
-                raise InputError(message("step", "a window of weight 0", "at least one counted label"))
+                raise InputError("step", "a window of weight 0", "at least one counted label")
             for parameter, gradient in self._held.items():
                 parameter.grad = gradient
             if weight != 1:
@@ -300,7 +298,7 @@ class AccumulatedOptimizer(Optimizer):
     def _refuse(self, norm: float) -> None:
         found = f"a gradient of norm {norm:g} in the window of update {self.updates}"
         if self.non_finite == "stop":
-            raise InputError(message("step", found, "finite numbers", "lower the learning rate, or non_finite='skip'"))
+            raise InputError("step", found, "finite numbers", "lower the learning rate, or non_finite='skip'")
         self.skipped += 1
         warnings.warn(f"{found}: this update is left out ({self.skipped} so far)", stacklevel=4)
 
@@ -328,20 +326,16 @@ class AccumulatedOptimizer(Optimizer):
 
 def _check_inner(optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
-        raise InputError(message("AccumulatedOptimizer", type(optimizer).__name__, "a torch.optim.Optimizer"))
+        raise InputError("AccumulatedOptimizer", type(optimizer).__name__, "a torch.optim.Optimizer")
     if isinstance(optimizer, AccumulatedOptimizer):
-        raise InputError(
-            message("AccumulatedOptimizer", "another AccumulatedOptimizer", "one, with the product of steps")
-        )
+        raise InputError("AccumulatedOptimizer", "another AccumulatedOptimizer", "one, with the product of steps")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if isinstance(optimizer, LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
         raise InputError(
-            message(
-                "AccumulatedOptimizer",
-                f"{type(optimizer).__name__}, which evaluates the loss of the whole batch several times per update",
-                "an optimizer that needs its gradient only",
-                "call it with a closure that runs accumulate(...) over the batch",
-            )
+            "AccumulatedOptimizer",
+            f"{type(optimizer).__name__}, which evaluates the loss of the whole batch several times per update",
+            "an optimizer that needs its gradient only",
+            "call it with a closure that runs accumulate(...) over the batch",
         )
 
 
@@ -351,7 +345,7 @@ def _steps_at(steps: int | Mapping[int, int] | Callable[[int], int], update: int
         steps = steps[max(start for start in steps if start <= update)]
     found = steps(update) if callable(steps) else steps
     if not isinstance(found, int) or found < 1:
-        raise InputError(message("steps", f"{found!r} for update {update}", "an integer of at least 1"))
+        raise InputError("steps", f"{found!r} for update {update}", "an integer of at least 1")
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["Group", "Tiger"]
 
@@ -43,7 +43,7 @@ class Tiger(Optimizer):
     ) -> None:
         if not lr >= 0 or not 0 <= beta < 1 or not weight_decay >= 0:
             found = f"lr={lr}, beta={beta}, weight_decay={weight_decay}"
-            raise InputError(message("Tiger", found, "lr and weight_decay of at least 0, beta from 0 to below 1"))
+            raise InputError("Tiger", found, "lr and weight_decay of at least 0, beta from 0 to below 1")
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class Tiger(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     if parameter.grad.is_sparse:
-                        raise InputError(message("Tiger", "a sparse gradient", "dense ones", "use sparse=False"))
+                        raise InputError("Tiger", "a sparse gradient", "dense ones", "use sparse=False")
                     self.decay(parameter, group["beta"])
                     self.state[parameter][MOMENTUM].add_(parameter.grad, alpha=1 - group["beta"])
                     self.move(parameter, group["lr"], group["weight_decay"])
@@ -69,9 +69,7 @@ class Tiger(Optimizer):
         if MOMENTUM not in state:
             if parameter.ndim >= 2 and not parameter.is_meta and not bool(parameter.any()):
                 found = f"a matrix of zeros, {[*parameter.shape]}"
-                raise InputError(
-                    message("Tiger", found, "matrices with a scale", "initialise it, or use another optimizer")
-                )
+                raise InputError("Tiger", found, "matrices with a scale", "initialise it, or use another optimizer")
             state[MOMENTUM] = torch.zeros_like(parameter)
         state[MOMENTUM].mul_(beta)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["check_leaves", "check_whole_batch_layers", "probe"]
 
@@ -37,12 +37,10 @@ def check_leaves(total: Tensor, own: Collection[int]) -> None:
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in own and not hasattr(leaf, _PROBES):
             raise InputError(
-                message(
-                    "objective",
-                    f"a trained {type(leaf).__name__} of shape {[*leaf.shape]} that is not the model's",
-                    "trained weights inside the model, whose gradients are divided by the labels of the whole batch",
-                    "make it part of the model (model.register_parameter), or detach it",
-                )
+                "objective",
+                f"a trained {type(leaf).__name__} of shape {[*leaf.shape]} that is not the model's",
+                "trained weights inside the model, whose gradients are divided by the labels of the whole batch",
+                "make it part of the model (model.register_parameter), or detach it",
             )
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
@@ -62,12 +60,10 @@ def check_whole_batch_layers(
         for kind, why, twice in _moving(module):
             if (divided or (twice and checkpointing)) and not {name, kind} & set(allow):
                 raise InputError(
-                    message(
-                        f"accumulate of {name or 'the model'}",
-                        f"{kind} in training, {why}",
-                        "layers that treat each row alone and stay as they are during an update",
-                        f"put it in eval mode, or allow=({kind!r},) for an approximate update",
-                    )
+                    f"accumulate of {name or 'the model'}",
+                    f"{kind} in training, {why}",
+                    "layers that treat each row alone and stay as they are during an update",
+                    f"put it in eval mode, or allow=({kind!r},) for an approximate update",
                 )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 
 from jieyue.autograd import Saved
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 
 from .microbatch import is_out_of_memory
@@ -53,10 +53,10 @@ def vocabulary_loss(
     """
     if hidden.shape[:-1] != labels.shape or weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         found = f"hidden {[*hidden.shape]}, weight {[*weight.shape]}, labels {[*labels.shape]}"
-        raise InputError(message("vocabulary_loss", found, "hidden [..., H], weight [V, H], labels [...]"))
+        raise InputError("vocabulary_loss", found, "hidden [..., H], weight [V, H], labels [...]")
     if not 0 <= smoothing < 1 or chunk_bytes < 1:
         found = f"smoothing={smoothing}, chunk_bytes={chunk_bytes}"
-        raise InputError(message("vocabulary_loss", found, "smoothing from 0 to below 1, chunk_bytes of at least 1"))
+        raise InputError("vocabulary_loss", found, "smoothing from 0 to below 1, chunk_bytes of at least 1")
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -103,7 +103,7 @@ def model_vocabulary_loss(
     head = getter() if callable(getter) else None
     if not isinstance(head, nn.Linear):
         found = f"{type(model).__name__} with output layer {type(head).__name__}"
-        raise InputError(message("model_vocabulary_loss", found, "a model whose output layer is nn.Linear"))
+        raise InputError("model_vocabulary_loss", found, "a model whose output layer is nn.Linear")
     if model._forward_hooks:
         logits = model(**inputs).logits
         logits, labels = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
@@ -130,12 +130,10 @@ def held_back(model: nn.Module, head: nn.Linear, inputs: Mapping[str, Tensor | b
         return hidden
 
     failure = InputError(
-        message(
-            f"model_vocabulary_loss({type(model).__name__})",
-            "logits that are changed after the output layer",
-            "logits straight from it",
-            "use token_loss(model(...).logits, labels)",
-        )
+        f"model_vocabulary_loss({type(model).__name__})",
+        "logits that are changed after the output layer",
+        "logits straight from it",
+        "use token_loss(model(...).logits, labels)",
     )
     earlier = head.__dict__.get("forward")
     head.__dict__["forward"] = keep

@@ -12,7 +12,7 @@ from torch import nn
 
 from jieyue.data.history import template_for
 from jieyue.decoding.slots import positions_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.causal import as_decoder, made_causal
 from jieyue.hf.causal_presets import CAUSAL_PRESETS, build_causal, causal_config, set_generation
 from jieyue.hf.classic_presets import refuse_misspelt
@@ -35,7 +35,7 @@ def open_chat_model(config: RunConfig, texts: Callable[[], Iterable[str]], *, se
     """
     name, vocabulary, attention = config.model, config.vocabulary, config.attention
     if config.unshare is not None:
-        raise InputError(message("unshare", f"a dialogue model, {name!r}", "an ALBERT"))
+        raise InputError("unshare", f"a dialogue model, {name!r}", "an ALBERT")
     if name in CAUSAL_PRESETS and not Path(name).is_dir():
         own: Tokenizer
         own = make_tokenizer(vocabulary) if vocabulary else make_lossless_tokenizer(learn_lossless_vocabulary(texts()))

@@ -27,7 +27,7 @@ from jieyue.data.packing import DialogueRows
 from jieyue.data.repeats import with_new_replies
 from jieyue.data.speakers import parse_roles
 from jieyue.data.streams import part_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.causal_presets import CAUSAL_PRESETS
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.report import Report
@@ -242,17 +242,15 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
             names = ("text", "prompt", "instruction", "question", "query", "input", "user")
             return (Message("user", text_of(row, names, "what the user says, or messages")),)
         if not isinstance(messages, list) or not messages:
-            raise InputError(message("row, field 'messages'", f"{messages!r:.60}", "a list of turns"))
+            raise InputError("row, field 'messages'", f"{messages!r:.60}", "a list of turns")
         talk = []
         for one in messages:
             known = isinstance(one, dict) and one.get("role") in ("system", "user", "assistant")
             if not known or not isinstance(one.get("content"), str):
-                raise InputError(
-                    message("row, field 'messages'", f"{one!r:.60}", "role (system, user, assistant) and content")
-                )
+                raise InputError("row, field 'messages'", f"{one!r:.60}", "role (system, user, assistant) and content")
             talk.append(Message(one["role"], one["content"]))
         if talk[-1].role != "user":
-            raise InputError(message("row, field 'messages'", f"a last turn of the {talk[-1].role}", "one of the user"))
+            raise InputError("row, field 'messages'", f"a last turn of the {talk[-1].role}", "one of the user")
         return tuple(talk)
 
     def told(self, answer: str) -> Prediction:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.data.labelled import Labelled
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.metrics.multilabel import score_sets
 from jieyue.metrics.regression import score_numbers
@@ -78,7 +78,7 @@ def label_set(examples: Sequence[Labelled]) -> tuple[str, ...]:
     """The labels that occur, in order; whole numbers in the order of their values. ``InputError`` where there is one only."""
     names = {name for one in examples for name in one.names}
     if len(names) < 2:
-        raise InputError(message("labels", ", ".join(names) or "none", "two different ones or more"))
+        raise InputError("labels", ", ".join(names) or "none", "two different ones or more")
     return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
 
 
@@ -94,7 +94,7 @@ def label_weights(settings: ClassifySettings, examples: Sequence[Labelled]) -> t
     missing = [name for name in settings.labels if not counts[name]]
     if missing:
         found = f"no training example of {', '.join(missing)[:60]}"
-        raise InputError(message("class_weights=balanced", found, "some of every label"))
+        raise InputError("class_weights=balanced", found, "some of every label")
     if settings.problem == "multi-label":
         return tuple(max(1, known - counts[name]) / counts[name] for name in settings.labels)
     return tuple(known / (len(settings.labels) * counts[name]) for name in settings.labels)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from jieyue.data.label_kinds import check_kind
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, PackedSettings
@@ -52,11 +52,11 @@ class ClassifySettings(PackedSettings):
             object.__setattr__(self, "problem", "multi-label")
         if self.label_separator is not None and (self.problem != "multi-label" or not self.label_separator.strip()):
             found = f"{self.label_separator!r} with problem={self.problem}"
-            raise InputError(message("label_separator", found, "characters, and --problem multi-label"))
+            raise InputError("label_separator", found, "characters, and --problem multi-label")
         if self.class_weights is not None and self.problem == "regression":
-            raise InputError(message("class_weights", "labels that are numbers (regression)", "none"))
+            raise InputError("class_weights", "labels that are numbers (regression)", "none")
         if self.thresholds is not None and self.problem in ("single-label", "regression"):
-            raise InputError(message("thresholds", f"problem={self.problem}", "multi-label, or none"))
+            raise InputError("thresholds", f"problem={self.problem}", "multi-label, or none")
         if self.labels and self.thresholds is not None:
             self.threshold_of_each()
 
@@ -64,7 +64,7 @@ class ClassifySettings(PackedSettings):
         """The thresholds, in the order of ``labels``."""
         found = per_label("thresholds", self.thresholds or "0.5", self.labels, 0.5)
         if not all(0 < one < 1 for one in found):
-            raise InputError(message("thresholds", str(self.thresholds), "probabilities between 0 and 1"))
+            raise InputError("thresholds", str(self.thresholds), "probabilities between 0 and 1")
         return found
 
     def fitted(self, positions: int) -> Self:
@@ -101,10 +101,10 @@ def per_label(name: str, text: str, labels: Sequence[str], default: float) -> li
                 raise ValueError("a label twice")
         found = {label: _positive(value) for label, value in found.items()}
     except (ValueError, TypeError) as error:
-        raise InputError(message(name, f"{text!r:.60} ({error})", expected)) from None
+        raise InputError(name, f"{text!r:.60} ({error})", expected) from None
     unknown = sorted(set(found) - set(labels))
     if unknown:
-        raise InputError(message(name, f"labels that the data lack: {', '.join(unknown)[:80]}", ", ".join(labels)[:80]))
+        raise InputError(name, f"labels that the data lack: {', '.join(unknown)[:80]}", ", ".join(labels)[:80])
     return [found.get(label, default) for label in labels]
 
 

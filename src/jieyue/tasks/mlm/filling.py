@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.data.batch import pad_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tasks import Prediction
 from jieyue.tasks.batches import answers_in_batches
 
@@ -29,17 +29,15 @@ def fill_masks(model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], bat
     """
     own = tokenizer.mask_token
     if own is None or tokenizer.mask_token_id is None:
-        raise InputError(message("tokenizer", "no mask token", "one of a masked language model"))
+        raise InputError("tokenizer", "no mask token", "one of a masked language model")
     pieces = [text.replace(MASK, str(own)).split(str(own)) for text in texts]
     rows = []
     for text, parts in zip(texts, pieces, strict=True):
         if len(parts) < 2:
-            raise InputError(message("row", f"{text!r:.60} without a mask", f"a text with {own}"))
+            raise InputError("row", f"{text!r:.60} without a mask", f"a text with {own}")
         ids = list(tokenizer(str(own).join(parts))["input_ids"])
         if ids.count(tokenizer.mask_token_id) != len(parts) - 1 or len(ids) > tokenizer.model_max_length:
-            raise InputError(
-                message("row", f"{len(ids)} tokens", f"at most {tokenizer.model_max_length}, masks included")
-            )
+            raise InputError("row", f"{len(ids)} tokens", f"at most {tokenizer.model_max_length}, masks included")
         rows.append(ids)
 
     def collate(batch: list[list[int]]) -> dict[str, Tensor]:

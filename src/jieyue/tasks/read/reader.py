@@ -20,7 +20,7 @@ from jieyue.data.windows import Candidate, Specials, Tokens, candidates, special
 from jieyue.decoding.constraints import Reading, SuffixOrder
 from jieyue.decoding.slots import positions_of
 from jieyue.decoding.vote import merge_windows, vote
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tasks import Row
 from jieyue.tasks.batches import Done, answers_in_batches
 from jieyue.text import normalize
@@ -147,7 +147,7 @@ def windows_of(
     longest, positions = max(map(len, found), default=0) + spare, positions_of(model)
     if positions is not None and longest > positions:
         raise InputError(
-            message("answer()", f"rows of {longest} tokens", f"at most {positions}", "use settings.fitted(positions)")
+            "answer()", f"rows of {longest} tokens", f"at most {positions}", "use settings.fitted(positions)"
         )
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, PackedSettings
 
@@ -46,7 +46,7 @@ class ReadSettings(PackedSettings):
 
     def __post_init__(self) -> None:
         if self.reader not in HEADS:
-            raise InputError(message("reader", repr(self.reader), f"one of {', '.join(HEADS)}"))
+            raise InputError("reader", repr(self.reader), f"one of {', '.join(HEADS)}")
         for name, least in (("answer_slots", 2), ("question_tokens", 2), ("window_tokens", 2), ("overlap_tokens", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
@@ -55,17 +55,15 @@ class ReadSettings(PackedSettings):
                 f"overlap_tokens={self.overlap_tokens}: expected less than window_tokens - 1 = {self.window_tokens - 1}"
             )
         if self.search is not None and self.search not in SEARCHES:
-            raise InputError(message("search", repr(self.search), f"one of {', '.join(SEARCHES)}"))
+            raise InputError("search", repr(self.search), f"one of {', '.join(SEARCHES)}")
         if self.search is not None and self.reader != "masked":
             raise InputError(
-                message(
-                    f"search={self.search!r}",
-                    f"the {self.reader} reader, which has one way to find an answer",
-                    "no search, or the masked reader",
-                )
+                f"search={self.search!r}",
+                f"the {self.reader} reader, which has one way to find an answer",
+                "no search, or the masked reader",
             )
         if self.packed and self.reader == "prefix":
-            raise InputError(message("packed=True", "the prefix reader, which has a mask of its own", "masked or span"))
+            raise InputError("packed=True", "the prefix reader, which has a mask of its own", "masked or span")
         if self.negatives_per_positive < 0 or self.temperature <= 0:
             raise InputError(
                 f"negatives_per_positive={self.negatives_per_positive}, temperature={self.temperature}: "
@@ -96,11 +94,9 @@ class ReadSettings(PackedSettings):
         window = self.window_tokens - (self.longest_row - positions)
         if window < 2 * self.answer_slots:
             raise InputError(
-                message(
-                    f"window_tokens={self.window_tokens}",
-                    f"a model of {positions} positions",
-                    f"at least {self.longest_row - self.window_tokens + 2 * self.answer_slots}",
-                    "lower answer_slots or question_tokens",
-                )
+                f"window_tokens={self.window_tokens}",
+                f"a model of {positions} positions",
+                f"at least {self.longest_row - self.window_tokens + 2 * self.answer_slots}",
+                "lower answer_slots or question_tokens",
             )
         return replace(self, window_tokens=window, overlap_tokens=min(self.overlap_tokens, window // 2))

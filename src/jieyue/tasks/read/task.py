@@ -26,7 +26,7 @@ from jieyue.data.corpora import heldout_path
 from jieyue.data.curriculum import Curriculum
 from jieyue.data.findings import Findings, overlap
 from jieyue.data.qa_files import Passage, Question, read_questions
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.presets import PRESETS
 from jieyue.metrics.baselines import compare_baselines
@@ -173,7 +173,7 @@ class ReadTask(Task[Question, ReadSettings, Answer]):
             return Question("1", question, (Passage(text),))
         texts = [one.get("passage", one.get("text")) if isinstance(one, dict) else one for one in several]
         if not texts or not all(isinstance(one, str) and one.strip() for one in texts):
-            raise InputError(message("row, field 'passages'", f"{several!r:.60}", "a list of texts that are not empty"))
+            raise InputError("row, field 'passages'", f"{several!r:.60}", "a list of texts that are not empty")
         return Question("1", question, tuple(Passage(str(one)) for one in texts))
 
     def told(self, answer: Answer) -> Prediction:

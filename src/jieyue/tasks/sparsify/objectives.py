@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import IGNORED
 from jieyue.training.vocabulary_loss import held_back, model_vocabulary_loss
@@ -98,7 +98,5 @@ def _head(model: nn.Module) -> nn.Linear:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     if not isinstance(head, nn.Linear):
-        raise InputError(
-            message("distill='logits'", f"{type(model).__name__}", "a model whose output layer is nn.Linear")
-        )
+        raise InputError("distill='logits'", f"{type(model).__name__}", "a model whose output layer is nn.Linear")
     return head

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.options import option
 from jieyue.tasks.settings import Settings
 
@@ -43,9 +43,9 @@ class SparseSettings(Settings):
         for name, allowed in (("kind", tuple(KINDS)), ("train", TRAINED), ("distill", DISTILLED)):
             if getattr(self, name) not in allowed:
                 found = repr(getattr(self, name))
-                raise InputError(message(f"{name}={found}", found, f"one of {', '.join(allowed)}"))
+                raise InputError(f"{name}={found}", found, f"one of {', '.join(allowed)}")
         if self.distill == "logits" and self.kind == "encoder":
-            raise InputError(message("distill='logits'", "an encoder without a head", "distill='outputs'"))
+            raise InputError("distill='logits'", "an encoder without a head", "distill='outputs'")
 
     def head(self, default: str) -> str:
         return KINDS[self.kind]

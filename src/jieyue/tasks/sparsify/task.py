@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from jieyue.data.batch import collate, pad_of, token_batch
 from jieyue.data.findings import Findings
 from jieyue.data.plain import read_lines, shared_lines
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.loading import load_model
 from jieyue.hf.trained_part import train_part
 from jieyue.listener import SILENT, ProgressListener
@@ -124,9 +124,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
     ) -> ModelSource:
         if not Path(config.model).is_dir() and "/" not in config.model:
             found = f"{config.model!r}, no folder"
-            raise InputError(
-                message("sparsify(model)", found, "a model that is trained already: its folder or hub name")
-            )
+            raise InputError("sparsify(model)", found, "a model that is trained already: its folder or hub name")
         head = None if settings.kind == "encoder" else settings.head(self.head)
         source = open_model(config, head, texts, seed=seed)  # type: ignore[arg-type]
 
@@ -152,7 +150,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         if settings.distill != "none":
             return Distilled(_teacher(settings), settings.distill)
         if settings.kind == "encoder":
-            raise InputError(message("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'"))
+            raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'")
         return text_loss
 
     def example_batch(self, settings: SparseSettings, rows: int, positions: int) -> dict[str, Tensor]:
@@ -227,9 +225,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         rows, _ = self.encode(held_out, tokenizer, settings)
         if not rows:
             found = f"{len(held_out)} held-out lines that fill no row of {settings.row_tokens} tokens"
-            raise InputError(
-                message("held out", found, "more running text", "add text, or take shorter rows (--row-tokens)")
-            )
+            raise InputError("held out", found, "more running text", "add text, or take shorter rows (--row-tokens)")
         started = time.perf_counter()
         costs, answers = _costs(model, batches_of(self, rows[:MOST_JUDGED], tokenizer, settings), settings)
         beside: Facts = {
@@ -285,7 +281,7 @@ def _costs(
 def _teacher(settings: SparseSettings) -> nn.Module:
     """The full model, as it was before it was made sparse."""
     if settings.teacher is None:
-        raise InputError(message("teacher", "none", "the folder or name of the full model", "jieyue sparsify sets it"))
+        raise InputError("teacher", "none", "the folder or name of the full model", "jieyue sparsify sets it")
     with torch.random.fork_rng(devices=[]):
         return load_model(settings.teacher, None if settings.kind == "encoder" else settings.head("causal-lm"))
 

@@ -26,7 +26,7 @@ from jieyue.data.batch import IGNORED, token_batch
 from jieyue.data.findings import Findings
 from jieyue.data.tagged import Tagged, read_tagged, words_of
 from jieyue.data.tags import bio_of, spans_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.metrics.entities import score_entities
 from jieyue.report import Report
 from jieyue.tally import Tally
@@ -80,7 +80,7 @@ class TagTask(Task[Tagged, TagSettings, Entities]):
             return settings
         types = sorted({kind for one in examples for kind, _, _ in one.spans or ()})
         if not types:
-            raise InputError(message("tag", "no entity in the training texts", "some of at least one type"))
+            raise InputError("tag", "no entity in the training texts", "some of at least one type")
         return replace(settings, types=tuple(types))
 
     # -- data
@@ -91,10 +91,10 @@ class TagTask(Task[Tagged, TagSettings, Entities]):
         return read_tagged(files, column=settings.tag_column, skip_bad=skip_bad, encoding=settings.encoding)
 
     def shipped(self, limit: int | None, seed: int) -> tuple[list[Tagged], Findings]:
-        raise InputError(message("data", "none", "CoNLL columns or JSON spans", "no corpus of entities ships: --data"))
+        raise InputError("data", "none", "CoNLL columns or JSON spans", "no corpus of entities ships: --data")
 
     def shipped_held_out(self) -> tuple[list[Tagged], Findings]:
-        raise InputError(message("files", "none", "texts with entities", "no corpus of entities ships: name a file"))
+        raise InputError("files", "none", "texts with entities", "no corpus of entities ships: name a file")
 
     def groups(self, examples: Sequence[Tagged]) -> list[str]:
         return [one.text for one in examples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, Settings
 
@@ -60,7 +60,5 @@ class TitleSettings(Settings):
         source = self.source_tokens - (needed - positions)
         if source < self.title_tokens:
             found = f"a model of {positions} positions"
-            raise InputError(
-                message(f"source_tokens={self.source_tokens}", found, f"at least {needed}", "lower title_tokens")
-            )
+            raise InputError(f"source_tokens={self.source_tokens}", found, f"at least {needed}", "lower title_tokens")
         return replace(self, source_tokens=source)

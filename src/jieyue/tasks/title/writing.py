@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from jieyue.data.batch import IGNORED, collate, pad_of
 from jieyue.data.titles import Pair
 from jieyue.decoding.search import beam, greedy
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.steps import steps
 from jieyue.tally import Tally
 from jieyue.tasks import Row
@@ -43,9 +43,7 @@ def marks(tokenizer: Tokenizer) -> tuple[list[int], int]:
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if last is None or tokenizer.pad_token_id is None:
-        raise InputError(
-            message("tokenizer", f"{type(tokenizer).__name__} without an end or padding", "[SEP] or eos, and pad")
-        )
+        raise InputError("tokenizer", f"{type(tokenizer).__name__} without an end or padding", "[SEP] or eos, and pad")
     return ([] if first is None else [int(first)]), int(last)
 
 
@@ -73,12 +71,8 @@ def encode_pairs(
         counts["titles_over_long"] += over_long
         counts["longest_title_tokens"] = max(counts["longest_title_tokens"], len(title) + 1)
         if over_long and settings.over_long == "refuse":
-            raise InputError(
-                message(
-                    f"pair {number + 1}", f"a title of {len(title) + 1} tokens", f"at most {settings.title_tokens}",
-                    "raise title_tokens, or choose over_long=cut or skip (--over-long)",
-                )
-            )  # fmt: skip
+            raise InputError(f"pair {number + 1}", f"a title of {len(title) + 1} tokens", f"at most {settings.title_tokens}",
+                    "raise title_tokens, or choose over_long=cut or skip (--over-long)")  # fmt: skip
         if not title or (over_long and settings.over_long == "skip"):
             counts["titles_left_out"] += 1
             continue

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import Objective
 from jieyue.training.trained import probe
@@ -103,9 +103,7 @@ class _Watch:
     def __call__(self, out: Tensor, place: int, module: nn.Module) -> Tensor:
         if out.shape[0] != self.num_rows:
             raise InputError(
-                message(
-                    "the embedding's output", f"shape {[*out.shape]}", f"{self.num_rows} rows, one for each example"
-                )
+                "the embedding's output", f"shape {[*out.shape]}", f"{self.num_rows} rows, one for each example"
             )
         if not torch.is_grad_enabled():
             return out
@@ -152,22 +150,14 @@ def _twice_differentiable(model: nn.Module) -> Iterator[None]:
     attentions = _attentions(model)
     once = sorted(one for one in attentions if any(name in one for name in _ONCE_ONLY))
     if once:
-        raise InputError(
-            message(
-                "penalize_gradient", f"the attention {once[0]!r}, which has no second derivative",
-                "jieyue's, 'eager' or 'sdpa'", "model.set_attn_implementation('eager'), or jieyue.use(...)",
-            )
-        )  # fmt: skip
+        raise InputError("penalize_gradient", f"the attention {once[0]!r}, which has no second derivative",
+                "jieyue's, 'eager' or 'sdpa'", "model.set_attn_implementation('eager'), or jieyue.use(...)")  # fmt: skip
     if "sdpa" not in attentions:
         yield
         return
     if _is_checkpointed(model):
-        raise InputError(
-            message(
-                "penalize_gradient", "the attention 'sdpa' under activation checkpointing", "jieyue's or 'eager'",
-                "model.set_attn_implementation('eager'), or jieyue.use(...)",
-            )
-        )  # fmt: skip
+        raise InputError("penalize_gradient", "the attention 'sdpa' under activation checkpointing", "jieyue's or 'eager'",
+                "model.set_attn_implementation('eager'), or jieyue.use(...)")  # fmt: skip
     warnings.warn(
         "penalize_gradient: 'sdpa' runs on its mathematical form, of N·N memory: its fused kernels have no second derivative",
         stacklevel=4,

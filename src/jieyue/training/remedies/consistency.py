@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import IGNORED, Objective
 
@@ -48,7 +48,7 @@ def rdrop(alpha: float = 1.0) -> Remedy:
         else:
             if first.shape != several.shape:
                 found_shape = f"labels {[*several.shape]} of floats and logits {[*first.shape]}"
-                raise InputError(message("rdrop", found_shape, "one label per logit, in [0, 1]"))
+                raise InputError("rdrop", found_shape, "one label per logit, in [0, 1]")
             difference = ((first.sigmoid() - second.sigmoid()) * (first - second)).sum()  # the same, of Bernoullis
         total = (tallies[0].total + tallies[1].total) / 2 + alpha / 4 * difference
         return Tally(total, tallies[0].weight)
@@ -103,7 +103,7 @@ def _several(model: nn.Module, rows: Rows) -> Tensor | None:
     inside = bool(((labels >= 0) & (labels <= 1)).all())
     if labels.ndim < 2 or labels.shape[-1] == 1 or kind == "regression" or not inside:
         found = f"labels {[*labels.shape]} of floats" + ("" if kind is None else f", problem_type {kind!r}")
-        raise InputError(message("rdrop", found, "classes: a regression says no distribution to compare"))
+        raise InputError("rdrop", found, "classes: a regression says no distribution to compare")
     return labels
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .targets import bare
 
@@ -46,9 +46,7 @@ def input_embedding(model: nn.Module) -> nn.Module:
     asked = getattr(model, "get_input_embeddings", None)
     first = None if asked is None else asked()
     if not isinstance(first, nn.Module):
-        raise InputError(
-            message(f"{type(model).__name__}", "no input embedding", "a model with get_input_embeddings()")
-        )
+        raise InputError(f"{type(model).__name__}", "no input embedding", "a model with get_input_embeddings()")
     return first
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import Batch, Objective
 
@@ -39,7 +39,7 @@ class Rows(dict[str, Tensor]):
         given = rows.pop("seeds", None)
         labels = rows.get("labels")
         if not isinstance(labels, Tensor) or labels.ndim < 1:
-            raise InputError(message("a remedy", f"a batch of {sorted(batch)}", "a tensor of labels, rows first"))
+            raise InputError("a remedy", f"a batch of {sorted(batch)}", "a tensor of labels, rows first")
         rows.seeds = torch.randint(2**62, (len(labels),)) if given is None else given
         rows.seeds = rows.seeds.to(labels.device)
         return rows
@@ -99,7 +99,7 @@ def apply(remedies: Iterable[Remedy], objective: Objective) -> Objective:
     """The objective under all of them, the first one innermost."""
     for remedy in remedies:
         if not isinstance(remedy, Remedy):
-            raise InputError(message("remedies", repr(remedy), "replace_tokens(...), fgm(...) and the like"))
+            raise InputError("remedies", repr(remedy), "replace_tokens(...), fgm(...) and the like")
         objective = remedy(objective)
     return objective
 

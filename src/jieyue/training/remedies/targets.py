@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.training.objective import IGNORED, Batch
 
 __all__ = [
@@ -71,7 +71,7 @@ def decoder_inputs(model: nn.Module, batch: Batch) -> tuple[str, Tensor]:
     if not _is_encoder_decoder(model):
         if not _speaks_of_next(model, batch):
             raise InputError(
-                message("a remedy of what the decoder reads", f"{type(bare(model)).__name__}", "a model that writes")
+                "a remedy of what the decoder reads", f"{type(bare(model)).__name__}", "a model that writes"
             )
         return "input_ids", batch["input_ids"]
     given = batch.get("decoder_input_ids")
@@ -84,12 +84,8 @@ def shifted_labels(model: nn.Module, labels: Tensor) -> Tensor:
     """The labels moved one place to the right [B, T], by the model's own method: what its decoder reads."""
     whole = bare(model)
     if not isinstance(whole, _ShiftsLabels):
-        raise InputError(
-            message(
-                f"{type(whole).__name__}", "no prepare_decoder_input_ids_from_labels", "one that shifts its labels",
-                "put decoder_input_ids into the batch",
-            )
-        )  # fmt: skip
+        raise InputError(f"{type(whole).__name__}", "no prepare_decoder_input_ids_from_labels", "one that shifts its labels",
+                "put decoder_input_ids into the batch")  # fmt: skip
     return whole.prepare_decoder_input_ids_from_labels(labels=labels)
 
 
@@ -97,9 +93,7 @@ def target_inputs(model: nn.Module, batch: Batch, tokens: Tensor, specials: Tens
     """Where ``tokens`` (of ``decoder_inputs``) are target and no special: bool [B, T]. Source and padding have no labels."""
     asked = batch["labels"] != IGNORED
     if asked.shape != tokens.shape:
-        raise InputError(
-            message("labels", f"shape {[*asked.shape]}", f"{[*tokens.shape]}, that of the decoder's tokens")
-        )
+        raise InputError("labels", f"shape {[*asked.shape]}", f"{[*tokens.shape]}, that of the decoder's tokens")
     if _is_encoder_decoder(model):
         asked = nn.functional.pad(asked[:, :-1], (1, 0))
     return asked & ~torch.isin(tokens, specials)
@@ -116,12 +110,8 @@ def special_ids(model: nn.Module) -> tuple[int, ...]:
             found.update(int(one) for one in values if one is not None)
             ends |= name in ("eos", "sep") and any(one is not None for one in values)
     if not ends:
-        raise InputError(
-            message(
-                "special tokens", "a model that names no eos_token_id or sep_token_id", "their ids",
-                "pass specials=tokenizer.all_special_ids",
-            )
-        )  # fmt: skip
+        raise InputError("special tokens", "a model that names no eos_token_id or sep_token_id", "their ids",
+                "pass specials=tokenizer.all_special_ids")  # fmt: skip
     return tuple(sorted(found))
 
 
@@ -133,7 +123,7 @@ def logits_of(model: nn.Module) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor | HasLogits) -> None:
         logits = out.logits if isinstance(out, HasLogits) else out
         if not isinstance(logits, Tensor):
-            raise InputError(message("a remedy of the model's logits", type(out).__name__, "an output with .logits"))
+            raise InputError("a remedy of the model's logits", type(out).__name__, "an output with .logits")
         found.append(logits)
 
     handle = bare(model).register_forward_hook(keep)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .adversarial import fgm, penalize_gradient
 from .consistency import rdrop, unlikelihood
@@ -40,14 +40,14 @@ def parse_remedy(text: str) -> Remedy:
         if isinstance(call, ast.Name):
             call = ast.Call(call, [], [])
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in REMEDIES):
-            raise InputError(message(asked, "no such remedy", f"one of {', '.join(REMEDIES)}, such as fgm(0.5)"))
+            raise InputError(asked, "no such remedy", f"one of {', '.join(REMEDIES)}, such as fgm(0.5)")
         values = [ast.literal_eval(value) for value in call.args]
         named = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg is not None}
     except InputError:
         raise
     except (SyntaxError, ValueError) as error:
-        raise InputError(message(asked, str(error), "a call with plain values, such as fgm(0.5)")) from None
+        raise InputError(asked, str(error), "a call with plain values, such as fgm(0.5)") from None
     try:
         return REMEDIES[call.func.id](*values, **named)
     except TypeError as error:
-        raise InputError(message(asked, str(error), f"the arguments of {call.func.id}")) from None
+        raise InputError(asked, str(error), f"the arguments of {call.func.id}") from None
