@@ -133,22 +133,7 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    offset_bias: Tensor | None,
-    key_mask: Tensor | None,
-    runs: Tensor | None,
-    seed: Tensor | None,
-    pattern: str,
-    scale: float,
-    dropout: float,
-    q_offset: int,
-    softcap: float,
-    engine: str,
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return _like_rows(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=wide)
 
@@ -207,15 +192,7 @@ def _(
     lse: Tensor,
     sinks: Tensor | None,
     offset_bias: Tensor | None,
-    key_mask: Tensor | None,
-    runs: Tensor | None,
-    seed: Tensor | None,
-    pattern: str,
-    scale: float,
-    dropout: float,
-    q_offset: int,
-    softcap: float,
-    engine: str,
+    *_: Tensor | str | float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     of_sinks, of_bias = (lse.new_empty(0 if x is None else x.shape) for x in (sinks, offset_bias))
     dq, dk, dv = (_like_rows(x, x.shape[3]) for x in (q, k, v))

@@ -26,7 +26,7 @@ from jieyue.errors import InputError
 from .attention import attention_of, forget_attention, remove_attention, use_attention
 from .probe import TOLERATED, made_up_ids, undisturbed
 
-__all__ = ["Packing", "is_padded", "packing_of"]
+__all__ = ["Packing", "packing_of"]
 
 _Given: TypeAlias = Tensor | bool | None
 _LENGTHS = (5, 3, 6)  # of the rows that it is tried on
@@ -88,12 +88,6 @@ def packing_of(model: nn.Module) -> Packing:
         if worn:
             remove_attention(model)
         raise
-
-
-def is_padded(batch: dict[str, Tensor], share: float = 0.0) -> bool:
-    """Whether more than this share of a batch's positions is padding."""
-    mask = batch.get("attention_mask")
-    return mask is not None and float((mask == 0).double().mean()) > share
 
 
 def _first_position(model: PreTrainedModel, body: nn.Module) -> int | None:

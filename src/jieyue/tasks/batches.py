@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 
-__all__ = ["Done", "answers_in_batches", "device_of", "evaluating"]
+__all__ = ["Done", "answers_in_batches", "device_of", "evaluating", "num_tokens"]
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
@@ -34,6 +34,11 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
             yield device_of(model)
     finally:
         model.train(was_training)
+
+
+def num_tokens(row: Mapping[str, Sized]) -> int:
+    """The length of an encoded row."""
+    return len(row["input_ids"])
 
 
 def answers_in_batches(

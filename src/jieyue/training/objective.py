@@ -24,7 +24,7 @@ IGNORED = -100
 def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
     """Cross entropy summed over the labels that count: ``total = Σ −log softmax(logits)[label]``, ``weight`` = their number.
 
-    ``logits`` [..., V]; ``labels`` [...] of integers, ``ignored`` where nothing is asked.
+    ``logits`` [..., V], summed in float32 where they are narrower; ``labels`` [...] of integers, ``ignored`` where nothing is asked.
 
     >>> import torch
     >>> tally = token_loss(torch.zeros(2, 3, 4), torch.tensor([[1, 2, -100], [0, -100, -100]]))
@@ -33,7 +33,7 @@ def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
     """
     if logits.shape[:-1] != labels.shape:
         raise InputError("token_loss", f"labels {[*labels.shape]}", f"the shape {[*logits.shape[:-1]]}")
-    flat = labels.flatten()
+    flat, logits = labels.flatten(), logits.float() if logits.dtype.itemsize < 4 else logits
     total = nn.functional.cross_entropy(logits.flatten(0, -2), flat, ignore_index=ignored, reduction="sum")
     return Tally(total, (flat != ignored).sum())
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from jieyue.data.batch import collate, pad_of
 from jieyue.data.corpora.everyday import compose_talks, heldout_openings, heldout_talks
 from jieyue.data.dialogues import Dialogue, DialogueFiles, Format, contamination
 from jieyue.data.findings import Findings
@@ -31,7 +30,7 @@ from jieyue.errors import InputError
 from jieyue.hf.causal_presets import CAUSAL_PRESETS
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.report import Report
-from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Sources, Task, name_of
+from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, RunConfig, Sources, Task, name_of
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.models import ModelSource
 from jieyue.tasks.sources import sampled
@@ -199,9 +198,6 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
         folder: Path | None = None,
     ) -> tuple[DialogueRows, Counter[str]]:
         return encode_dialogues(examples, tokenizer, settings, folder)
-
-    def collate(self, rows: Sequence[Row], tokenizer: Tokenizer, settings: ChatSettings) -> dict[str, Tensor]:
-        return collate(rows, pad_of(tokenizer))
 
     def objective(self, settings: ChatSettings) -> Objective:
         return dialogue_loss

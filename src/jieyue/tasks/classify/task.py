@@ -32,7 +32,7 @@ from jieyue.metrics.multilabel import score_sets
 from jieyue.metrics.regression import score_numbers
 from jieyue.report import Report
 from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Sources, Task
-from jieyue.tasks.batches import answers_in_batches
+from jieyue.tasks.batches import answers_in_batches, num_tokens
 from jieyue.tasks.fields import field_of, text_of
 from jieyue.tasks.shipped import topics
 from jieyue.training.objective import Objective
@@ -218,7 +218,7 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Answer]):
         def read(_: Sequence[Row], batch: dict[str, Tensor]) -> list[Answer]:
             return _answers(model(**batch).logits.float().cpu(), settings)
 
-        return answers_in_batches(model, rows, _length, collate, read, batch_size=batch_size, done=done)
+        return answers_in_batches(model, rows, num_tokens, collate, read, batch_size=batch_size, done=done)
 
     def from_row(self, row: Facts, settings: ClassifySettings) -> Labelled:
         """The text in the column that training had, or in a usual one; a row of one field is that field."""
@@ -367,10 +367,6 @@ def _named(column: str | None) -> str | None:
 
 def _whole(one: Labelled) -> str:
     return f"{one.text} {one.pair}"
-
-
-def _length(row: Row) -> int:
-    return len(row["input_ids"])
 
 
 def _choice(shares: Tensor, labels: Sequence[str]) -> Choice:

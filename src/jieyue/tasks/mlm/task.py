@@ -28,7 +28,7 @@ from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
 from jieyue.tally import Tally
 from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
-from jieyue.tasks.batches import Done, answers_in_batches
+from jieyue.tasks.batches import Done, answers_in_batches, num_tokens
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.shipped import topics
 from jieyue.training.objective import Objective, token_loss
@@ -221,8 +221,7 @@ class MaskTask(Task[str, MaskSettings, Guess]):
 
 def masked_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     """Sum of −log p of the hidden tokens, and how many these are."""
-    logits = _logits(model, batch)
-    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, batch["labels"])
+    return token_loss(_logits(model, batch), batch["labels"])
 
 
 def pseudo_perplexity(
@@ -256,12 +255,8 @@ def _guesses(model: nn.Module, hidden: Sequence[Hidden], pad: int, batch_size: i
         return [Guess(own, int(hits), int(count)) for own, hits, count in facts]
 
     return answers_in_batches(
-        model, hidden, _length, lambda rows: collate(rows, pad), read, batch_size=batch_size, done=done
+        model, hidden, num_tokens, lambda rows: collate(rows, pad), read, batch_size=batch_size, done=done
     )
-
-
-def _length(row: Hidden) -> int:
-    return len(row["input_ids"])
 
 
 def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -63,8 +63,7 @@ def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     """
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = slot_logits(model, inputs, 1, labels.shape[1])
-    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
+    return token_loss(slot_logits(model, inputs, 1, labels.shape[1]), labels)
 
 
 def answer(

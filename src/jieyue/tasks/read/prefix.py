@@ -75,8 +75,7 @@ def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     vocabulary's logits are computed.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "places")}
-    logits = logits_at(model, {**inputs, "use_cache": False}, batch["places"])
-    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, batch["labels"])
+    return token_loss(logits_at(model, {**inputs, "use_cache": False}, batch["places"]), batch["labels"])
 
 
 def answer(

@@ -68,9 +68,9 @@ def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     the softmax, so a row's loss does not depend on the rows beside it.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "places")}
-    logits = span_logits(model, inputs)
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    return token_loss(logits.masked_fill(batch["places"][:, None, :] == 0, -torch.inf), batch["labels"])
+    return token_loss(
+        span_logits(model, inputs).masked_fill(batch["places"][:, None, :] == 0, -torch.inf), batch["labels"]
+    )
 
 
 def answer(

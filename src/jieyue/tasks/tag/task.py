@@ -31,7 +31,7 @@ from jieyue.metrics.entities import score_entities
 from jieyue.report import Report
 from jieyue.tally import Tally
 from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, Task
-from jieyue.tasks.batches import answers_in_batches
+from jieyue.tasks.batches import answers_in_batches, num_tokens
 from jieyue.tasks.fields import text_of
 from jieyue.training.objective import Objective, token_loss
 
@@ -173,7 +173,7 @@ class TagTask(Task[Tagged, TagSettings, Entities]):
 
         collate = partial(self.collate, tokenizer=tokenizer, settings=settings)
         read_rows = iter(
-            answers_in_batches(model, rows, _length, collate, read, batch_size=batch_size, done=done) if rows else []
+            answers_in_batches(model, rows, num_tokens, collate, read, batch_size=batch_size, done=done) if rows else []
         )
         names, found = settings.tags, []
         for one, own in zip(examples, windows, strict=True):
@@ -241,12 +241,7 @@ class TagTask(Task[Tagged, TagSettings, Entities]):
 def tag_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     """Sum of −log p(tag) over the words, and their number. ``labels`` [B, L], -100 where no word begins."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs).logits
-    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, batch["labels"])
-
-
-def _length(row: Row) -> int:
-    return len(row["input_ids"])
+    return token_loss(model(**inputs).logits, batch["labels"])
 
 
 def _entities(one: Tagged, tags: Sequence[str], sure: Sequence[float]) -> Entities:

@@ -120,8 +120,7 @@ def decoder_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
     if "decoder_input_ids" not in inputs:
         shifted = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009
         inputs["decoder_input_ids"] = shifted(labels=labels)
-    logits = model(**inputs, use_cache=False).logits
-    return token_loss(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
+    return token_loss(model(**inputs, use_cache=False).logits, labels)
 
 
 @dataclass(frozen=True, slots=True)
