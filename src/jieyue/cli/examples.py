@@ -158,8 +158,8 @@ EXAMPLES: dict[str, tuple[Example, Example, Example]] = {
     ),
     "reproduce": (
         ("jieyue reproduce 3 --seeds 3", "One article's claims."),
-        ("jieyue reproduce gelu --out reproduction", "An article by its idea."),
         ("jieyue reproduce --scale hour --data FOLDER", "All of them, on larger data."),
+        ("jieyue reproduce --weights all-MiniLM-L6-v2", "Those that a pretrained model can serve, on its folder."),
     ),
     "bench": (
         ("jieyue bench attention --parts small", "One part of the table."),

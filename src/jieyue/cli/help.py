@@ -46,7 +46,7 @@ FLAGS = {
         "--reader", "--answer-slots", "--window-tokens", "--search", "--max-tokens", "--kind", "--source-tokens",
         "--title-tokens", "--beams", "--thresholds", "--pseudo-rows", "--recipe", "--form", "--target", "--criterion",
         "--domain", "--fix", "--length", "--full-layers", "--candidates", "--positions", "--position-factor",
-        "--row-tokens", "--train", "--distill", "--rank",
+        "--row-tokens", "--train", "--distill", "--rank", "--weights",
     ),
     "Training": (
         "--effective-batch", "--steps", "--epochs", "--time", "--learning-rate", "--warmup-steps", "--schedule",

@@ -32,6 +32,13 @@ def reproduce(
         str, typer.Option(help="minutes (data that ship), hour (larger data) or full (hub, GPU).")
     ] = "minutes",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0; at least 2.")] = 3,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--weights",
+            help="Folder of a pretrained model: measure the claims that it can serve on it instead; several.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the measured cells and the pages.")] = Path("reproduction"),
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of the larger data. Default: the variable JIEYUE_DATA.")
@@ -45,6 +52,8 @@ def reproduce(
     from jieyue.evidence.articles import choose
     from jieyue.evidence.claims import SCALES
     from jieyue.evidence.pages import publish, write
+    from jieyue.evidence.pretrained.table import choose_on, left_out
+    from jieyue.evidence.pretrained.weights import open_weights
     from jieyue.evidence.running import measure
 
     console = Console(as_json)
@@ -56,8 +65,12 @@ def reproduce(
     given = os.environ.get("JIEYUE_DATA")
     folder = data if data is not None or not given else Path(given)
     asked = list(article or ())
-    claims = choose(asked)
-    command = shlex.join(["jieyue", "reproduce", *asked, "--scale", scale, "--seeds", str(seeds)])
+    models = open_weights(weights or ())
+    claims = choose_on(models, asked) if models else choose(asked)
+    for line in left_out(models, asked):
+        console.say(line)
+    named = [word for model in models for word in ("--weights", model.name)]
+    command = shlex.join(["jieyue", "reproduce", *asked, *named, "--scale", scale, "--seeds", str(seeds)])
     outcomes = measure(claims, known[0], range(seeds), out, data=folder, command=command, say=console.say)
     rows = []
     for outcome in outcomes:

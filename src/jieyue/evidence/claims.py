@@ -70,11 +70,13 @@ class Cell:
 @dataclass(frozen=True)
 class Place:
     """Where a cell runs. ``folder``: its own, kept when it is interrupted and removed when it is done; ``data``: the folder of
-    larger data, None where none was given (``minutes`` needs none); ``threads``: torch's own count."""
+    larger data, None where none was given (``minutes`` needs none); ``threads``: torch's own count; ``weights``: the folder of
+    the pretrained model, for a claim that is measured on one."""
 
     folder: Path
     data: Path | None
     threads: int
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,14 @@ from collections.abc import Iterable, Sequence
 from math import fsum
 from pathlib import Path
 
-from jieyue.report import Picture, Report, Section, save_picture, write_whole
+from jieyue.report import Fact, Picture, Report, Section, save_picture, write_whole
 
 from .articles import ARTICLES, choose, claims_of
 from .claims import FAILS, HOLDS, SCALES, UNDECIDED, UNTESTED, Claim, Result, Verdict
+from .pretrained.pages import BESIDE, PART, tell_beside, tell_pretrained
+from .pretrained.table import TEMPLATES, template_of
+from .pretrained.template import bind
+from .pretrained.weights import Weights
 from .running import Outcome, encode, parse
 
 __all__ = ["build", "publish", "published", "write"]
@@ -45,29 +49,48 @@ def publish(outcomes: Sequence[Outcome], docs: Path) -> list[Path]:
 
 
 def published(docs: Path) -> list[Outcome]:
-    """Every claim at every scale of which ``docs/results`` holds cells of its version, in the articles' order."""
-    found = []
-    for claim in choose():
+    """Every claim at every scale of which ``docs/results`` holds cells of its version, in the articles' order.
+
+    Then those on pretrained weights, each model's in a file of its own, ``CLAIM.MODEL.jsonl``.
+    """
+    found = [
+        Outcome(claim, scale, results)
+        for claim in choose()
+        for scale in SCALES
+        if (results := _kept(_cells_path(docs, scale, claim), claim.version))
+    ]
+    for template in TEMPLATES:
         for scale in SCALES:
-            path = _cells_path(docs, scale, claim)
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines()
-                current = [line for line in lines if line.strip() and json.loads(line).get("version") == claim.version]
-                if current:
-                    found.append(Outcome(claim, scale, [parse(line, str(path)) for line in current]))
+            for path in sorted((docs / "results" / scale).glob(f"{template.claim.key}.*.jsonl")):
+                if results := _kept(path, template.claim.version):
+                    claim = bind(template, Weights(results[0].cell.settings["model"]))
+                    found.append(Outcome(claim, scale, results))
     return found
+
+
+def _kept(path: Path, version: int) -> list[Result]:
+    """The cells of this version that the file holds; none where it is not there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    current = [line for line in lines if line.strip() and json.loads(line).get("version") == version]
+    return [parse(line, str(path)) for line in current]
 
 
 def build(outcomes: Sequence[Outcome]) -> Report:
     """The report: all verdicts, then every claim with the article's number beside ours, then machines and commands."""
     report = Report("Every claim of the eight articles, repeated")
-    judged = [(outcome, outcome.verdict) for outcome in outcomes]
-    _tell_verdicts(report, judged)
+    everything = [(outcome, outcome.verdict) for outcome in outcomes]
+    pretrained = [pair for pair in everything if template_of(pair[0].claim.key) is not None]
+    judged = [pair for pair in everything if template_of(pair[0].claim.key) is None]
+    if judged or not pretrained:
+        _tell_verdicts(report, judged)
     for article in ARTICLES:
         for claim in claims_of(article):
             own = [(outcome, verdict) for outcome, verdict in judged if outcome.claim.key == claim.key]
             if own:
-                _tell_claim(report.section(f"Article {article.number}: {claim.sentence}"), own)
+                section = report.section(f"Article {article.number}: {claim.sentence}")
+                _tell_claim(section, own)
+                tell_beside(section, claim.key, pretrained)
+    tell_pretrained(report, pretrained, _tell_claim)
     _tell_machines(report, outcomes)
     _tell_full(report)
     return report
@@ -158,6 +181,9 @@ def _write_markdown(report: Report, folder: Path, language: str = "en") -> Path:
     for number, (section, told) in enumerate(zip(report.sections, said.sections, strict=True)):
         _, _, text = Report(told.title, language=language, sections=[told]).markdown().partition("\n\n")
         parts.append(text.rstrip())
+        if any(isinstance(item, Fact) and item.what == BESIDE for item in section.items):
+            part = next(other for other, own in zip(said.sections, report.sections, strict=True) if own.title == PART)
+            parts.append(f"[{part.title}](#{part.title.lower().replace(' ', '-')})")
         pictures, titles = ([one for one in each.items if isinstance(one, Picture)] for each in (section, told))
         for place, (picture, translated) in enumerate(zip(pictures, titles, strict=True)):
             file = save_picture(picture, folder / NAME / f"{number}-{place}.svg")

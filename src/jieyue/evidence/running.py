@@ -175,4 +175,5 @@ def _content(data: Path | None, name: str) -> str:
 
 
 def _shown(cell: Cell) -> str:
-    return ", ".join([*(f"{name} {value}" for name, value in cell.settings.items()), f"seed {cell.seed}"])
+    plain = (f"{name} {value['name'] if isinstance(value, dict) else value}" for name, value in cell.settings.items())
+    return ", ".join([*plain, f"seed {cell.seed}"])
