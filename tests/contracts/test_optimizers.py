@@ -12,6 +12,7 @@ from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.optimizers import OPTIMIZERS
 from jieyue.planning.prediction import predict
 from jieyue.planning.setting import Setting
+from jieyue.planning.subject import Subject
 from jieyue.run.config import TrainingConfig
 from jieyue.run.fit import fit
 from jieyue.run.measure import measured_memory
@@ -19,6 +20,7 @@ from jieyue.run.plan import plan_for
 from jieyue.run.prepare import prepare
 from jieyue.tasks import RunConfig
 from jieyue.tasks.table import task
+from jieyue.training.adam_mini import AdamMini
 from jieyue.training.muon import MuonAdamW
 from jieyue.training.remedies.adversarial import fgm
 from jieyue.training.techniques import APPROXIMATE, EXACT, OTHER
@@ -27,6 +29,7 @@ from jieyue.training.tiger import Tiger
 COURSE = TrainingConfig(steps=2, effective_batch=4, remedies=(fgm(0.5),))
 KINDS = {
     "adamw": torch.optim.AdamW, "adafactor": Adafactor, "momentum": torch.optim.SGD, "tiger": Tiger, "muon": MuonAdamW,
+    "adam-mini": AdamMini,
 }  # fmt: skip
 
 
@@ -47,6 +50,7 @@ def plain():
         ("momentum", "float32", OTHER),
         ("tiger", "float32", OTHER),
         ("muon", "float32", OTHER),
+        ("adam-mini", "float32", OTHER),
     ],
 )
 def test_the_plan_predicts_the_optimizer_and_dtype_that_run(plain, optimizer, dtype, update, tmp_path):
@@ -107,8 +111,31 @@ def test_eight_bits_cost_what_is_predicted():
 
 def test_every_choice_is_labelled():
     updates = {name: Setting(micro_batch=1, optimizer=name).update for name in OPTIMIZERS}
-    others = dict.fromkeys(("adafactor", "momentum", "tiger", "muon"), OTHER)
+    others = dict.fromkeys(("adafactor", "momentum", "tiger", "muon", "adam-mini"), OTHER)
     assert updates == {"adamw": EXACT, **others, "adamw-8bit": APPROXIMATE}
     assert Setting(micro_batch=1, optimizer="adafactor", dtype="bfloat16").update == APPROXIMATE
     assert Setting(micro_batch=1, chunked=True, checkpointing=True, attention="full()").update == EXACT
     assert Setting(micro_batch=1, attention="local(4)").update == APPROXIMATE
+
+
+def test_blocks_of_adam_mini_are_heads_rows_and_vectors():
+    from transformers import BertConfig, GPT2Config, LlamaConfig
+
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 8}
+    llama = LlamaConfig(**sizes, num_key_value_heads=2, head_dim=4, tie_word_embeddings=False)
+    gpt2 = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=4, n_positions=8)
+    expected = {"query.weight": 4, "key.weight": 4, "value.weight": 16, "q_proj.weight": 4, "k_proj.weight": 2,
+                "v_proj.weight": 8, "word_embeddings.weight": 30, "embed_tokens.weight": 30, "c_attn.weight": 48,
+                "mlp.c_fc.weight": 64, "norm.weight": 1, "query.bias": 1}  # fmt: skip
+    found = {}
+    for config, head in ((BertConfig(**sizes), "masked-lm"), (llama, "causal-lm"), (gpt2, "causal-lm")):
+        subject = Subject(config=config, head=head, positions=8)
+        step = subject.step(Setting(micro_batch=2, optimizer="adam-mini"))
+        model = step.build_model()
+        optimizer = step.make_optimizer(model)
+        model(**{k: v for k, v in step.example_batch(2, 8).items() if k != "labels"}).logits.square().sum().backward()
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                found |= {end: optimizer.state[parameter]["exp_avg_sq"].numel() for end in expected if name.endswith(end)}
+    assert found == expected

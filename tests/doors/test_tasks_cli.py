@@ -115,7 +115,7 @@ def test_training_tells_what_unsharing_adds(pretrained, tmp_path):
         (["train", "classify", "--unshare-after", "3", *SMALL], "unshare_after"),
         (["train", "mlm", "--model", "bert-tiny", "--start", "sideways", "--steps", "1", *SMALL], "start="),
         (["train", "classify", "--data", "missing.tsv"], "missing.tsv"),
-        (["train", "read", "--optimizer", "lion"], "adamw, adafactor, momentum, tiger, muon, adamw-8bit"),
+        (["train", "read", "--optimizer", "lion"], "adamw, adafactor, momentum, tiger, muon, adam-mini, adamw-8bit"),
         (["plan", "title", "--dtype", "float16"], "float32, bfloat16"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tiger, Muon with AdamW, and weights that move in the backward pass: each against its own definition, in float64."""
+"""Tiger, Adam-mini, Muon with AdamW, and weights that move in the backward pass: each against its own definition, in float64."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from jieyue.errors import InputError
 from jieyue.tally import Tally
+from jieyue.training.adam_mini import AdamMini
 from jieyue.training.accumulation import accumulate
 from jieyue.training.in_backward import update_in_backward
 from jieyue.training.microbatch import MicroBatch
@@ -133,6 +134,84 @@ def test_tiger_refuses():
         Tiger(sparse.parameters()).step()
 
 
+def mini_groups(model, rows=3):
+    """The inner layer as queries of two heads of three rows, the rest by output rows."""
+    rest = [p for p in model.parameters() if p is not model.layer.weight]
+    return [{"params": [model.layer.weight], "rows": rows}, {"params": rest}]
+
+
+def mini_by_hand(model, states, batch, step, *, rows=3, columns=()):
+    """The paper's formulas, a number at a time: lr .03, betas .8 and .9, eps 1e-6, weight decay .1."""
+    gradients = whole_gradients(model, batch)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            numbers = torch.arange(p.numel()).view_as(p)
+            if p.ndim < 2:
+                blocks = [numbers.tolist()]
+            else:
+                outputs = numbers.t() if name in columns else numbers
+                size = rows if name == "layer.weight" else 1
+                blocks = [outputs[at : at + size].flatten().tolist() for at in range(0, len(outputs), size)]
+            m, v = states.setdefault(name, ([0.0] * p.numel(), [0.0] * len(blocks)))
+            g, w = gradients[name].flatten().tolist(), p.flatten().tolist()
+            for number, block in enumerate(blocks):
+                v[number] = 0.9 * v[number] + 0.1 * sum(g[i] ** 2 for i in block) / len(block)
+                divisor = math.sqrt(v[number] / (1 - 0.9**step)) + 1e-6
+                for i in block:
+                    m[i] = 0.8 * m[i] + 0.2 * g[i]
+                    w[i] -= 0.03 * (0.1 * w[i] if p.ndim >= 2 else 0.0) + 0.03 * m[i] / (1 - 0.8**step) / divisor
+            p.copy_(torch.tensor(w, dtype=p.dtype).view_as(p))
+
+
+MINI = {"lr": 0.03, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_adam_mini_is_its_definition(columns):
+    model, hand, states = fresh(), fresh(), {}
+    groups = mini_groups(model)
+    groups[0]["columns"] = columns
+    optimizer = AdamMini(groups, **MINI)
+    for step in range(1, 5):
+        batch = data(step)
+        accumulate(objective, model, batch, micro_batch=2)
+        optimizer.step()
+        optimizer.zero_grad()
+        mini_by_hand(hand, states, batch, step, columns=("layer.weight",) if columns else ())
+        assert far(model, hand) < 1e-13
+    first = sum(s["exp_avg"].numel() for s in optimizer.state.values())
+    assert first == sum(p.numel() for p in model.parameters())
+    assert sum(s["exp_avg_sq"].numel() for s in optimizer.state.values()) == 2 + 9 + 4  # heads, words, vectors
+
+
+def test_the_broken_adam_mini_is_noticed():
+    """The queries' second moments by rows in place of heads; then Adam's, one a weight."""
+    for optimizer in (
+        lambda model: AdamMini(mini_groups(model, rows=1), **MINI),
+        lambda model: torch.optim.AdamW(model.parameters(), **MINI),
+    ):
+        model, hand, states = fresh(), fresh(), {}
+        wrong = optimizer(model)
+        for step in range(1, 3):
+            accumulate(objective, model, data(step), micro_batch=2)
+            wrong.step()
+            wrong.zero_grad()
+            mini_by_hand(hand, states, data(step), step)
+        assert far(model, hand) > 1e-4
+
+
+def test_adam_mini_refuses():
+    for wrong in ({"lr": -1}, {"betas": (0.9, 1.0)}, {"eps": -1}, {"weight_decay": -1}):
+        with pytest.raises(InputError, match="AdamMini"):
+            AdamMini([nn.Parameter(torch.ones(2))], **wrong)
+    with pytest.raises(InputError, match="blocks of 2 rows for a matrix of 3"):
+        AdamMini([{"params": [nn.Parameter(torch.ones(3, 4))], "rows": 2}])
+    sparse = nn.Embedding(3, 2, sparse=True)
+    F.embedding(torch.tensor([1]), sparse.weight, sparse=True).sum().backward()
+    with pytest.raises(InputError, match="sparse"):
+        AdamMini(sparse.parameters()).step()
+
+
 def test_muon_is_torchs_own_and_adamw_has_the_rest():
     model, twin = fresh(), fresh()
     assert [p is model.layer.weight for p in hidden_matrices(model)] == [True]
@@ -176,6 +255,7 @@ KINDS = {
     "Adafactor": lambda model: torch.optim.Adafactor(model.parameters(), lr=0.03),
     "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, nesterov=True),
     "Tiger": lambda model: Tiger(model.parameters(), lr=0.03),
+    "Adam-mini": lambda model: AdamMini(mini_groups(model), lr=0.03),
     "Muon": lambda model: MuonAdamW(
         hidden_matrices(model), [p for p in model.parameters() if p is not model.layer.weight], lr=0.03
     ),

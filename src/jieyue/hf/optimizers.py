@@ -5,6 +5,7 @@ adafactor    a row and a column of moments a matrix        another optimizer
 momentum     SGD, one moment a weight                      another optimizer
 tiger        one moment a weight, of which the sign counts   another optimizer (kexue.fm 9512)
 muon         one moment a matrix; AdamW's two of the rest   another optimizer, torch's own and AdamW
+adam-mini    one moment a weight, and a number a block      another optimizer (arXiv 2406.16793)
 adamw-8bit   two moments of a byte each, in blocks         AdamW's moments rounded: an approximation
 """
 
@@ -17,8 +18,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from jieyue.errors import InputError, MissingExtra, message
+from jieyue.training.adam_mini import AdamMini
 from jieyue.training.muon import MuonAdamW, hidden_matrices
 from jieyue.training.techniques import Technique, technique
 from jieyue.training.tiger import Tiger
@@ -26,6 +29,7 @@ from jieyue.training.tiger import Tiger
 __all__ = ["OPTIMIZERS", "OptimizerChoice", "make_optimizer", "optimizer_named"]
 
 EIGHT_BIT_EXTRA = "eight-bit"
+_QUERIES_AND_KEYS = ("query", "key", "q_proj", "k_proj", "q_lin", "k_lin", "q", "k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,9 @@ OPTIMIZERS = {
     "muon": OptimizerChoice(
         optim="sgd", optim_args="jieyue=muon", technique=technique("Muon with AdamW (another optimizer)")
     ),
+    "adam-mini": OptimizerChoice(
+        optim="sgd", optim_args="jieyue=adam-mini", technique=technique("Adam-mini (another optimizer)")
+    ),
     "adamw-8bit": OptimizerChoice(
         optim="adamw_bnb_8bit", technique=technique("8-bit AdamW (approx)"), package="bitsandbytes"
     ),
@@ -96,7 +103,7 @@ def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Opt
     """The optimizer that ``args.optim`` names; weight decay on matrices only, not on biases and norms.
 
     With little state: ``adafactor``; ``adamw_bnb_8bit`` (bitsandbytes) and ``adamw_torch_8bit`` (torchao) where installed.
-    ``optim_args="jieyue=tiger"`` (or muon): ours, which transformers has no name for.
+    ``optim_args="jieyue=tiger"`` (or muon, adam-mini): ours, which transformers has no name for.
     """
     if name := _own_name(args.optim_args):
         return _own_optimizer(name, model, args)
@@ -136,4 +143,38 @@ def _own_optimizer(name: str, model: nn.Module, args: TrainingArguments) -> torc
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
         betas = (args.adam_beta1, args.adam_beta2)
         return MuonAdamW(matrices, rest, lr=args.learning_rate, weight_decay=args.weight_decay, betas=betas)
-    raise InputError(message("optim_args", f"jieyue={name}", "jieyue=tiger or jieyue=muon"))
+    if name == "adam-mini":
+        betas = (args.adam_beta1, args.adam_beta2)
+        return AdamMini(_blocks(model, args.weight_decay), lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+    raise InputError(message("optim_args", f"jieyue={name}", "jieyue=tiger, jieyue=muon or jieyue=adam-mini"))
+
+
+def _blocks(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Groups of weights whose blocks are alike (``AdamMini``): a head of queries or keys is one, another output row is one."""
+    width, seen = _head_width(model), set[int]()
+    found: dict[tuple[float, int, bool], list[nn.Parameter]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            matrix = parameter.ndim >= 2
+            by_head = matrix and width is not None and name.rpartition(".")[2] in _QUERIES_AND_KEYS
+            rows = width if by_head and width and len(parameter) % width == 0 else 1
+            key = (weight_decay if matrix else 0.0, rows, matrix and isinstance(module, Conv1D))
+            found.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "rows": rows, "columns": columns}
+        for (decay, rows, columns), parameters in found.items()
+    ]
+
+
+def _head_width(model: nn.Module) -> int | None:
+    """Rows of a query matrix that are one head's, as the configuration has it."""
+    config = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):  # none, or one a stage
+        return None
+    own = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    hidden = getattr(config, "hidden_size", None)
+    return own if isinstance(own, int) else hidden // heads if isinstance(hidden, int) and hidden % heads == 0 else None

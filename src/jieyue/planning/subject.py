@@ -79,6 +79,7 @@ class Subject:
             length=self.positions,
             device=self.device,
             weigh=partial(_weigh, self.head) if setting.in_backward else None,
+            in_backward=setting.moving,
         )
 
     def build(self, attention: str | None = None, layers: int | None = None) -> nn.Module:

@@ -130,6 +130,13 @@ TECHNIQUES = (
         costs="another update than Adam's; five small matrix products a matrix and update",
     ),
     Technique(
+        name="Adam-mini (another optimizer)",
+        where="jieyue.training.adam_mini.AdamMini",
+        update=OTHER,
+        saves="one of Adam's two moments: a number a head or output row is left",
+        costs="another update than Adam's: one rate for all weights of a block",
+    ),
+    Technique(
         name="update in backward approx (AdamA)",
         where="jieyue.training.in_backward.update_in_backward_approx",
         update=APPROXIMATE,
