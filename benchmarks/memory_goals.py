@@ -190,7 +190,8 @@ def tell(cells, fixed):
                      how=f"largest error {max(shares):.1%}")  # fmt: skip
         section.fact("budget kept", f"{kept} of {len(ran)}", how="highest resident set from the first update on")
     columns = ["model", "trained", "budget", "micro-batch", "checkpointing", ("process, predicted", "bytes"),
-               ("process, measured", "bytes"), ("planned", "seconds"), ("an update", "seconds"), ("fastest", "seconds"), "updates"]  # fmt: skip
+               ("process, measured", "bytes"), ("planned", "seconds"), ("an update", "seconds"), ("fastest", "seconds"),
+               "updates"]  # fmt: skip
     rows = []
     order = {name: number for number, name in enumerate((*MODELS, *METHODS, *BUDGETS))}
     for cell in sorted(cells, key=lambda cell: [order[cell[part]] for part in ("model", "method", "budget")]):

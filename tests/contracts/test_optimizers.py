@@ -121,7 +121,13 @@ def test_every_choice_is_labelled():
 def test_blocks_of_adam_mini_are_heads_rows_and_vectors():
     from transformers import BertConfig, GPT2Config, LlamaConfig
 
-    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 8}
+    sizes = {
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 8,
+    }
     llama = LlamaConfig(**sizes, num_key_value_heads=2, head_dim=4, tie_word_embeddings=False)
     gpt2 = GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=4, n_positions=8)
     expected = {"query.weight": 4, "key.weight": 4, "value.weight": 16, "q_proj.weight": 4, "k_proj.weight": 2,
@@ -137,5 +143,7 @@ def test_blocks_of_adam_mini_are_heads_rows_and_vectors():
         optimizer.step()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                found |= {end: optimizer.state[parameter]["exp_avg_sq"].numel() for end in expected if name.endswith(end)}
+                found |= {
+                    end: optimizer.state[parameter]["exp_avg_sq"].numel() for end in expected if name.endswith(end)
+                }
     assert found == expected

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from jieyue.errors import InputError
 from jieyue.tally import Tally
-from jieyue.training.adam_mini import AdamMini
 from jieyue.training.accumulation import accumulate
+from jieyue.training.adam_mini import AdamMini
 from jieyue.training.in_backward import update_in_backward
 from jieyue.training.microbatch import MicroBatch
 from jieyue.training.muon import MuonAdamW, hidden_matrices

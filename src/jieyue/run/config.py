@@ -87,7 +87,7 @@ class TrainingConfig:
     )
     optimizer: str = option(
         "adamw",
-        "adamw, adafactor, momentum (SGD), tiger, muon, adam-mini or adamw-8bit (needs bitsandbytes); auto: adamw where it fits, else adafactor.",
+        "adamw, adafactor, momentum (SGD), tiger, muon, adam-mini, adamw-8bit (bitsandbytes); auto: adamw if it fits, else adafactor.",
         metavar="NAME",
     )
     dtype: str = option(

@@ -4,9 +4,10 @@
     v_b ← β₂·v_b + (1 − β₂)·mean(g_b²)       one number a block b
     θ_b ← θ_b·(1 − α·λ) − α·m̂_b / (√v̂_b + ε)       m̂, v̂: divided by 1 − βᵗ; λ on matrices alone
 
-Blocks: the rows of one head in query and key matrices; one output row elsewhere (a token, in embeddings and output heads); a whole
-vector (biases, norms). Query, key and value in one matrix are taken row by row; of experts in one tensor each is a block. State: one tensor a weight, and a number a block.
-Source: Zhang et al. 2024, arXiv 2406.16793 (algorithms 1 and 3); "Hessian blocks of their own, a rate of their own".
+Blocks: the rows of one head in query and key matrices; one output row elsewhere (a token, in embeddings and output heads); a
+whole vector (biases, norms). Query, key and value in one matrix are taken row by row; of experts in one tensor each is a block.
+State: one tensor a weight, and a number a block.
+Source: Zhang et al. 2024, arXiv 2406.16793 (algorithms 1 and 3).
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ from .trained import check_whole_batch_layers
 __all__ = ["ALONE", "Moves", "PreviousNorm", "moving", "step_in_backward"]
 
 ALONE = (
-    "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Muon", "MuonAdamW", "Tiger", "AdamMini",
+    "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Muon", "MuonAdamW", "Tiger",
+    "AdamMini",
 )  # fmt: skip
 _SPOILED = "some weights have moved already: resume from a checkpoint, with smaller batches or without this"
 
