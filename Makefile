@@ -76,6 +76,7 @@ bench: setup
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_goals.py --run
 	$(BIN)/python benchmarks/memory_prediction.py
+	$(BIN)/python benchmarks/method_price.py
 	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/remedies.py
