@@ -77,6 +77,7 @@ bench: setup
 	$(BIN)/python benchmarks/memory_goals.py --run
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/method_price.py
+	$(BIN)/python benchmarks/whole_process.py
 	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/remedies.py

@@ -82,7 +82,7 @@ def main():
     print(report.text())
     report.save(given.out, "digits")
     if given.out == RESULTS:
-        fill_page("memory.md", "digits")
+        fill_page("memory", "digits")
 
 
 if __name__ == "__main__":

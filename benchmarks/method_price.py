@@ -42,7 +42,7 @@ from jieyue.training.techniques import APPROXIMATE, EXACT, OTHER
 from jieyue.training.weightwise import PreviousNorm, step_in_backward
 
 ROWS, TOKENS, UPDATES, WARMUP, PIECE = 8, 128, 100, 10, 2
-SEEDS, CHOOSING_SEED, BASE_UPDATES, RATE = (0, 1, 2), 100, 400, 1e-3
+SEEDS, CHOOSING_SEED, BASE_UPDATES, RATE, LINES = (0, 1, 2), 100, 400, 1e-3, 4000
 AROUND = (1 / 3, 1.0, 3.0)
 PLAIN = "AdamW"
 
@@ -78,10 +78,10 @@ class Course:
 
     def __init__(self, preset):
         self.task, self.settings = task("mlm"), MaskSettings(max_tokens=TOKENS)
-        lines, _ = self.task.shipped(None, 0)
+        lines, _ = self.task.shipped(LINES, 0)
         held, _ = self.task.shipped_held_out()
         self.tokenizer = make_tokenizer(learn_vocabulary(lines))
-        parts = {"base": lines[: len(lines) // 2], "train": lines[len(lines) // 2 : -1000], "choosing": lines[-1000:]}
+        parts = {"base": lines[: len(lines) // 2], "train": lines[len(lines) // 2 : -500], "choosing": lines[-500:]}
         self.rows = {name: self._whole(part) for name, part in parts.items()}
         self.rows["held out"] = self._whole(held)
         self.model = build(preset, self.tokenizer, head="masked-lm", seed=0)

@@ -17,6 +17,9 @@ COMMANDS = json.loads((ROOT / "benchmarks" / "commands.json").read_text(encoding
 PAGES = [
     ("memory", "memory", "Waterfall"),
     ("memory", "memory-prediction", "Cells"),
+    ("memory", "whole-process", "Runs"),
+    ("memory", "memory-goals", "Goals"),
+    ("memory", "method-price", "After 100 updates"),
     ("memory", "digits", None),
     ("attention", "attention", "Growth"),
 ]  # results, or a section, in other pages too

@@ -17,6 +17,7 @@ __all__ = [
     "cpu_name",
     "describe",
     "fix_malloc_threshold",
+    "give_back_beyond",
     "give_back_freed_memory",
     "malloc_name",
     "peak_resident_bytes",
@@ -84,6 +85,21 @@ def give_back_freed_memory() -> bool:
     if set_property is not None:
         return bool(set_property(b"tcmalloc.aggressive_memory_decommit", ctypes.c_size_t(1)))
     return fix_malloc_threshold()
+
+
+def give_back_beyond(num_bytes: int) -> bool:
+    """Where the resident set is above ``num_bytes``, tcmalloc gives so much of what it holds free back; False where it need not.
+
+    Called between updates: batches of many shapes leave pieces that fit nothing any more, and a process grows by them for
+    a long time. glibc is left alone, as it would keep giving back (``release_free_memory``) and take the time for it. Cost: reading
+    the resident set, some 50 microseconds.
+    """
+    release = _c_function("MallocExtension_ReleaseToSystem")
+    beyond = 0 if release is None else resident_bytes() - num_bytes
+    if release is None or beyond <= 0:
+        return False
+    release(ctypes.c_size_t(beyond))
+    return True
 
 
 def release_free_memory() -> bool:

@@ -7,6 +7,7 @@ third more time). Every number in a Plan is a trace of its own (``search``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jieyue.budget import Budget, Cost, Plan, format_bytes
 from jieyue.errors import BudgetError, InputError
@@ -28,9 +29,9 @@ def choose(
     """The Plan that fits ``budget.memory_bytes``, the whole process included, with what was rejected and why.
 
     ``fixed_bytes``: what the process holds without the model; None measures it now (``fixed_cost``), so call it after
-    the data is read. ``checkpointing``: None tries without, then with; True or False allow only that. Without a memory
-    limit the whole batch is one piece; so it is where weights move in the backward pass. Raises ``BudgetError``, which says by
-    how much nothing fits and what would.
+    the data is read, and once more when all is traced, as tracing leaves code and tables in memory. ``checkpointing``: None tries
+    without, then with; True or False allow only that. Without a memory limit the whole batch is one piece; so it is where weights
+    move in the backward pass. Raises ``BudgetError``, which says by how much nothing fits and what would.
     """
     if effective_batch < 1:
         raise InputError(f"effective_batch={effective_batch}: expected at least 1 row")
@@ -55,6 +56,12 @@ def choose(
             )
             continue
         micro_batch, predicted = found
+        held = fixed if fixed_bytes is not None else max(fixed, fixed_cost(step.device))
+        if predicted.peak_bytes + held > (budget.memory_bytes or float("inf")):
+            return choose(
+                step, budget, effective_batch=effective_batch, fixed_bytes=held, checkpointing=checkpointing
+            )
+        predicted = replace(predicted, fixed_bytes=held)
         return Plan(
             effective_batch=effective_batch,
             micro_batch=micro_batch,

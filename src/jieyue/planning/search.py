@@ -79,13 +79,16 @@ def _balanced(effective: int, rows: int) -> int:
 def fixed_cost(device: str = "cpu") -> int:
     """Bytes that this process (or the GPU's context) holds now, kernels and libraries warmed by a tiny training step."""
     with torch.random.fork_rng():
-        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).to(device)
-        optimizer = torch.optim.AdamW(layer.parameters())
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu")
+        model = nn.Sequential(nn.Embedding(64, 16), layer, nn.Linear(16, 64)).to(device)
+        optimizer = torch.optim.AdamW(model.parameters())
+        ids = torch.zeros(4, 32, dtype=torch.long, device=device)
         for _ in range(2):
-            layer(torch.zeros(2, 8, 16, device=device)).sum().backward()
+            nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-    del layer, optimizer
+    del layer, model, optimizer
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
 from jieyue.hf.types import Control
 from jieyue.hf.unsharing import Unsharing
 from jieyue.listener import SILENT, ProgressListener, Update
-from jieyue.machine import peak_resident_bytes
+from jieyue.machine import give_back_beyond, peak_resident_bytes
 from jieyue.tasks import Facts, Settings
 
 from .arguments import arguments_of, pace_of
@@ -93,6 +93,8 @@ def fit(
     packed = packed_run(prepared, training, model.to(arguments.device), batches, micro)
     best = _best(prepared, training, checkpoints, resume)
     watched = _Watched(prepared, listener, curve, best, training.evaluate_every or max(1, len(batches) // CURVE_POINTS))
+    if planned.plan.predicted is not None and device == "cpu":
+        watched.process_bytes = planned.plan.predicted.process_bytes
     started = time.perf_counter()
     with listener.progress("training") as watched.update:
         work = Work(
@@ -145,9 +147,12 @@ class _Watched:
         self.curve: list[tuple[int, float]] = []
         self.model: nn.Module | None = None
         self.control: Control | None = None
+        self.process_bytes: int | None = None  # what was predicted, to be kept
         self.update: Update = lambda done, total, facts: None
 
     def __call__(self, state: Progress) -> None:
+        if self.process_bytes is not None:
+            give_back_beyond(self.process_bytes)
         self.losses.append((state.step, state.loss))
         self.rates.append((state.step, state.learning_rate))
         facts = {

@@ -41,7 +41,7 @@ def decide(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Deci
     for way in _open(training, prepared):
         own = at_dtype(prepared, way, budget.device) if way.dtype != "float32" and training.dtype == AUTO else prepared
         try:
-            return Decided(own, way, plan_for(own, budget, way, fixed))
+            return Decided(own, way, plan_for(own, budget, way))
         except BudgetError as error:
             refused = refused or error
             fixed = error.fixed_bytes
