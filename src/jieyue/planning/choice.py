@@ -58,9 +58,7 @@ def choose(
         micro_batch, predicted = found
         held = fixed if fixed_bytes is not None else max(fixed, fixed_cost(step.device))
         if predicted.peak_bytes + held > (budget.memory_bytes or float("inf")):
-            return choose(
-                step, budget, effective_batch=effective_batch, fixed_bytes=held, checkpointing=checkpointing
-            )
+            return choose(step, budget, effective_batch=effective_batch, fixed_bytes=held, checkpointing=checkpointing)
         predicted = replace(predicted, fixed_bytes=held)
         return Plan(
             effective_batch=effective_batch,
