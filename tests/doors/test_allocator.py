@@ -62,3 +62,29 @@ def test_without_tcmalloc(monkeypatch):
         allocator.start_again(["train", "mlm", "--allocator", "tcmalloc"])
     with pytest.raises(InputError, match="one of auto, tcmalloc, system"):
         allocator.start_again(["train", "mlm", "--allocator", "jemalloc"])
+
+
+HELD = """
+import json
+from jieyue import machine
+before = machine.resident_bytes()
+blocks = [bytearray(b"x") * (1 << 20) for _ in range(64)]
+del blocks
+held = machine.resident_bytes() - before
+given = [machine.give_back_beyond(1 << 50), machine.give_back_beyond(before + (16 << 20))]
+print(json.dumps([held, given, machine.resident_bytes() - before]))
+"""
+
+
+@needs_tcmalloc
+def test_what_is_held_beyond_a_number_of_bytes_goes_back():
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", HELD], env=os.environ | more, capture_output=True, text=True, check=True
+        ).stdout
+        for more in (allocator.preloaded(allocator.find(), os.environ), {})
+    ]
+    held, given, after = json.loads(done[0])
+    assert held > 60 << 20 and given == [False, True]
+    assert 0 < after < 18 << 20  # the rest is kept, for time
+    assert json.loads(done[1])[1] == [False, False]  # glibc is left alone
