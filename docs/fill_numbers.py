@@ -29,49 +29,29 @@ REPRODUCED = re.compile(r"<!-- reproduced · (\d) -->\n.*?<!-- end of reproduced
 AGAIN = {"": "`jieyue reproduce {0}` makes an experiment of each claim, with seeds and intervals: [its results](../reproduction.md).",
          ".zh": "`jieyue reproduce {0}` 把每一条主张做成实验，有种子，有区间：[结果](../reproduction.zh.md)。"}  # fmt: skip
 WHERE = {"": " ({processor}, threads: {threads})", ".zh": "（{processor}，线程数 {threads}）"}
-CHINESE = {
-    "accuracy, last 5 epochs": "准确率，最后 5 轮",
-    "answer slots": "答案槽",
-    "answer tokens": "答案 token",
-    "article's sets, ms": "原文的集合，毫秒",
-    "at N": "在 N",
-    "attention": "注意力",
-    "batch": "批量",
-    "best, ms": "全比较，毫秒",
-    "faster than full attention from N": "从此 N 起快于全注意力",
-    "greedy, ms": "贪心，毫秒",
-    "model": "模型",
-    "nowhere measured": "所测长度内没有",
-    "optimizer": "优化器",
-    "passage tokens": "段落 token",
-    "questions per second": "每秒题数",
-    "suffix order, built once, ms": "后缀序，只建一次，毫秒",
-    "times faster": "快几倍",
-    "training loss": "训练损失",
-    "worst of the last 5": "最后 5 轮最差",
-}
 
 
 def table(name: str, section: str, wanted: list[str], language: str) -> str:
     """The tables and facts of one section (or the table of that title), or the wanted rows of them, as Markdown."""
     report = Report.load(RESULTS / name)
+    said = report.in_language("zh") if language else report
     inside, parts = False, []
-    for block in report.blocks():
+    for block, told in zip(report.blocks(), said.blocks(), strict=True):
         if block.kind == "heading":
             inside = block.title == section
         elif (inside or block.title == section) and block.kind in ("table", "facts"):
-            rows = [row for row in block.rows if not wanted or row[0] in wanted]
-            columns = block.columns or ("", "", "")[: len(block.rows[0])]
+            pairs = zip(block.rows, told.rows, strict=True)
+            rows = [row for original, row in pairs if not wanted or original[0] in wanted]
+            columns = told.columns or ("", "", "")[: len(block.rows[0])]
             if rows:
-                parts.append(rendered(columns, rows, block.right, language))
+                parts.append(rendered(columns, rows, block.right))
     if not parts:
         raise SystemExit(f"{name} has no section {section!r} with rows {wanted}")
     return "\n\n".join(parts)
 
 
-def rendered(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[bool, ...], language: str) -> str:
+def rendered(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[bool, ...]) -> str:
     def cell(text: str) -> str:
-        text = CHINESE.get(text.strip(), text) if language else text
         return text.replace("|", "\\|").replace("_", "\\_")
 
     lines = [columns, tuple("---:" if number else "---" for number in right), *rows]

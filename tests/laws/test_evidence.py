@@ -226,6 +226,10 @@ def test_pages_are_made_from_the_cells_alone(tmp_path):
     assert html == {"reproduction.html", "reproduction.json", "reproduction.md"}
     text = (tmp_path / "out" / "reproduction.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "<script" not in text
+    assert [path.name for path in write(outcomes, tmp_path / "zh", "zh")][2] == "reproduction.zh.md"
+    for name in ("zh/reproduction.html", "docs/reproduction.zh.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "成立" in text and "holds" not in text and "0.04471491123850965" in text
 
 
 def test_cells_of_an_earlier_version_are_not_published(tmp_path):

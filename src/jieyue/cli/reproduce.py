@@ -13,6 +13,7 @@ from jieyue.budget import format_seconds
 from jieyue.errors import InputError
 
 from .console import Console
+from .language import spoken
 from .options import AsJson
 
 __all__ = ["add_to"]
@@ -78,7 +79,7 @@ def reproduce(
         seconds = format_seconds(sum(result.seconds for result in outcome.results))
         rows.append([str(outcome.claim.article), outcome.claim.key, verdict.word, verdict.why, seconds])
     console.table("Verdicts", ["article", "claim", "verdict", "why", "seconds"], rows, event="verdict")
-    written = write(outcomes, out)
+    written = write(outcomes, out, spoken())
     if docs is not None:
         written += publish(outcomes, docs)
     for path in written:

@@ -1,6 +1,6 @@
 """The page of all claims: from measured cells alone, so that every number on it can be traced to a line of a file.
 
-``write(outcomes, OUT)``: ``reproduction.html`` (one file, opens offline), ``.json`` and ``.md`` of this run.
+``write(outcomes, OUT)``: ``reproduction.html`` (one file, opens offline), ``.json`` and ``.md`` (``.zh.md`` in Chinese) of this run.
 ``publish(outcomes, DOCS)``: the cells become ``DOCS/results/SCALE/CLAIM.jsonl``; then ``DOCS/reproduction.md`` and ``.html`` are
 made from all cells that lie there, of this run and of earlier ones, the Markdown in every language of reports (``reproduction.zh.md``).
 """
@@ -29,11 +29,11 @@ _WRITTEN = {"en": "Written by `jieyue reproduce`; not by hand.", "zh": "由 `jie
 _MACHINE = ("processor", "cores", "threads", "system", "device", "python", "torch", "transformers", "jieyue")
 
 
-def write(outcomes: Sequence[Outcome], out: Path) -> list[Path]:
-    """The pages of these outcomes in a folder; the paths that were written."""
+def write(outcomes: Sequence[Outcome], out: Path, language: str = "en") -> list[Path]:
+    """The pages of these outcomes in a folder, told in ``language``; the paths that were written."""
     report = build(outcomes)
-    saved = report.save(out, NAME)
-    return [saved.html, saved.json, _write_markdown(report, out)]
+    html = write_whole(out / f"{NAME}.html", report.in_language(language).html())
+    return [html, write_whole(out / f"{NAME}.json", report.json()), _write_markdown(report, out, language)]
 
 
 def publish(outcomes: Sequence[Outcome], docs: Path) -> list[Path]:
