@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["is_cjk", "is_presegmented", "join_pieces", "normalize", "units", "without_controls"]
+__all__ = ["folded", "is_cjk", "is_presegmented", "join_pieces", "normalize", "units", "without_controls"]
 
 _CJK_RANGES = (
     (0x3400, 0x4DBF),
@@ -39,6 +39,15 @@ def normalize(text: str) -> str:
     for wide, narrow in _FREQUENT:  # what NFKC makes of nearly all Chinese text; checking the rest costs a tenth of it
         text = text.replace(wide, narrow)
     return text if unicodedata.is_normalized("NFKC", text) else unicodedata.normalize("NFKC", text)
+
+
+def folded(text: str) -> str:
+    """What two texts are compared by: NFKC, case folding, no spaces.
+
+    >>> folded("Ｔｈｅ  Pier\\n９")
+    'thepier9'
+    """
+    return "".join((text if text.isascii() else normalize(text)).casefold().split())
 
 
 def units(text: str) -> list[str]:

@@ -6,8 +6,9 @@ import lzma
 
 import pytest
 
-from jieyue.data.findings import MEANING, overlap
+from jieyue.data.findings import MEANING
 from jieyue.data.qa_files import Passage, Question, read_questions
+from jieyue.data.questions import overlap
 from jieyue.errors import InputError
 
 TEXT = "渡船每天早上七点从北岸出发，票价两元。The ferry is called Heron."

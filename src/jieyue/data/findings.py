@@ -1,22 +1,17 @@
 """What reading found, counted: nothing is repaired, skipped or doubted in silence.
 
-``Findings`` travels beside the questions from the reader to the report. ``overlap`` counts what two sets share, such as
-training and held-out questions (contamination).
+``Findings`` travels beside the examples from the reader to the report.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jieyue.errors import InputError
-from jieyue.text import normalize
 
-from .questions import Question
-
-__all__ = ["MEANING", "BadRecord", "Findings", "note_duplicates", "overlap", "shown_text"]
+__all__ = ["MEANING", "BadRecord", "Findings", "shown_text"]
 
 _LISTED = 100  # broken records that are listed; all are counted
 
@@ -161,53 +156,3 @@ def shown_text(text: str, most: int = 200) -> str:
     """The beginning of a text for a report: without characters that command a terminal."""
     whole = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
     return whole if len(whole) <= most else whole[: most - 1] + "…"
-
-
-def _key(text: str) -> str:
-    return "".join(normalize(text).casefold().split())
-
-
-def note_duplicates(questions: Sequence[Question], findings: Findings) -> None:
-    """Counts ids that stand more than once, and questions that repeat another's text, passages and golds."""
-    seen_ids: set[str] = set()
-    seen: set[tuple[str, tuple[str, ...], tuple[str, ...] | None]] = set()
-    for question in questions:
-        findings.counts["ids_duplicate"] += question.id in seen_ids
-        seen_ids.add(question.id)
-        key = (question.text, tuple(passage.text for passage in question.passages), question.golds)
-        findings.counts["questions_repeated"] += key in seen
-        seen.add(key)
-
-
-def overlap(training: Iterable[Question], held_out: Iterable[Question]) -> dict[str, int]:
-    """How many held-out questions stand in training too, compared after NFKC, case folding and removing spaces.
-
-    ``examples``: same question and a shared passage; ``questions``: same question text; ``passages``: a shared passage;
-    ``ids``: same id. Cost: one pass over each, a set of normal forms in memory.
-    """
-    ids: set[str] = set()
-    texts: set[str] = set()
-    passages: set[str] = set()
-    pairs: set[tuple[str, str]] = set()
-    normal: dict[str, str] = {}
-
-    def keys(question: Question) -> tuple[str, list[str]]:
-        for passage in question.passages:
-            if passage.text not in normal:
-                normal[passage.text] = _key(passage.text)
-        return _key(question.text), [normal[passage.text] for passage in question.passages]
-
-    for question in training:
-        text, own = keys(question)
-        ids.add(question.id)
-        texts.add(text)
-        passages.update(own)
-        pairs.update((text, passage) for passage in own)
-    shared = {"examples": 0, "questions": 0, "passages": 0, "ids": 0}
-    for question in held_out:
-        text, own = keys(question)
-        shared["examples"] += any((text, passage) in pairs for passage in own)
-        shared["questions"] += text in texts
-        shared["passages"] += any(passage in passages for passage in own)
-        shared["ids"] += question.id in ids
-    return shared

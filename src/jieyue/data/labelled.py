@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jieyue.errors import InputError
-from jieyue.text import normalize
+from jieyue.text import folded
 
 from .files import as_paths
 from .findings import BadRecord, Findings
@@ -141,14 +141,10 @@ def shared_texts(training: Sequence[Labelled], held_out: Sequence[Labelled]) -> 
     """How many held-out texts stand in training too, compared after NFKC, case folding and removing spaces."""
 
     def key(one: Labelled) -> tuple[str, str]:
-        return _folded(one.text), _folded(one.pair)
+        return folded(one.text), folded(one.pair)
 
     known = {key(one) for one in training}
     return {"texts": sum(key(one) in known for one in held_out)}
-
-
-def _folded(text: str) -> str:
-    return "".join(normalize(text).casefold().split())
 
 
 def _of_kind(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jieyue.errors import InputError
-from jieyue.text import normalize
+from jieyue.text import folded
 
 from .encodings import is_damaged
 from .files import as_paths, read_text, warn_if_doubtful
@@ -118,7 +118,7 @@ def shared_lines(training: Sequence[str], held_out: Sequence[str]) -> dict[str, 
     """How many held-out lines (of twenty characters or more) stand in training too, after NFKC, case folding, no spaces."""
 
     def keys(lines: Sequence[str]) -> list[str]:
-        return ["".join(normalize(line).casefold().split()) for line in lines if len(line) >= _LONG]
+        return [folded(line) for line in lines if len(line) >= _LONG]
 
     known = set(keys(training))
     return {"lines": sum(key in known for key in keys(held_out))}

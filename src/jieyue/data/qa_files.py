@@ -20,9 +20,9 @@ from pathlib import Path
 from jieyue.errors import InputError
 
 from .files import as_paths
-from .findings import BadRecord, Findings, note_duplicates
+from .findings import BadRecord, Findings
 from .json_shapes import Json, Layout
-from .questions import Passage, Question
+from .questions import Passage, Question, note_duplicates
 from .rows import open_rows
 from .streams import Unreadable
 from .tables import Table, columns_by_name

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy
 
-from jieyue.text import normalize
+from jieyue.text import folded, normalize
 
 from .history import Message
 
@@ -25,13 +25,9 @@ def keys_of(dialogue: Sequence[Message]) -> tuple[str, ...]:
     """What each turn is compared by."""
     whole = "\0".join([one.text for one in dialogue])  # one text costs less than many
     if whole.count("\0") >= len(dialogue) or "\ufeff" in whole:
-        return tuple(_key(one.text) for one in dialogue)
-    folded = (whole if whole.isascii() else normalize(whole)).casefold()
-    return tuple(["".join(text.split()) for text in folded.split("\0")])
-
-
-def _key(text: str) -> str:
-    return "".join((text if text.isascii() else normalize(text)).casefold().split())
+        return tuple(folded(one.text) for one in dialogue)
+    whole = (whole if whole.isascii() else normalize(whole)).casefold()
+    return tuple(["".join(text.split()) for text in whole.split("\0")])
 
 
 def _letters(keys: Sequence[str]) -> int:
@@ -95,4 +91,4 @@ def with_new_replies(training: Repeats, held_out: Sequence[T]) -> list[T]:
 
 def _reply(dialogue: Sequence[Message]) -> int:
     """A hash of the assistant's last turn, by which a dialogue is judged; of the last turn where the assistant says nothing."""
-    return hash(_key(next((one.text for one in reversed(dialogue) if one.role == "assistant"), dialogue[-1].text)))
+    return hash(folded(next((one.text for one in reversed(dialogue) if one.role == "assistant"), dialogue[-1].text)))

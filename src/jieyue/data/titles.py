@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jieyue.errors import InputError
-from jieyue.text import normalize
+from jieyue.text import folded
 
 from .files import as_paths
 from .findings import BadRecord, Findings
@@ -77,24 +77,20 @@ def read_titles(
         names, skipped = ", ".join(map(str, files)) or "no file", findings.counts["records_skipped"]
         raise InputError(names, f"no pairs ({skipped} records skipped)", "at least one")
     findings.counts["pairs"] = len(pairs)
-    findings.counts["sources_repeated"] = len(pairs) - len({_folded(one.source) for one in pairs})
-    findings.counts["titles_repeated"] = len(pairs) - len({_folded(one.title) for one in pairs})
-    findings.counts["titles_in_source"] = sum(_folded(one.title) in _folded(one.source) for one in pairs)
+    findings.counts["sources_repeated"] = len(pairs) - len({folded(one.source) for one in pairs})
+    findings.counts["titles_repeated"] = len(pairs) - len({folded(one.title) for one in pairs})
+    findings.counts["titles_in_source"] = sum(folded(one.title) in folded(one.source) for one in pairs)
     return pairs, findings
 
 
 def shared_pairs(training: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, int]:
     """How many held-out sources and titles stand in training too, compared after NFKC, case folding and removing spaces."""
-    sources = {_folded(one.source) for one in training}
-    titles = {_folded(one.title) for one in training}
+    sources = {folded(one.source) for one in training}
+    titles = {folded(one.title) for one in training}
     return {
-        "sources": sum(_folded(one.source) in sources for one in held_out),
-        "titles": sum(_folded(one.title) in titles for one in held_out),
+        "sources": sum(folded(one.source) in sources for one in held_out),
+        "titles": sum(folded(one.title) in titles for one in held_out),
     }
-
-
-def _folded(text: str) -> str:
-    return "".join(normalize(text).casefold().split())
 
 
 def _of_objects(

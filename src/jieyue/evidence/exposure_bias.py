@@ -29,7 +29,7 @@ from jieyue.tasks.title.exposure import measure_exposure
 from jieyue.tasks.title.settings import TitleSettings
 from jieyue.tasks.title.task import TASK, score_titles
 from jieyue.tasks.title.writing import Title
-from jieyue.text import normalize
+from jieyue.text import folded
 from jieyue.training.remedies.texts import parse_remedy
 
 from . import penalties
@@ -120,9 +120,9 @@ def _config(asked: Facts, place: Place) -> RunConfig:
     assert place.data is not None  # ``running`` refuses before
     files = [place.data / name for name in asked["data"]]
     judged, _ = read_titles(files[-1])
-    known = {_folded(text) for pair in judged for text in (pair.source, pair.title)}
+    known = {folded(text) for pair in judged for text in (pair.source, pair.title)}
     pairs, _ = read_titles(files[:-1])
-    training = [pair for pair in dict.fromkeys(pairs) if not {_folded(pair.source), _folded(pair.title)} & known]
+    training = [pair for pair in dict.fromkeys(pairs) if not {folded(pair.source), folded(pair.title)} & known]
     paths = [place.folder / "training.tsv", place.folder / "judged.tsv"]
     for path, own in zip(paths, (training, judged), strict=True):
         write_whole(path, "".join(f"{pair.title}\t{pair.source}\n" for pair in own))
@@ -132,10 +132,6 @@ def _config(asked: Facts, place: Place) -> RunConfig:
         place.folder.parent / f"pretrained-{name}", sources, updates=asked["pretraining"], learning_rate=2e-3
     )
     return RunConfig(model=str(model), data=paths[:1], held_out=paths[1:], settings=settings)
-
-
-def _folded(text: str) -> str:
-    return "".join(normalize(text).casefold().split())
 
 
 def _judge(results: Pairs) -> Verdict:

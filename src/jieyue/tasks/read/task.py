@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from jieyue.data.corpora import heldout_path
 from jieyue.data.curriculum import Curriculum
-from jieyue.data.findings import Findings, overlap
-from jieyue.data.qa_files import Passage, Question, read_questions
+from jieyue.data.findings import Findings
+from jieyue.data.qa_files import read_questions
+from jieyue.data.questions import Passage, Question, overlap
 from jieyue.errors import InputError
 from jieyue.hf.classic_presets import CLASSIC_PRESETS
 from jieyue.hf.presets import PRESETS
