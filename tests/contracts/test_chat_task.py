@@ -225,6 +225,15 @@ def greedy_alone(model, tokenizer, talk, most):
     return tokenizer.decode(said, skip_special_tokens=True).strip()
 
 
+def test_parts_by_split_are_found_in_the_encoding_that_was_named(tmp_path):
+    """UTF-16 without a mark: which part is held out is told by the same encoding as the dialogues."""
+    parts = {"train": [["先学", "好的"]], "valid": [["再问", "可以"], ["吃了吗", "吃了"]]}
+    path = tmp_path / "talks.json"
+    path.write_bytes(json.dumps(parts, ensure_ascii=False).encode("utf-16-le"))
+    found, _ = TASK.read([path], ChatSettings(encoding="utf-16-le"))
+    assert [one[0].text for one in found] == ["再问", "吃了吗"]
+
+
 def test_replies_of_a_batch_are_those_of_each_alone(model, tokenizer):
     settings = ChatSettings(reply_tokens=12)
     contexts = [talk[:1] for talk in TALKS[:7]] + [talk[:3] for talk in TALKS[:4]]

@@ -12,11 +12,12 @@ import pytest
 import torch
 from test_cli import jieyue
 
+from jieyue.data.tables import read_table
 from jieyue.errors import InputError
 from jieyue.run import RunConfig, TrainingConfig
 from jieyue.run.jobs import train
 from jieyue.run.predict import Predictor, predict, predict_file
-from jieyue.run.row_files import RowWriter
+from jieyue.run.row_files import RowReader, RowWriter
 from jieyue.tasks import Prediction
 from jieyue.tasks.mlm.settings import MaskSettings
 from jieyue.tasks.table import task
@@ -57,6 +58,18 @@ def read(path):
 
 def given():
     return [{"id": str(n), "text": text, "note": 'a "b",\nc'} for n, text in enumerate(TEXTS)]
+
+
+def test_tables_are_cut_as_in_training(tmp_path):
+    """Between tabs a quote is a letter, so that none swallows the lines after it; a .csv may be parted as Excel does it."""
+    tabs, excel = tmp_path / "in.tsv", tmp_path / "in.csv"
+    tabs.write_text('text\tid\n"Great\t1\nso "good"\t2\nplain"\t3\n', encoding="utf-8")
+    excel.write_text('text;id\r\n"one; two";1\r\n', encoding="utf-8")
+    assert [row["text"] for _, row in RowReader(tabs)] == ['"Great', 'so "good"', 'plain"']
+    assert [row["text"] for _, row in RowReader(tabs)] == [
+        cells[0] for _, cells in read_table("t", tabs.read_text(), {"text": ["text"], "id": ["id"]}).rows
+    ]
+    assert [row for _, row in RowReader(excel)] == [{"text": "one; two", "id": "1"}]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])

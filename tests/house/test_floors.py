@@ -1,6 +1,7 @@
 """Who may import whom, read from the source (imports inside functions too). The table is docs/architecture.md's."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_downwards(path):
     assert list(offences(path)) == []
+
+
+def tasks_known(path):
+    """The folders of tasks that the file imports from."""
+    text = path.read_text(encoding="utf-8")
+    return set(re.findall(r"^\s*from jieyue\.tasks\.(\w+)\.\w+ import", text, flags=re.MULTILINE))
+
+
+def test_the_pipeline_knows_no_task():
+    """Talking is chat's, giving sparse attention is sparsify's (in_hand: from Python); nothing else below the doors knows a task."""
+    known = {
+        path.name: tasks_known(path) for room in ("run", "planning", "hf") for path in (PACKAGE / room).rglob("*.py")
+    }
+    own = {name: found for name, found in known.items() if found}
+    assert own.pop("conversation.py") == {"chat"}
+    sparse = {
+        name for name in own if name in ("in_hand.py", "sparsify.py", "sparse_sections.py") or name.startswith("layer_")
+    }
+    assert set(own) == sparse and set().union(*own.values()) == {"sparsify"}
 
 
 def test_the_alarm_rings(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from jieyue.errors import InputError
 from . import textstream
 from .encodings import is_damaged
 from .streams import Placed, Unreadable
-from .tables import Table, is_header, read_table
+from .tables import Table, dialect_of, is_header, read_table
 from .textstream import TextStream
 from .turns import KNOWN_SPEAKERS, PROMPTS, REPLIES
 
@@ -157,12 +157,8 @@ def _table(text: TextStream, begun: str, delimiter: str | None) -> Iterator[Plac
         shown = ", ".join(table.header or table.rows[0][1])[:80]
         raise InputError(text.name, f"the columns {shown}", "a header with 'prompt' and 'response'")
     names = [name.casefold() for name in table.header] if table.header and _has_names(table) else None
-    ended = (f"{line}\n" for _, line in _lines(text))
     skipped = 0 if table.header is None else 1
-    if table.delimiter == "\t":
-        reader = csv.reader(ended, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(ended, delimiter=table.delimiter, skipinitialspace=True)
+    reader = csv.reader((f"{line}\n" for _, line in _lines(text)), dialect_of(table.delimiter))
     try:
         for row in reader:
             if not any(cell.strip() for cell in row) or (len(row) == 1 and row[0].lower().startswith("sep=")):

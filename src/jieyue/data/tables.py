@@ -18,7 +18,17 @@ from jieyue.errors import InputError
 
 from .encodings import is_damaged
 
-__all__ = ["Names", "Row", "Table", "columns_by_name", "is_header", "numbered", "read_table", "typical_length"]
+__all__ = [
+    "Names",
+    "Row",
+    "Table",
+    "columns_by_name",
+    "dialect_of",
+    "is_header",
+    "numbered",
+    "read_table",
+    "typical_length",
+]
 
 Names = Mapping[str, Sequence[str]]
 """What a column may be called, for each role that columns play; the first name that occurs is taken."""
@@ -93,13 +103,20 @@ def _given(delimiter: str) -> str:
     return found
 
 
+def dialect_of(delimiter: str) -> type[csv.Dialect]:
+    """How cells are written: parted by tabs, quotes are letters like others; elsewhere they quote.
+
+    >>> list(csv.reader(['"a;b";"c"'], dialect_of(";"))), list(csv.reader(['"a\\tb"'], dialect_of("\\t")))
+    ([['a;b', 'c']], [['"a', 'b"']])
+    """
+    tabs = delimiter == "\t"
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    return type("Told", (csv.excel,), {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": not tabs})
+
+
 def _rows(name: str, lines: Sequence[str], delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**30)
-    ended = (f"{line}\n" for line in lines)
-    if delimiter == "\t":
-        reader = csv.reader(ended, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(ended, delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader((f"{line}\n" for line in lines), dialect_of(delimiter))
     try:
         for row in reader:
             if any(cell.strip() for cell in row):

@@ -1,6 +1,7 @@
 """Rows of a file one after another, and rows written beside answers: JSON lines and CSV, plain or compressed, in bounded memory.
 
-A CSV has a header; its values stay the texts that they are. ``-`` is standard input or output.
+A CSV has a header; its values stay the texts that they are, and quotes between tabs stay too, as in training's files
+(``data.tables``). ``-`` is standard input or output.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
+from jieyue.data.tables import dialect_of
 from jieyue.errors import InputError
 
 __all__ = ["PACKED", "RowReader", "RowWriter", "cell", "is_table", "whole_rows"]
@@ -55,8 +57,9 @@ class RowReader:
                 raise InputError(str(self.path), f"bytes that are not UTF-8 ({error.reason})", "UTF-8") from None
 
     def _table(self, lines: Iterator[str], first: str) -> Iterator[tuple[str, dict[str, object]]]:
-        delimiter = _DELIMITERS.get(_ending(self.path)) or max(",\t;|", key=first.count)
-        reader = csv.reader(lines, delimiter=delimiter)
+        usual = _DELIMITERS.get(_ending(self.path), "")
+        delimiter = usual if usual and usual in first else max(f"{usual},\t;|", key=first.count)
+        reader = csv.reader(lines, dialect_of(delimiter), skipinitialspace=False)
         self.columns = next(reader)
         if len(set(self.columns)) < len(self.columns):
             raise InputError(f"{self.path}: header", "a name twice", "a name of its own for each column")

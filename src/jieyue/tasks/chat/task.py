@@ -97,7 +97,11 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
     ) -> tuple[DialogueFiles, Findings]:
         """Dialogues to judge by: of files that are objects of lists by split the first list with a name of ``JUDGING``."""
         found = DialogueFiles(
-            list(files), part=_part(files, JUDGING), skip_bad=skip_bad, limit=MOST_JUDGED, known=_format(settings)
+            list(files),
+            part=_part(files, JUDGING, settings),
+            skip_bad=skip_bad,
+            limit=MOST_JUDGED,
+            known=_format(settings),
         )
         return found, found.findings
 
@@ -135,7 +139,7 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
             held, own = self.held_out_examples(config, settings) or ((), None)
         else:
             share = 0.0 if config.held_out else HELD_OUT
-            part = _part(config.data, ("train",))
+            part = _part(config.data, ("train",), settings)
             files = DialogueFiles(
                 list(config.data),
                 part=part,
@@ -168,7 +172,7 @@ class ChatTask(Task[Dialogue, ChatSettings, str]):
             return sources.train, findings, sources.shared or {}
         files = DialogueFiles(
             list(config.data),
-            part=_part(config.data, ("train",)),
+            part=_part(config.data, ("train",), settings),
             skip_bad=config.skip_bad,
             limit=config.limit,
             known=_format(settings),
@@ -327,9 +331,9 @@ def _format(settings: ChatSettings) -> Format:
     return Format(roles=parse_roles(settings.roles), delimiter=settings.delimiter, encoding=settings.encoding)
 
 
-def _part(paths: Sequence[str | Path], wanted: Sequence[str]) -> str | None:
+def _part(paths: Sequence[str | Path], wanted: Sequence[str], settings: ChatSettings) -> str | None:
     """What to take of files that are objects of lists by split: the first list of a wanted name, None = everything."""
-    return next((found for path in paths if (found := part_of(Path(path), wanted))), None)
+    return next((found for path in paths if (found := part_of(path, wanted, settings.encoding))), None)
 
 
 TASK = ChatTask()
