@@ -1,6 +1,8 @@
 """Answers to rows without labels: every task, files of every kind, order and columns kept, bounded, resumable."""
 
+import bz2
 import csv
+import io
 import json
 import os
 import signal
@@ -70,6 +72,23 @@ def test_tables_are_cut_as_in_training(tmp_path):
         cells[0] for _, cells in read_table("t", tabs.read_text(), {"text": ["text"], "id": ["id"]}).rows
     ]
     assert [row for _, row in RowReader(excel)] == [{"text": "one; two", "id": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "encoding"), [("in.csv.bz2", bz2.compress, "utf-8"), ("in.csv", bytes, "gb18030")]
+)
+def test_files_are_opened_as_in_training(tmp_path, name, packed, encoding):
+    """Any packing, any encoding that is told by its characters, and texts of any length."""
+    text = "今天的天气很好，我们去公园里散步，看见了很多人在那里唱歌跳舞。" * 5000
+    (tmp_path / name).write_bytes(packed(f"text,id\n{text},1\n".encode(encoding)))
+    assert [row for _, row in RowReader(tmp_path / name)] == [{"text": text, "id": "1"}]
+
+
+def test_bytes_that_do_not_decode_are_named_with_their_line(tmp_path):
+    for stream in (None, io.BytesIO(b'{"text": "a"}\n{"text": "\xff\xfe"}\n')):
+        (tmp_path / "in.jsonl").write_bytes('{"text": "年"}\n'.encode() * 50 + b'{"text": "\xff"}\n')
+        with pytest.raises(InputError, match=r"line (51|2).*do not decode"):
+            list(RowReader(tmp_path / "in.jsonl", stream))
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])

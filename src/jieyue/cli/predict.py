@@ -32,9 +32,10 @@ def add_to(app: typer.Typer) -> None:
 def predict(
     folder: Folder,
     file: Annotated[
-        Path, typer.Argument(help="JSON lines, or CSV/TSV with a header (.gz, .xz); - for standard input.")
+        Path, typer.Argument(help="JSON lines, or CSV/TSV with a header, plain or packed; - for standard input.")
     ],
     out: Annotated[Path, typer.Option(help="JSON lines, or CSV/TSV by the name's end; - for standard output.")],
+    encoding: Annotated[str | None, typer.Option(help="The files' encoding. Default: found, and named.")] = None,
     batch_size: Rows = 32,
     device: Where = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write OUT anew where it is there.")] = False,
@@ -65,6 +66,7 @@ def predict(
         batch_size=batch_size,
         resume=resume,
         overwrite=overwrite,
+        encoding=encoding,
         listener=SILENT if prints else console,  # rows alone go to standard output
     )
     rate = round(done.rows / max(done.seconds, 1e-9), 1)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from jieyue.errors import InputError
 from . import textstream
 from .encodings import is_damaged
 from .streams import Placed, Unreadable
-from .tables import Table, dialect_of, is_header, read_table
+from .tables import Table, cells_of, is_header, read_table
 from .textstream import TextStream
 from .turns import KNOWN_SPEAKERS, PROMPTS, REPLIES
 
@@ -158,23 +157,19 @@ def _table(text: TextStream, begun: str, delimiter: str | None) -> Iterator[Plac
         raise InputError(text.name, f"the columns {shown}", "a header with 'prompt' and 'response'")
     names = [name.casefold() for name in table.header] if table.header and _has_names(table) else None
     skipped = 0 if table.header is None else 1
-    reader = csv.reader((f"{line}\n" for _, line in _lines(text)), dialect_of(table.delimiter))
-    try:
-        for row in reader:
-            if not any(cell.strip() for cell in row) or (len(row) == 1 and row[0].lower().startswith("sep=")):
-                continue
-            if skipped:
-                skipped -= 1
-                continue
-            place, cells = f"line {reader.line_num}", _checked(text, [cell.strip() for cell in row])
-            if len(row) != table.width:
-                yield place, Unreadable(f"{len(row)} cells where there are {table.width} in most rows")
-            elif names is not None and not isinstance(cells, Unreadable):
-                yield place, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-            else:
-                yield place, cells
-    except csv.Error as error:
-        raise InputError(f"{text.name}, line {reader.line_num}", str(error), "a whole row") from error
+    for number, row in cells_of(text.name, (f"{line}\n" for _, line in _lines(text)), table.delimiter):
+        if not any(cell.strip() for cell in row) or (len(row) == 1 and row[0].lower().startswith("sep=")):
+            continue
+        if skipped:
+            skipped -= 1
+            continue
+        place, cells = f"line {number}", _checked(text, [cell.strip() for cell in row])
+        if len(row) != table.width:
+            yield place, Unreadable(f"{len(row)} cells where there are {table.width} in most rows")
+        elif names is not None and not isinstance(cells, Unreadable):
+            yield place, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+        else:
+            yield place, cells
 
 
 def _has_groups(lines: Sequence[str]) -> bool:

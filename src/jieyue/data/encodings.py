@@ -105,7 +105,8 @@ def _likeliest(sample: bytes, name: str, broken_at: int) -> Encoding:
 
 def _decoded(sample: bytes, encoding: str) -> tuple[str, int]:
     """The sample as text, and how many places do not decode; a character cut at either end is not one."""
-    whole = sample[: sample.rfind(b"\n") + 1] or sample if len(sample) == SAMPLE else sample
+    lines = sample[: sample.rfind(b"\n") + 1] if len(sample) == SAMPLE else sample
+    whole = sample if lines.isascii() else lines  # one long line, perhaps behind a header, is all that there is
     text = whole.decode(encoding, "replace")
     return text, text.count("\ufffd")
 

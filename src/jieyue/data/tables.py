@@ -11,7 +11,7 @@ import csv
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jieyue.errors import InputError
@@ -22,8 +22,8 @@ __all__ = [
     "Names",
     "Row",
     "Table",
+    "cells_of",
     "columns_by_name",
-    "dialect_of",
     "is_header",
     "numbered",
     "read_table",
@@ -103,26 +103,30 @@ def _given(delimiter: str) -> str:
     return found
 
 
-def dialect_of(delimiter: str) -> type[csv.Dialect]:
-    """How cells are written: parted by tabs, quotes are letters like others; elsewhere they quote.
+def cells_of(name: str, lines: Iterable[str], delimiter: str, *, trims: bool = True) -> Iterator[Row]:
+    """(number of its last line, cells) of every row but empty lines; ``lines`` with their ends.
 
-    >>> list(csv.reader(['"a;b";"c"'], dialect_of(";"))), list(csv.reader(['"a\\tb"'], dialect_of("\\t")))
-    ([['a;b', 'c']], [['"a', 'b"']])
+    Parted by tabs, quotes are letters like others; elsewhere they quote, and blanks before a cell are left out where ``trims``.
+    ``InputError`` names the line of what is no row.
+
+    >>> list(cells_of("a", ['"a;b"; "c"'], ";")), list(cells_of("a", ['"a\\tb"'], "\\t"))
+    ([(1, ['a;b', 'c'])], [(1, ['"a', 'b"'])])
     """
+    csv.field_size_limit(2**30)
     tabs = delimiter == "\t"
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    return type("Told", (csv.excel,), {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": not tabs})
-
-
-def _rows(name: str, lines: Sequence[str], delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(2**30)
-    reader = csv.reader((f"{line}\n" for line in lines), dialect_of(delimiter))
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=trims and not tabs)
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
+            if row:
                 yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{name}, line {reader.line_num}", str(error), "a whole row") from error
+
+
+def _rows(name: str, lines: Sequence[str], delimiter: str) -> Iterator[Row]:
+    found = cells_of(name, (f"{line}\n" for line in lines), delimiter)
+    return ((number, row) for number, row in found if any(cell.strip() for cell in row))
 
 
 def _delimiter(name: str, lines: Sequence[str], known: Names) -> str:

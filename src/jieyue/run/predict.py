@@ -106,17 +106,20 @@ def predict_file(
     batch_size: int = 32,
     resume: bool = False,
     overwrite: bool = False,
+    encoding: str | None = None,
     listener: ProgressListener = SILENT,
 ) -> Predicted:
     """Answers every row of ``source`` into ``out``: files, or open streams such as standard input and output.
 
-    A name that ends in .csv or .tsv is a table, another one JSON lines. ``InputError``: an ``out`` that is there without
-    ``overwrite`` or ``resume``, rows that differ from those already answered, and what ``Predictor`` refuses, with its place.
+    A name that ends in .csv or .tsv is a table, another one JSON lines. ``encoding``: the source's, None = found. ``InputError``: an
+    ``out`` that is there without ``overwrite`` or ``resume``, rows that differ from those already answered, and what ``Predictor``
+    refuses, with its place.
     Memory: sixteen batches of rows.
     """
     if batch_size < 1:
         raise InputError("batch_size", str(batch_size), "at least 1")
-    rows = iter(RowReader(source) if isinstance(source, Path) else RowReader(Path("standard input"), source))
+    path, stream = (source, None) if isinstance(source, Path) else (Path("standard input"), source)
+    rows = iter(RowReader(path, stream, encoding))
     if not isinstance(out, Path):
         return _answered(answering, rows, RowWriter(out, delimiter=None), batch_size, 0, listener)
     check_out(out, resume=resume, overwrite=overwrite)

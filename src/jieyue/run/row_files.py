@@ -7,22 +7,22 @@ A CSV has a header; its values stay the texts that they are, and quotes between 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import json
-import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
-from jieyue.data.tables import dialect_of
+from jieyue.data.encodings import is_damaged
+from jieyue.data.tables import cells_of
+from jieyue.data.textstream import TextStream
 from jieyue.errors import InputError
 
 __all__ = ["PACKED", "RowReader", "RowWriter", "cell", "is_table", "whole_rows"]
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-PACKED = (".gz", ".xz")
+PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip")
 
 
 def is_table(path: Path) -> bool:
@@ -33,43 +33,55 @@ def is_table(path: Path) -> bool:
 class RowReader:
     """``for place, row in RowReader(path, stream)``: each row a dict, with the place that messages name.
 
-    ``stream``: binary standard input in the place of a file. A file is a table where its name ends in .csv or .tsv, or where what
-    is read does not begin with ``{``. ``InputError`` names the line of what is no row: another number of cells, JSON that is
-    not an object, bytes that are not UTF-8.
+    ``stream``: binary standard input in the place of a file. A file is read as training reads it, in whatever packing and encoding;
+    ``encoding`` decides where given, standard input is UTF-8 else. It is a table where its name ends in .csv or .tsv, or where what
+    is read does not begin with ``{``. ``InputError`` names the line of what is no row: another number of cells, JSON that is not an
+    object, bytes that do not decode.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO | None = None) -> None:
-        self.path, self.stream = path, stream
+    def __init__(self, path: Path, stream: BinaryIO | None = None, encoding: str | None = None) -> None:
+        self.path, self.stream, self.encoding = path, stream, encoding
         self.columns: list[str] | None = None  # of a table, once its header was read
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, object]]]:
-        with _opened(self.path, self.stream) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as text:
-            try:
-                first = next((line for line in text if line.strip()), "")
-                if not first:
-                    raise InputError(str(self.path), "no row", "JSON lines, or a CSV with a header")
-                lines = itertools.chain([first], text)
-                if is_table(self.path) or first.lstrip()[:1] != "{":
-                    yield from self._table(lines, first)
-                else:
-                    yield from self._objects(lines)
-            except UnicodeDecodeError as error:
-                raise InputError(str(self.path), f"bytes that are not UTF-8 ({error.reason})", "UTF-8") from None
+        if self.stream is None:
+            with TextStream(self.path, self.encoding) as text:
+                yield from self._rows(f"{line}\n" for line in iter(text.take_line, None))
+            return
+        try:
+            piped = io.TextIOWrapper(self.stream, self.encoding or "utf-8-sig", newline="", errors="surrogateescape")
+        except LookupError:
+            raise InputError("encoding", repr(self.encoding), "one that Python knows, such as gb18030") from None
+        with piped:
+            yield from self._rows(piped)
+
+    def _rows(self, text: Iterable[str]) -> Iterator[tuple[str, dict[str, object]]]:
+        whole = self._decoded(text)
+        first = next((line for line in whole if line.strip()), "")
+        if not first:
+            raise InputError(str(self.path), "no row", "JSON lines, or a CSV with a header")
+        lines = itertools.chain([first], whole)
+        is_json = not is_table(self.path) and first.lstrip().startswith("{")
+        yield from self._objects(lines) if is_json else self._table(lines, first)
+
+    def _decoded(self, text: Iterable[str]) -> Iterator[str]:
+        for number, line in enumerate(text, 1):
+            if is_damaged(line):
+                raise InputError(f"{self.path}, line {number}", "bytes that do not decode", "text", "save it as UTF-8")
+            yield line
 
     def _table(self, lines: Iterator[str], first: str) -> Iterator[tuple[str, dict[str, object]]]:
         usual = _DELIMITERS.get(_ending(self.path), "")
         delimiter = usual if usual and usual in first else max(f"{usual},\t;|", key=first.count)
-        reader = csv.reader(lines, dialect_of(delimiter), skipinitialspace=False)
-        self.columns = next(reader)
+        rows = cells_of(str(self.path), lines, delimiter, trims=False)
+        _, self.columns = next(rows)
         if len(set(self.columns)) < len(self.columns):
             raise InputError(f"{self.path}: header", "a name twice", "a name of its own for each column")
-        for cells in reader:
-            if not cells:
-                continue
+        for number, cells in rows:
             if len(cells) != len(self.columns):
                 found = f"{len(cells)} cells"
-                raise InputError(f"{self.path}, line {reader.line_num}", found, f"{len(self.columns)}, as the header")
-            yield f"{self.path}, line {reader.line_num}", dict(zip(self.columns, cells, strict=True))
+                raise InputError(f"{self.path}, line {number}", found, f"{len(self.columns)}, as the header")
+            yield f"{self.path}, line {number}", dict(zip(self.columns, cells, strict=True))
 
     def _objects(self, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, object]]]:
         for number, line in enumerate(lines, 1):
@@ -112,6 +124,7 @@ def whole_rows(path: Path, delimiter: str | None) -> Iterator[dict[str, object]]
                 if line.endswith("\n"):
                     yield json.loads(line)
             return
+        csv.field_size_limit(2**30)
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         columns, held = next(reader, []), None
         try:
@@ -140,17 +153,3 @@ def cell(value: object) -> str:
 
 def _ending(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() in PACKED else path.suffix.lower()
-
-
-def _opened(path: Path, stream: BinaryIO | None) -> IO[bytes]:
-    if stream is not None:
-        return stream
-    try:
-        raw = path.open("rb")
-        if path.suffix.lower() == ".gz":
-            return io.BufferedReader(gzip.GzipFile(fileobj=raw))
-        return io.BufferedReader(lzma.LZMAFile(raw)) if path.suffix.lower() == ".xz" else raw
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file", "JSON lines, or a CSV with a header") from None
-    except OSError as error:
-        raise InputError(str(path), f"{error.strerror or error}", "a readable file") from None

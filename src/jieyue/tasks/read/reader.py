@@ -7,7 +7,7 @@ Windows that are read each for itself give their maximum, and passages vote: sec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -166,13 +166,14 @@ def target(candidate: Candidate, special: Specials) -> numpy.ndarray:
     return numpy.append(candidate.answer, special.sep).astype(numpy.int32)
 
 
-def _tokenized(questions: Sequence[Question], tokenizer: Tokenizer) -> Iterator[tuple[Question, Tokens, list[Tokens]]]:
+def _tokenized(questions: Sequence[Question], tokenizer: Tokenizer) -> list[tuple[Question, Tokens, list[Tokens]]]:
     """(question, its tokens, those of its passages) of each one."""
     asked = tokenize(tokenizer, [question.text for question in questions])
-    texts = [passage.text for question in questions for passage in question.passages]
-    passages = iter(tokenize(tokenizer, texts))
-    for question, own in zip(questions, asked, strict=True):
-        yield question, own, [next(passages) for _ in question.passages]
+    passages = iter(tokenize(tokenizer, [passage.text for question in questions for passage in question.passages]))
+    return [
+        (question, own, [next(passages) for _ in question.passages])
+        for question, own in zip(questions, asked, strict=True)
+    ]
 
 
 def encode_questions(
@@ -185,10 +186,10 @@ def encode_questions(
     Deterministic in ``settings.seed``.
     """
     special, counts = specials(tokenizer), Counter[str]()
-    unknown_id = tokenizer.unk_token_id
+    every, unknown_id = _tokenized(questions, tokenizer), tokenizer.unk_token_id
     generator = numpy.random.default_rng(settings.seed)
     rows: list[Row] = []
-    for number, (question, own, tokens) in enumerate(_tokenized(questions, tokenizer)):
+    for number, (question, own, tokens) in enumerate(every):
         counts["questions_truncated"] += len(own.ids) > settings.question_tokens - 1
         if question.golds is None:
             counts["questions_without_golds"] += 1
