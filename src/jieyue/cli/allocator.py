@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["ALLOCATORS", "find", "preloaded", "start_again"]
 
@@ -61,7 +61,7 @@ def start_again(arguments: Sequence[str]) -> None:
     library = find() if wanted != "system" and arguments and arguments[0] in _TRAINING else None
     if wanted == "tcmalloc" and library is None:
         raise InputError(
-            message(_FLAG, "no tcmalloc here", "gperftools' libtcmalloc_minimal", "apt install libtcmalloc-minimal4")
+            _FLAG, "no tcmalloc here", "gperftools' libtcmalloc_minimal", "apt install libtcmalloc-minimal4"
         )
     preset = any(name == "LD_PRELOAD" or name.startswith("MALLOC_") for name in os.environ)
     if library is None or (preset and wanted == "auto") or {"--help", "-h"} & set(arguments):
@@ -79,5 +79,5 @@ def _wanted(arguments: Sequence[str]) -> str:
         if name == _FLAG:
             wanted = value if given else next(iter(arguments[place + 1 :]), "")
     if wanted not in ALLOCATORS:
-        raise InputError(message(_FLAG, repr(wanted), f"one of {', '.join(ALLOCATORS)}"))
+        raise InputError(_FLAG, repr(wanted), f"one of {', '.join(ALLOCATORS)}")
     return wanted

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.text import without_controls
 
 from .console import Console
@@ -74,7 +74,7 @@ def chat(
     )
     if (folder / "config.json").is_file() and head_of(folder) not in ("causal-lm", "masked-lm", None):
         raise InputError(
-            message(str(folder), f"a model for {head_of(folder)}", "one that writes", "jieyue train chat makes one")
+            str(folder), f"a model for {head_of(folder)}", "one that writes", "jieyue train chat makes one"
         )
     model, tokenizer = load(folder, "causal-lm")
     talk = Conversation(model, tokenizer, sampling, reply_tokens=max_tokens, context=context, candidates=candidates)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jieyue.errors import InputError, message, near
+from jieyue.errors import InputError, near
 
 from .console import Console, show
 from .options import AsJson
@@ -31,7 +31,7 @@ def export(
     """Write a trained model as ONNX, checked for equal outputs; a pattern goes out as its dense mask. Needs jieyue[onnx]."""
     formats = ("onnx",)
     if to not in formats:
-        raise InputError(message(f"--to {to}", repr(to), f"one of {', '.join(formats)}{near(to, formats)}"))
+        raise InputError(f"--to {to}", repr(to), f"one of {', '.join(formats)}{near(to, formats)}")
     from jieyue.run.export import Exporting, export_onnx
 
     exported = export_onnx(Exporting(folder=folder, out=out, int8=int8, overwrite=overwrite))

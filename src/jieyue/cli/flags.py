@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jieyue.budget import parse_seconds
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.options import Option, options_of
 
 Given = dict[str, Any]
@@ -36,7 +36,7 @@ def _blocks(text: str) -> int:
     if text == "all":
         return 0
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(message("--unshare", repr(text), "a number of blocks, or all"))
+        raise InputError("--unshare", repr(text), "a number of blocks, or all")
     return int(text)
 
 

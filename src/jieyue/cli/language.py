@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.report.translation import LANGUAGES, catalogue
 
 __all__ = ["FLAG", "choose", "said", "speak", "spoken"]
@@ -34,7 +34,7 @@ def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[st
             place += not given
             language = value if given else next(iter(arguments[place : place + 1]), "")
             if language not in LANGUAGES:
-                raise InputError(message(FLAG, repr(language), f"one of {', '.join(LANGUAGES)}"))
+                raise InputError(FLAG, repr(language), f"one of {', '.join(LANGUAGES)}")
         else:
             kept.append(one)
         place += 1

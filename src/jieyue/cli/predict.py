@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.listener import SILENT
 
 from .console import Console, decoded
@@ -49,11 +49,11 @@ def predict(
     if prints and (resume or overwrite):
         raise InputError("predict: found --out - with --resume or --overwrite, expected a file for these")
     if batch_size < 1:
-        raise InputError(message("--batch-size", str(batch_size), "at least 1"))
+        raise InputError("--batch-size", str(batch_size), "at least 1")
     if not streams and not file.is_file():
-        raise InputError(message(str(file), "no such file", "JSON lines, or a CSV with a header"))
+        raise InputError(str(file), "no such file", "JSON lines, or a CSV with a header")
     if not streams and not prints and file.resolve() == out.resolve():
-        raise InputError(message("--out", "the input itself", "another file"))
+        raise InputError("--out", "the input itself", "another file")
     from jieyue.run.predict import Predictor, check_out, predict_file
 
     if not prints:
@@ -120,9 +120,7 @@ def _answer(task: str, folder: Path, text: list[str] | None, device: str, as_jso
 
     answering = Predictor(folder, device=device)
     if answering.task.name != task:
-        raise InputError(
-            message(str(folder), f"a model of `jieyue train {answering.task.name}`", f"one of `train {task}`")
-        )
+        raise InputError(str(folder), f"a model of `jieyue train {answering.task.name}`", f"one of `train {task}`")
     rows = [{"text": one} for one in texts]
     found = [joined(row, one) for row, one in zip(rows, answering(rows), strict=True)]
     if as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from typer.core import TyperOption
 
-from jieyue.errors import InputError, message, near
+from jieyue.errors import InputError, near
 
 if TYPE_CHECKING:
     from typer._click import Parameter  # Typer's own; earlier versions take click's
@@ -45,7 +45,7 @@ def with_settings(arguments: Sequence[str], parameters: Sequence[Parameter]) -> 
     for key, value in _read(path).items():
         name = key.replace("_", "-")
         if name not in flags:
-            raise InputError(message(f"{path}", f"the name {key!r}", f"this verb's flags{near(name, flags)}"))
+            raise InputError(f"{path}", f"the name {key!r}", f"this verb's flags{near(name, flags)}")
         one = flags[name]
         if not typed & {*one.opts, *one.secondary_opts}:
             found += _arguments(one, value, f"{path}: {key}")
@@ -65,13 +65,11 @@ def _file_of(arguments: Sequence[str]) -> Path | None:
 def _read(path: Path) -> Mapping[str, Toml]:
     if not path.is_file():
         names = [one.name for one in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise InputError(message("--config", f"no file {path}", f"a TOML file{near(path.name, names)}"))
+        raise InputError("--config", f"no file {path}", f"a TOML file{near(path.name, names)}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            message(f"--config {path}", f"what is not TOML ({error})", "lines such as steps = 300")
-        ) from None
+        raise InputError(f"--config {path}", f"what is not TOML ({error})", "lines such as steps = 300") from None
 
 
 def _arguments(flag: TyperOption, value: Toml, where: str) -> list[str]:
@@ -79,17 +77,15 @@ def _arguments(flag: TyperOption, value: Toml, where: str) -> list[str]:
     name = next(one for one in flag.opts if one.startswith("--"))
     if flag.is_flag:
         if not isinstance(value, bool):
-            raise InputError(message(where, repr(value), "true or false"))
+            raise InputError(where, repr(value), "true or false")
         return [name] if value else list(flag.secondary_opts[:1])
     values = value if isinstance(value, list) else [value]
     several = flag.multiple
     if isinstance(value, list) and not several:
-        raise InputError(message(where, "a list", "one value"))
+        raise InputError(where, "a list", "one value")
     for one in values:
         if isinstance(one, bool) or not isinstance(one, str | int | float):
-            raise InputError(
-                message(where, repr(one), "a text or a number" + (", or a list of them" if several else ""))
-            )
+            raise InputError(where, repr(one), "a text or a number" + (", or a list of them" if several else ""))
     return [f"{name}={one}" for one in values]
 
 

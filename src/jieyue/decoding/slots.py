@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["BodyOutput", "body_of", "logits_at", "narrowed", "positions_of", "slot_logits", "slot_probabilities"]
 
@@ -97,12 +97,10 @@ def _narrowed_logits(
         return pick(logits)
     if logits.shape[1] != count:
         raise InputError(
-            message(
-                "slot_logits(model)",
-                f"logits of shape {list(logits.shape)} for {length} positions",
-                f"[B, {length}, V], one row of logits for every position",
-                "use a masked language model",
-            )
+            "slot_logits(model)",
+            f"logits of shape {list(logits.shape)} for {length} positions",
+            f"[B, {length}, V], one row of logits for every position",
+            "use a masked language model",
         )
     return logits
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .claims import Claim
 
@@ -50,7 +50,7 @@ def choose(asked: Sequence[str] = ()) -> list[Claim]:
     if unknown := [one for one in asked if one not in names and all(claim.key != one for _, claim in everything)]:
         known = ", ".join(f"{article.number} {article.idea}" for article in ARTICLES)
         keys = ", ".join(claim.key for _, claim in everything)
-        raise InputError(message("reproduce", ", ".join(unknown), f"an article ({known}) or a claim ({keys})"))
+        raise InputError("reproduce", ", ".join(unknown), f"an article ({known}) or a claim ({keys})")
     return [
         claim
         for article, claim in everything

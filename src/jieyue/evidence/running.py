@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 from jieyue.json_values import Facts
 from jieyue.machine import describe
 from jieyue.run.cells import cell_path, content_of, digest_of, locked, write_cell
@@ -58,11 +58,11 @@ def measure(
     fewer than two seeds or the same one twice, and a data folder that is not there.
     """
     if scale not in SCALES:
-        raise InputError(message("scale", repr(scale), f"one of {', '.join(SCALES)}"))
+        raise InputError("scale", repr(scale), f"one of {', '.join(SCALES)}")
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise InputError(message("seeds", str(list(seeds)), "at least two, all different", "one run shows nothing"))
+        raise InputError("seeds", str(list(seeds)), "at least two, all different", "one run shows nothing")
     if data is not None and not data.is_dir():
-        raise InputError(message("data", f"no folder {data}", "the folder of the larger data"))
+        raise InputError("data", f"no folder {data}", "the folder of the larger data")
     cells = [(claim, cell) for claim in claims for cell in claim.cells(scale, seeds)]
     bench = _Bench(out, data, command, say)
     found: dict[int, Result | str] = {}
@@ -161,7 +161,7 @@ def parse(line: str, name: str) -> Result:
             raise KeyError("format")
         return Result(cell, found["numbers"], *facts)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(message(name, f"no measured cell ({error})", FORMAT, "remove the file")) from None
+        raise InputError(name, f"no measured cell ({error})", FORMAT, "remove the file") from None
 
 
 def _content(data: Path | None, name: str) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from jieyue.attention import Pattern, full
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .attention_call import PREFIX, interface_name, register_attention
 from .biases import drop_biases, give_biases
@@ -67,7 +67,7 @@ def use_attention(
     """
     entries = [parse_entry(text) for text in split_layers(str(attention))]
     if dropout is not None and not 0 <= dropout < 1:
-        raise InputError(message(f"use(dropout={dropout})", str(dropout), "0 <= dropout < 1"))
+        raise InputError(f"use(dropout={dropout})", str(dropout), "0 <= dropout < 1")
     _check_model(model)
     inside = part_of(model, part)
     named = [(f"{inside[0]}{name}", module) for name, module in attention_modules(inside[1])]
@@ -190,9 +190,7 @@ def part_of(model: nn.Module, part: str | None) -> tuple[str, nn.Module]:
     if not found or any(not name.startswith(shortest) for name in found):
         parts = [name for name, one in model.named_modules() if name and isinstance(one, PreTrainedModel)]
         raise InputError(
-            message(
-                f"use(part={part!r})", f"{len(found)} modules of that path", f"one of {', '.join(parts) or 'no part'}"
-            )
+            f"use(part={part!r})", f"{len(found)} modules of that path", f"one of {', '.join(parts) or 'no part'}"
         )
     return f"{shortest}.", found[shortest]
 

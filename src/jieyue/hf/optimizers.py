@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from jieyue.errors import InputError, MissingExtra, message
+from jieyue.errors import InputError, MissingExtra
 from jieyue.training.adam_mini import AdamMini
 from jieyue.training.muon import MuonAdamW, hidden_matrices
 from jieyue.training.techniques import Technique, technique
@@ -92,7 +92,7 @@ OPTIMIZERS = {
 def optimizer_named(name: str) -> OptimizerChoice:
     """The choice of that name; ``InputError`` for an unknown one, ``MissingExtra`` for one whose package is not installed."""
     if name not in OPTIMIZERS:
-        raise InputError(message("optimizer", repr(name), f"one of {', '.join(OPTIMIZERS)}"))
+        raise InputError("optimizer", repr(name), f"one of {', '.join(OPTIMIZERS)}")
     choice = OPTIMIZERS[name]
     if choice.package is not None and not choice.installed:
         raise MissingExtra(choice.package, EIGHT_BIT_EXTRA)
@@ -115,7 +115,7 @@ def make_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Opt
             raise
         raise MissingExtra(package, EIGHT_BIT_EXTRA) from error
     if "optimizer_dict" in keywords or "params" in keywords:
-        raise InputError(message("optim", str(args.optim), "one that updates all weights in one step"))
+        raise InputError("optim", str(args.optim), "one that updates all weights in one step")
     return kind(_groups(model, args.weight_decay), **keywords)
 
 
@@ -146,7 +146,7 @@ def _own_optimizer(name: str, model: nn.Module, args: TrainingArguments) -> torc
     if name == "adam-mini":
         betas = (args.adam_beta1, args.adam_beta2)
         return AdamMini(_blocks(model, args.weight_decay), lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
-    raise InputError(message("optim_args", f"jieyue={name}", "jieyue=tiger, jieyue=muon or jieyue=adam-mini"))
+    raise InputError("optim_args", f"jieyue={name}", "jieyue=tiger, jieyue=muon or jieyue=adam-mini")
 
 
 def _blocks(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.json_values import Facts
 
 from .loading import RECORD, load, read_record, save
@@ -46,18 +46,18 @@ def check_stretch(config: PretrainedConfig, how: str, factor: float) -> None:
     """Refuses, before any weight is read, what ``stretch`` cannot do with a model of this configuration."""
     asked, allowed = f"positions={how!r}", f"one of {', '.join((*ROTARY, *METHODS))}"
     if how not in (*ROTARY, *METHODS):
-        raise InputError(message(asked, repr(how), allowed))
+        raise InputError(asked, repr(how), allowed)
     own = config.get_text_config()
     rope, positions = _rotary(own), int(getattr(own, "max_position_embeddings", None) or 0)
     if how in METHODS:
         if rope is not None:
-            raise InputError(message(asked, f"rotary positions ({own.model_type})", "a table of them", "yarn, dynamic"))
+            raise InputError(asked, f"rotary positions ({own.model_type})", "a table of them", "yarn, dynamic")
         return
     if rope is None or not positions:
         do = "for a table of positions: hierarchical, interpolate"
-        raise InputError(message(asked, f"no rotary positions ({own.model_type})", "rotary positions", do))
+        raise InputError(asked, f"no rotary positions ({own.model_type})", "rotary positions", do)
     if (kind := rope.get("rope_type", "several kinds, one a layer")) != "default":
-        raise InputError(message(asked, f"rotary positions of the kind {kind}", "plain ones, not stretched before"))
+        raise InputError(asked, f"rotary positions of the kind {kind}", "plain ones, not stretched before")
 
 
 def stretch(name: str | Path, how: str, factor: float, folder: Path, record: Facts) -> Path:
@@ -99,7 +99,7 @@ def extend_positions(model: Any, num_positions: int, how: str = "hierarchical", 
     """
     asked = f"extend_positions(model, {num_positions}, how={how!r})"
     if how not in METHODS:
-        raise InputError(message(asked, repr(how), f"one of {', '.join(METHODS)}"))
+        raise InputError(asked, repr(how), f"one of {', '.join(METHODS)}")
     tables = [
         module
         for name, module in model.named_modules()
@@ -108,15 +108,13 @@ def extend_positions(model: Any, num_positions: int, how: str = "hierarchical", 
     if len(tables) != 1:
         found = f"{len(tables)} tables of absolute positions in {type(model).__name__}"
         do = "" if tables else "rotary and relative positions have no such limit"
-        raise InputError(message(asked, found, "one (BERT, RoBERTa, ALBERT, ELECTRA, GPT-2)", do))
+        raise InputError(asked, found, "one (BERT, RoBERTa, ALBERT, ELECTRA, GPT-2)", do)
     (table,) = tables
     reserved = 0 if table.padding_idx is None else table.padding_idx + 1
     before = table.num_embeddings - reserved
     most = before**2 if how == "hierarchical" else None
     if num_positions <= before or (most is not None and num_positions > most):
-        raise InputError(
-            message(asked, f"{before} positions", f"more than {before}" + (f", at most {most}" if most else ""))
-        )
+        raise InputError(asked, f"{before} positions", f"more than {before}" + (f", at most {most}" if most else ""))
     old: Any = table.weight
     extend = split_hierarchically if how == "hierarchical" else interpolate
     rows = torch.cat([old.detach()[:reserved], extend(old.detach()[reserved:], num_positions)])

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .entries import parse_entry, split_layers
 from .layers import SLOT, LayerAttention
@@ -97,7 +97,7 @@ def layer_from_config(module: nn.Module) -> LayerAttention | None:
     numbered = isinstance(number, int) or len(entries) == 1
     if getattr(config, "is_encoder_decoder", False) or getattr(config, PART_FIELD, None) or not numbered:
         found = f"the attention {text} in a model whose modules do not say which layer they are"
-        raise InputError(message(name, found, "a decoder or an encoder alone", "open the folder with jieyue.load"))
+        raise InputError(name, found, "a decoder or an encoder alone", "open the folder with jieyue.load")
     layer = LayerAttention(
         entries[number % len(entries) if isinstance(number, int) else 0],
         cross=bool(getattr(module, "is_cross_attention", False)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.optimizers import OPTIMIZERS
 from jieyue.training.techniques import EXACT, UPDATES, Technique, technique
 
@@ -27,7 +27,7 @@ FOLDED = {
 def dtype_named(name: str) -> torch.dtype | None:
     """What autocast is given, None for none; ``InputError`` for an unknown name."""
     if name not in DTYPES:
-        raise InputError(message("dtype", repr(name), f"one of {', '.join(DTYPES)}"))
+        raise InputError("dtype", repr(name), f"one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -51,10 +51,10 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise InputError(message("optimizer", repr(self.optimizer), f"one of {', '.join(OPTIMIZERS)}"))
+            raise InputError("optimizer", repr(self.optimizer), f"one of {', '.join(OPTIMIZERS)}")
         dtype_named(self.dtype)
         if self.in_backward and self.optimizer not in FOLDED:
-            raise InputError(message("update in backward", repr(self.optimizer), f"one of {', '.join(FOLDED)}"))
+            raise InputError("update in backward", repr(self.optimizer), f"one of {', '.join(FOLDED)}")
 
     @property
     def optimizer_text(self) -> str:

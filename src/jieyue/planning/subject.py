@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.depth import has_stages, num_layers, with_layers
 from jieyue.hf.loading import model_from_config
 from jieyue.hf.optimizers import make_optimizer, optimizer_named
@@ -55,10 +55,10 @@ class Subject:
 
     def __post_init__(self) -> None:
         if self.head not in OBJECTIVES:
-            raise InputError(message("head", repr(self.head), f"one of {', '.join(OBJECTIVES)}"))
+            raise InputError("head", repr(self.head), f"one of {', '.join(OBJECTIVES)}")
         room = None if self.head == "image-classification" else getattr(self.config, "max_position_embeddings", None)
         if self.positions < 1 or (isinstance(room, int) and self.positions > room):
-            raise InputError(message(f"length={self.positions}", f"a model of {room} positions", f"from 1 to {room}"))
+            raise InputError(f"length={self.positions}", f"a model of {room} positions", f"from 1 to {room}")
 
     @property
     def layers(self) -> int:

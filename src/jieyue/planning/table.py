@@ -89,7 +89,7 @@ def feasible(
     (exact ones then come in the order of ``settings``). ``BudgetError`` where nothing fits: the floor, and what lowers it.
     """
     if effective_batch < 1:
-        raise InputError(message("effective_batch", str(effective_batch), "at least 1 row"))
+        raise InputError("effective_batch", str(effective_batch), "at least 1 row")
     fixed = fixed_cost(subject.device) if fixed_bytes is None else fixed_bytes
     allowed = float("inf") if budget.memory_bytes is None else budget.memory_bytes - fixed
     rows: list[Row] = []

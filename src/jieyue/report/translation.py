@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .amounts import Cell, Estimate
 from .picture import Picture
@@ -87,7 +87,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 def catalogue(language: str) -> Catalogue:
     """The catalogue of a language of ``LANGUAGES``, read once; English needs none and has an empty one."""
     if language not in LANGUAGES:
-        raise InputError(message("language", repr(language), f"one of {', '.join(LANGUAGES)}"))
+        raise InputError("language", repr(language), f"one of {', '.join(LANGUAGES)}")
     if language == "en":
         return Catalogue({}, ())
     return Catalogue.of(json.loads(files(__package__).joinpath(f"{language}.json").read_text(encoding="utf-8")))

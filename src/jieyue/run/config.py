@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from jieyue.errors import InputError, message, near
+from jieyue.errors import InputError, near
 from jieyue.json_values import Facts
 from jieyue.options import option
 
@@ -29,9 +29,9 @@ def check_log(name: str | None) -> None:
     if name is None:
         return
     if name not in LOGS:
-        raise InputError(message(f"log={name!r}", repr(name), f"one of {', '.join(LOGS)}{near(name, LOGS)}"))
+        raise InputError(f"log={name!r}", repr(name), f"one of {', '.join(LOGS)}{near(name, LOGS)}")
     if find_spec(name) is None:
-        raise InputError(message(f"log={name!r}", f"no package {name}", "it installed", f"pip install {name}"))
+        raise InputError(f"log={name!r}", f"no package {name}", "it installed", f"pip install {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +134,9 @@ class TrainingConfig:
         from jieyue.planning.setting import AUTO, dtype_named
 
         if self.start is not None and self.start not in STARTS:
-            raise InputError(message(f"start={self.start!r}", repr(self.start), f"one of {', '.join(STARTS)}"))
+            raise InputError(f"start={self.start!r}", repr(self.start), f"one of {', '.join(STARTS)}")
         if self.in_backward and self.optimizer == "adamw-8bit":
-            raise InputError(
-                message("in_backward", "optimizer='adamw-8bit'", "one of torch's or ours, such as adafactor")
-            )
+            raise InputError("in_backward", "optimizer='adamw-8bit'", "one of torch's or ours, such as adafactor")
         check_log(self.log)
         if self.optimizer != AUTO:
             optimizer_named(self.optimizer)

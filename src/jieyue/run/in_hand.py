@@ -17,7 +17,7 @@ from typing import TypedDict, Unpack
 from torch import nn
 
 from jieyue.budget import Budget, Plan
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.types import Model, Tokenizer
 from jieyue.listener import ProgressListener
 from jieyue.report import Report
@@ -226,9 +226,7 @@ def sparsify(
             for kind in (Choosing, RunConfig, TrainingConfig)
         ]
         if unknown := sorted(set(given) - {one.name for one in fields(SparseSettings)}):
-            raise InputError(
-                message("options", ", ".join(unknown), f"some of {', '.join(SparseOptions.__annotations__)}")
-            )
+            raise InputError("options", ", ".join(unknown), f"some of {', '.join(SparseOptions.__annotations__)}")
         training = TrainingConfig(**{"effective_batch": EFFECTIVE_BATCH, **parts[2]})
         settings = SparseSettings(**given, seed=training.seed)
         report = sparsify_files(
@@ -254,18 +252,14 @@ def _in_files(
         name = str(model)
         if isinstance(model, nn.Module):
             if tokenizer is None:
-                raise InputError(
-                    message("train(model)", "a model in hand without tokenizer", "its tokenizer beside it")
-                )
+                raise InputError("train(model)", "a model in hand without tokenizer", "its tokenizer beside it")
             name = str(
                 place / (str(getattr(model.config, "name_or_path", "")).strip("/").rpartition("/")[2] or "model")
             )
             model.save_pretrained(name)
             tokenizer.save_pretrained(name)
         elif tokenizer is not None:
-            raise InputError(
-                message("train(tokenizer)", "one beside a name", "a model in hand, or the name's own tokenizer")
-            )
+            raise InputError("train(tokenizer)", "one beside a name", "a model in hand, or the name's own tokenizer")
         yield name, {role: _files(role, given, place) for role, given in (("data", data), ("held_out", held_out))}
 
 
@@ -278,7 +272,7 @@ def _files(role: str, given: Data, place: Path) -> list[str | Path]:
     if len(paths) == len(rows):
         return paths
     if not all(isinstance(row, dict) for row in rows):
-        raise InputError(message(role, "files and rows together, or rows that are no dicts", "files, or dicts"))
+        raise InputError(role, "files and rows together, or rows that are no dicts", "files, or dicts")
     names = _class_names(given)
     file = place / f"{role}.jsonl"
     with file.open("w", encoding="utf-8") as stream:
@@ -310,7 +304,7 @@ def _configured(
     how = {one.name: given.pop(one.name) for one in fields(TrainingConfig) if one.name in given}
     if given:
         known = sorted({one.name for one in (*fields(RunConfig), *fields(TrainingConfig))} | {"settings", "device"})
-        raise InputError(message("options", ", ".join(given), f"some of {', '.join(known)}"))
+        raise InputError("options", ", ".join(given), f"some of {', '.join(known)}")
     if how.get("plan") is not None:
         how.setdefault("effective_batch", how["plan"].effective_batch)
         how.setdefault("checkpointing", how["plan"].checkpointing)

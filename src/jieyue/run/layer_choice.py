@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .layer_options import FullLayers
 
@@ -47,7 +47,7 @@ def choose_layers(
     """
     check_full(wanted, layers)
     if candidates < 1:
-        raise InputError(message("candidates", str(candidates), "at least 1"))
+        raise InputError("candidates", str(candidates), "at least 1")
     if wanted.layers is not None:
         return Choice(wanted.layers, (), (), {}, 0)
     whole = frozenset(layers)
@@ -78,11 +78,9 @@ def check_full(wanted: FullLayers, layers: Sequence[int]) -> None:
     if others := sorted(set(wanted.layers or ()) - set(layers)):
         found = f"layer{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
         allowed = f"some of {FullLayers(layers=tuple(layers))}, the layers that can be sparse"
-        raise InputError(message("full_layers", found, allowed, "count from 0, and leave out layers with a window"))
+        raise InputError("full_layers", found, allowed, "count from 0, and leave out layers with a window")
     if wanted.count is not None and wanted.count > len(layers):
-        raise InputError(
-            message("full_layers", str(wanted.count), f"at most {len(layers)}, the layers that can be sparse")
-        )
+        raise InputError("full_layers", str(wanted.count), f"at most {len(layers)}, the layers that can be sparse")
 
 
 def interleaved(layers: Sequence[int], count: int) -> tuple[int, ...]:

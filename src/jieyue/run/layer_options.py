@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.options import option
 
 __all__ = ["STRETCHED", "Choosing", "FullLayers", "parse_count"]
@@ -24,7 +24,7 @@ def parse_count(text: str | int, name: str = "tokens") -> int:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kM]?)", str(text).strip())
     count = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]] if found else 0.5
     if count != int(count):
-        raise InputError(message(name, repr(text), "a whole number of tokens, such as 200000, 200k or 2M"))
+        raise InputError(name, repr(text), "a whole number of tokens, such as 200000, 200k or 2M")
     return int(count)
 
 
@@ -81,10 +81,10 @@ def _listed(written: str) -> list[int]:
 def _ascending(given: str | int | Sequence[int], layers: Sequence[int]) -> tuple[int, ...]:
     if not layers or any(not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in layers):
         allowed = "a number of layers, or auto:+2% (of perplexity), or layers counted from 0 such as 1,4,7-10"
-        raise InputError(message("full_layers", repr(given), allowed))
+        raise InputError("full_layers", repr(given), allowed)
     if twice := sorted({one for one in layers if layers.count(one) > 1}):
         found = f"{', '.join(map(str, twice))} twice in {given!r}"
-        raise InputError(message("full_layers", found, "each layer once"))
+        raise InputError("full_layers", found, "each layer once")
     return tuple(sorted(layers))
 
 
@@ -126,11 +126,11 @@ class Choosing:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
         for path in self.second_data:
             if not Path(path).is_file():
-                raise InputError(message("second_data", f"no file {path}", "files that exist"))
+                raise InputError("second_data", f"no file {path}", "files that exist")
         if self.positions not in ("none", *STRETCHED):
             allowed = f"one of none, {', '.join(STRETCHED)}"
-            raise InputError(message(f"positions={self.positions!r}", repr(self.positions), allowed))
+            raise InputError(f"positions={self.positions!r}", repr(self.positions), allowed)
         if not 1 < self.position_factor <= 64:
-            raise InputError(message("position_factor", f"{self.position_factor:g}", "more than 1, at most 64"))
+            raise InputError("position_factor", f"{self.position_factor:g}", "more than 1, at most 64")
         if self.control and not self.tokens:
-            raise InputError(message("control", "tokens=0, so that nothing is trained", "tokens to train on"))
+            raise InputError("control", "tokens=0, so that nothing is trained", "tokens to train on")

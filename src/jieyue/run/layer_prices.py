@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from jieyue.decoding.slots import positions_of
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.switched_layers import SwitchedLayers, switched_layers
 from jieyue.hf.types import Tokenizer
 from jieyue.listener import ProgressListener
@@ -81,9 +81,7 @@ def texts_of(
         rows, _ = TASK.encode(lines, tokenizer, settings)
         if not rows:
             text = f"{sum(len(line.text) for line in lines)} characters of {name} text that fill no row of {settings.row_tokens} tokens"
-            raise InputError(
-                message("data", text, "more running text", "add text, or take shorter rows (--row-tokens)")
-            )
+            raise InputError("data", text, "more running text", "add text, or take shorter rows (--row-tokens)")
         some = _spread(rows, max(1, round(tokens / settings.row_tokens)))
         found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some)))
     return found
@@ -99,9 +97,7 @@ def measure_layers(
     is_encoder = getattr(model, "get_output_embeddings", lambda: None)() is None
     with switched_layers(model, attention) as switched:  # type: ignore[arg-type]
         if not switched.free:
-            raise InputError(
-                message("sparsify(model)", "layers that all have a window of their own", "one that reads all keys")
-            )
+            raise InputError("sparsify(model)", "layers that all have a window of their own", "one that reads all keys")
         check_full(FullLayers.parse(choosing.full_layers), switched.free)
         switched.keep_full(switched.free)
         known = {text.name: encoded(model, text.batches) if is_encoder else None for text in texts}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 from .tiger import Group
 
@@ -44,7 +44,7 @@ class AdamMini(Optimizer):
     ) -> None:
         if not (lr >= 0 and eps >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
             found = f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}"
-            raise InputError(message("AdamMini", found, "numbers of at least 0, betas below 1"))
+            raise InputError("AdamMini", found, "numbers of at least 0, betas below 1")
         named = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "rows": 1, "columns": False}
         super().__init__(params, named)
         for group in self.param_groups:
@@ -52,7 +52,7 @@ class AdamMini(Optimizer):
                 outputs = parameter.shape[1 if group["columns"] else 0] if parameter.ndim >= 2 else group["rows"]
                 if group["rows"] < 1 or outputs % group["rows"]:
                     found = f"blocks of {group['rows']} rows for a matrix of {outputs}"
-                    raise InputError(message("AdamMini", found, "a number of rows that divides them"))
+                    raise InputError("AdamMini", found, "a number of rows that divides them")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -66,7 +66,7 @@ class AdamMini(Optimizer):
                 if parameter.grad is None:
                     continue
                 if parameter.grad.is_sparse:
-                    raise InputError(message("AdamMini", "a sparse gradient", "dense ones", "use sparse=False"))
+                    raise InputError("AdamMini", "a sparse gradient", "dense ones", "use sparse=False")
                 rows, columns = group["rows"], group["columns"]
                 self._move(parameter, _blocks(parameter, rows, columns), _blocks(parameter.grad, rows, columns), group)
         return loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 
 __all__ = ["APPROXIMATE", "EXACT", "OTHER", "TECHNIQUES", "UPDATES", "Technique", "technique"]
 
@@ -186,4 +186,4 @@ def technique(name: str) -> Technique:
     for one in TECHNIQUES:
         if one.name == name:
             return one
-    raise InputError(message("technique", repr(name), f"one of {', '.join(one.name for one in TECHNIQUES)}"))
+    raise InputError("technique", repr(name), f"one of {', '.join(one.name for one in TECHNIQUES)}")

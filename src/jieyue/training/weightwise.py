@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jieyue.budget import Plan
-from jieyue.errors import BudgetError, InputError, message
+from jieyue.errors import BudgetError, InputError
 from jieyue.tally import Tally
 
 from .accumulation import backward_pieces
@@ -73,7 +73,7 @@ class Moves:
         wide = torch.promote_types(gradient.dtype, torch.float32)
         norm = float(torch.linalg.vector_norm(gradient, dtype=wide))
         if not math.isfinite(norm):
-            raise InputError(message("step in backward", "a gradient that is not finite", "finite numbers", _SPOILED))
+            raise InputError("step in backward", "a gradient that is not finite", "finite numbers", _SPOILED)
         self.norms.append(norm)
         gradient.mul_(self.factor)
         optimizer = self.optimizer
@@ -139,25 +139,21 @@ def _check(model: nn.Module, batch: Mapping[str, Tensor], optimizer: Optimizer, 
     asked = "step in backward"
     if len(micro.cuts(batch)) != 1:
         found = f"{num_rows(batch)} rows in pieces of {micro.rows}"
-        raise InputError(message(asked, found, "the whole batch in one piece", "use accumulate, or update_in_backward"))
+        raise InputError(asked, found, "the whole batch in one piece", "use accumulate, or update_in_backward")
     kind = type(optimizer).__name__
     if kind not in ALONE:
-        raise InputError(message(asked, kind, f"one that treats each weight alone: {', '.join(ALONE)}"))
+        raise InputError(asked, kind, f"one that treats each weight alone: {', '.join(ALONE)}")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise InputError(
-            message(asked, "hooks on the optimizer's step", "none", "clip=PreviousNorm(...), or accumulate")
-        )
+        raise InputError(asked, "hooks on the optimizer's step", "none", "clip=PreviousNorm(...), or accumulate")
     if Ranks(model).world > 1:
-        raise InputError(message(asked, "several processes", "one: their gradients are summed first", "use accumulate"))
+        raise InputError(asked, "several processes", "one: their gradients are summed first", "use accumulate")
     if any(p.grad is not None for p in model.parameters()):
-        raise InputError(message(asked, "gradients from before", "none in .grad", "optimizer.zero_grad() first"))
+        raise InputError(asked, "gradients from before", "none in .grad", "optimizer.zero_grad() first")
 
 
 def _check_tally(tally: Tally) -> None:
     total, weight = tally.detach().total, float(tally.weight)
     if not weight > 0:
-        raise InputError(message("step in backward", f"a batch of weight {weight:g}", "a counted label"))
+        raise InputError("step in backward", f"a batch of weight {weight:g}", "a counted label")
     if not math.isfinite(float(total)):
-        raise InputError(
-            message("step in backward", f"a loss of {float(total):g}", "a finite one", "nothing has moved")
-        )
+        raise InputError("step in backward", f"a loss of {float(total):g}", "a finite one", "nothing has moved")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.evidence.articles import ARTICLES
 from jieyue.evidence.claims import Claim
 
@@ -50,12 +50,12 @@ def choose_on(weights: Sequence[Weights], asked: Sequence[str] = ()) -> list[Cla
     if unknown := [one for one in asked if one not in {*names, *keys}]:
         known = ", ".join(f"{number} {ideas[str(number)]}" for number in sorted(articles))
         expected = f"an article ({known}) or a claim ({', '.join(keys)})"
-        raise InputError(message("reproduce --weights", ", ".join(unknown), expected))
+        raise InputError("reproduce --weights", ", ".join(unknown), expected)
     wanted = [one for one in TEMPLATES if not asked or _names_of(one, ideas) & set(asked)]
     chosen = [bind(one, model) for model in weights for one in wanted if one.refuses(model.facts) is None]
     if not chosen:
         why = "; ".join(left_out(weights, asked))
-        raise InputError(message("reproduce --weights", f"no claim that these models can serve: {why}", "one at least"))
+        raise InputError("reproduce --weights", f"no claim that these models can serve: {why}", "one at least")
     return chosen
 
 

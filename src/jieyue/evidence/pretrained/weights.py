@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jieyue.errors import InputError, message, near_file
+from jieyue.errors import InputError, near_file
 from jieyue.hf.loading import head_of, load_config, load_tokenizer, model_from_config
 from jieyue.json_values import Facts
 from jieyue.run.cells import content_of
@@ -62,7 +62,7 @@ def open_weights(folders: Sequence[Path]) -> list[Weights]:
             if other.name == one.name or other.facts["content"] == one.facts["content"]:
                 same = "of the same name" if other.name == one.name else "with the same content"
                 do = "give each model once, and a name of its own to each folder"
-                raise InputError(message("--weights", f"{other.folder} and {folder}, {same}", "different models", do))
+                raise InputError("--weights", f"{other.folder} and {folder}, {same}", "different models", do)
         found.append(one)
     return found
 
@@ -70,15 +70,15 @@ def open_weights(folders: Sequence[Path]) -> list[Weights]:
 def _opened(folder: Path) -> Weights:
     if not folder.is_dir():
         found = f"no folder {folder}{near_file(folder)}"
-        raise InputError(message("--weights", found, "the folder of a model of transformers"))
+        raise InputError("--weights", found, "the folder of a model of transformers")
     config = load_config(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise InputError(message("--weights", f"no weights in {folder}", "model.safetensors beside config.json"))
+        raise InputError("--weights", f"no weights in {folder}", "model.safetensors beside config.json")
     if getattr(config, "is_encoder_decoder", False) or head_of(folder) not in _KIND_OF_HEAD:
         asked = (getattr(config, "architectures", None) or [config.model_type])[0]
         expected = "an encoder such as BERT, or a decoder such as Llama"
-        raise InputError(message("--weights", f"{asked} in {folder}", expected))
+        raise InputError("--weights", f"{asked} in {folder}", expected)
     kind, tokenizer = _KIND_OF_HEAD[head_of(folder)], load_tokenizer(folder)
     files += [path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()]
     facts: Facts = {
