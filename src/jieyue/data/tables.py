@@ -114,8 +114,12 @@ def cells_of(name: str, lines: Iterable[str], delimiter: str, *, trims: bool = T
     """
     csv.field_size_limit(2**30)
     tabs = delimiter == "\t"
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=trims and not tabs)
+    reader = csv.reader(
+        lines,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        skipinitialspace=trims and not tabs,
+    )
     try:
         for row in reader:
             if row:

@@ -118,8 +118,8 @@ def predict_file(
     """
     if batch_size < 1:
         raise InputError("batch_size", str(batch_size), "at least 1")
-    path, stream = (source, None) if isinstance(source, Path) else (Path("standard input"), source)
-    rows = iter(RowReader(path, stream, encoding))
+    path, piped = (source, None) if isinstance(source, Path) else (Path("standard input"), source)
+    rows = iter(RowReader(path, piped, encoding))
     if not isinstance(out, Path):
         return _answered(answering, rows, RowWriter(out, delimiter=None), batch_size, 0, listener)
     check_out(out, resume=resume, overwrite=overwrite)
