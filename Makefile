@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all gpu-check demo chat bench long sparsify-demo docs dist clean
+.PHONY: setup test test-all gpu-check demo chat bench long long-trained long-encoder sparsify-demo docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -94,6 +94,17 @@ bench: setup
 long: setup
 	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --rows 8 --cache 1024 4096 16384 --forward 8192 --repeats 1 --also $(ALSO) --add --out benchmarks/results
 	$(BIN)/python benchmarks/needle.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 --out benchmarks/results
+	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --positions 16384 --rows 2 --name-of-result long-positions --out benchmarks/results
+
+# Folders that were trained, each beside the model as it is and beside the first of them, on a second kind of text too.
+# make long-trained MODEL=… CHOICE=… TEXT=… SECOND=file of other text TRAINED="control=folder sparse=folder distilled=folder"
+long-trained: setup
+	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --second $(SECOND) --lengths 2048 --rows 8 --trained $(TRAINED) --name-of-result long-trained --out benchmarks/results
+
+# A pretrained encoder: distilled from itself under sparse attention, which book a passage is from, its speed (a quiet machine).
+# make long-encoder ENCODER=folder LEARN="files of books" CHOOSE=… TELL=… BOOKS="files of other books"
+long-encoder: setup
+	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --books $(BOOKS) --speed 2048 4096 --add --out benchmarks/results
 
 # Sparse attention in a small dialogue model that `make chat` trained (it is trained first where it is not there), about ten minutes
 # in all: prices measured, layers chosen, 100,000 tokens trained, beside the full model trained alike.

@@ -62,8 +62,9 @@ def positions_section(report: Report, choosing: Choosing, positions: int) -> Non
     )
     if choosing.positions == "dynamic":
         section.note(
-            "Dynamic positions depend on the length of the row: keys that a cache keeps were turned for a shorter one, so that what is "
-            "written step by step past the trained length can differ from one pass over the whole."
+            "Dynamic positions depend on the longest row that was read: keys that a cache keeps were turned for a shorter one, and a "
+            "long row changes those that follow, until one is shorter than the trained length. Written step by step and read in "
+            "one pass, a text past the trained length is then not the same."
         )
 
 
