@@ -20,6 +20,7 @@ from jieyue.evidence.running import Outcome, digest, measure
 from jieyue.hf.tokenizers import make_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAPS = [one for own in entropies.MAPS.values() for one in own]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-()"
 
 
@@ -172,10 +173,10 @@ def numbers_of(template, good):
         return own | {f"{way} repetition": 0.0 for way in dialogue.WAYS}
     if key == "pretrained-entropies":
         values = {entropies.SOFTMAX: 1.0, entropies.UNIFORM: 4.0}
-        names = (entropies.SOFTMAX, *entropies.MAPS, *entropies.BANDED, entropies.UNIFORM)
+        names = (entropies.SOFTMAX, *MAPS, *entropies.BANDED, entropies.UNIFORM)
         return {f"{one} entropy": values.get(one, 3.5 if good else 1.5) for one in names}
     values = dict.fromkeys(entropies.BANDED, worse)
-    return {f"{one} loss": values.get(one, better) for one in (entropies.SOFTMAX, *entropies.MAPS, *entropies.BANDED)}
+    return {f"{one} loss": values.get(one, better) for one in (entropies.SOFTMAX, *MAPS, *entropies.BANDED)}
 
 
 def results_of(claim, template, good, scale="minutes", seeds=(0, 1, 2)):
@@ -216,26 +217,31 @@ def test_they_are_kept_and_told_in_a_part_of_their_own(tmp_path):
             if template.refuses(model) is None:
                 claim = bind(template, Weights(model))
                 outcomes.append(Outcome(claim, "minutes", results_of(claim, template, True)))
-        publish(outcomes[-1:], tmp_path)
-    publish(outcomes, tmp_path)
+        publish([one for one in outcomes if one.claim.key.endswith(model["name"])], tmp_path)
     kept = {path.name for path in (tmp_path / "results" / "minutes").iterdir()}
     assert {"pretrained-entropies.one-1.0.jsonl", "pretrained-entropies.two.jsonl"} <= kept
     assert {o.claim.key for o in published(tmp_path)} == {o.claim.key for o in outcomes}
-    (gelu,) = measure(choose(["gelu-better-constants"]), "minutes", [0, 1], tmp_path / "out")
-    publish([gelu], tmp_path)
+    (beam,) = measure(choose(["wider-beam-can-be-worse"]), "minutes", [0, 1], tmp_path / "out")
+    publish([beam], tmp_path)
     page = (tmp_path / "reproduction.md").read_text(encoding="utf-8")
+    chinese = (tmp_path / "reproduction.zh.md").read_text(encoding="utf-8")
+    assert "## 在预训练权重上\n" in chinese and "[在预训练权重上](#在预训练权重上)" in chinese
     assert f"## {PART}\n" in page and f"[{PART}](#on-pretrained-weights)" in page
-    assert f"| {BESIDE} | holds | one-1.0, scale minutes: GELU's tanh form" in page
+    assert f"| {BESIDE} | holds | two, scale minutes: A pretrained decoder, taught on true words alone" in page
     assert "pretrained-gelu is left out for two: its activation is silu" in page
     assert "Article 4 is not measured on pretrained weights" in page
     assert "claims that hold, minutes | 1 | of 1;" in page  # the articles' own are counted alone
     sections = [section.title for section in build(published(tmp_path)).sections]
     assert sum(title.startswith(f"{PART}, article") for title in sections) == len(outcomes)
-    assert PART not in {section.title for section in build([gelu]).sections}
+    assert PART not in {section.title for section in build([beam]).sections}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda one: one.claim.key)
+@pytest.mark.parametrize(
+    "template",
+    [one for one in TEMPLATES if one.claim.key != "pretrained-drawing"],  # its cells are those of pretrained-dialogue
+    ids=lambda one: one.claim.key,
+)
 def test_each_is_measured_on_a_tiny_model(template, weights, tmp_path):
     """From the folder to the verdict, at the scale that ships; a random model decides nothing, so no word is asked for."""
     model = next(one for one in weights if template.refuses(one.facts) is None)
@@ -248,7 +254,8 @@ def test_each_is_measured_on_a_tiny_model(template, weights, tmp_path):
         for result in outcome.results:
             assert result.numbers[f"{accumulation.OURS} update"]["largest"] < accumulation.EQUAL
             assert result.numbers[f"{accumulation.OURS} apart"] < 1e-3
-            assert result.numbers[f"{accumulation.TRAINER} update"]["cosine"] < 1.1
+            assert result.numbers[f"{accumulation.PLAIN} apart"] < 1e-3  # pieces of one size, a label a row
+            assert result.numbers[f"{accumulation.TRAINER} apart"] < 0.05  # AdamW hides how long its gradient is
 
 
 SMALLER = {

@@ -60,6 +60,7 @@ def test_the_commands_of_the_full_scale_are_understood(command):
         (["--scale", "days"], "minutes, hour, full"),
         (["--seeds", "1"], "at least 2"),
         pytest.param(["6", "--data", "absent"], "no folder absent", marks=pytest.mark.slow),
+        pytest.param(["--weights", "absent"], "no folder absent", marks=pytest.mark.slow),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, said, tmp_path):

@@ -62,8 +62,10 @@ def _measure(cell: Cell, place: Place) -> Facts:
     """Of each way: accuracy, seconds, how far its weights end from those of one batch, and how often it answers as that does."""
     asked = cell.settings
     prepared = _prepared(asked, cell.seed, place)
-    order = torch.randperm(len(prepared.rows), generator=torch.Generator().manual_seed(cell.seed)).tolist()
-    size = asked["batch"]
+    size, generator = asked["batch"], torch.Generator().manual_seed(cell.seed)
+    order: list[int] = []
+    while len(order) < asked["updates"] * size:  # as many epochs as it takes
+        order += torch.randperm(len(prepared.rows), generator=generator).tolist()
     batches = [prepared.batch(order[at * size : (at + 1) * size]) for at in range(asked["updates"])]
     held = prepared.sources.held_out[: asked["judged"]]
     numbers: Facts = {"judged": len(held)}
@@ -102,7 +104,6 @@ def _measure(cell: Cell, place: Place) -> Facts:
 
 
 def _prepared(asked: Facts, seed: int, place: Place) -> Prepared:
-    limit = max(asked["updates"] * asked["batch"], 4 * asked["piece"] + SPARE)
     files: list[Path] = []
     if "data" in asked:
         assert place.data is not None  # ``running`` refuses before
@@ -111,7 +112,7 @@ def _prepared(asked: Facts, seed: int, place: Place) -> Prepared:
         model=str(place.weights),
         data=files[:1],
         held_out=files[1:],
-        limit=max(limit, asked["judged"]),
+        limit=max(asked["updates"] * asked["batch"], asked["judged"]),
         new_head=True,
         settings=ClassifySettings(max_tokens=asked["tokens"]),
     )

@@ -179,6 +179,6 @@ TEMPLATES = (
             judge=_judge("gelu", ARTICLES_FORMS),
         ),
         refuses=_no_gelu,
-        beside=("gelu-better-constants",),
+        beside=("gelu-constants",),
     ),
 )

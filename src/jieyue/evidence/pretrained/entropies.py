@@ -19,13 +19,20 @@ from jieyue.report.amounts import Given
 
 from .template import Template
 from .texts import WIKITEXT, texts
-from .weights import DECODER
+from .weights import DECODER, ENCODER
 
 __all__ = ["TEMPLATES"]
 
 KEY = "pretrained-entropies"
 SOFTMAX, UNIFORM = "softmax", "uniform"
-MAPS = ("linear(elu)", "linear(softmax)", "linear(cosine)")
+MAPS = {
+    ENCODER: ("linear(elu)", "linear(softmax)", "linear(cosine)"),
+    DECODER: (
+        "linear(elu)",
+        "linear(relu)",
+        "linear(cosine)",
+    ),  # linear(softmax) normalises over positions: it is not causal
+}
 BANDED = ("linear(elu, window=16)", "local(16)+linear(elu)")
 MIDDLE = 0.5  # of the way from softmax's entropy to that of uniform weights: what "nearly uniform" means
 SIZES: dict[str, Facts] = {
@@ -44,7 +51,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
     asked = cell.settings
     model, tokenizer = load(place.weights, "causal-lm" if asked["model"]["kind"] == DECODER else None)
     batches = text_batches(model, tokenizer, texts(asked, cell.seed, place), rows=2, max_tokens=asked["tokens"])
-    found = verify_attention(model, batches, (*MAPS, *BANDED))
+    found = verify_attention(model, batches, (*MAPS[asked["model"]["kind"]], *BANDED))
     numbers: Facts = {f"{UNIFORM} entropy": statistics.mean(found.uniform)}
     for row in found.rows:
         numbers[f"{row.name} entropy"] = statistics.mean(row.entropies)
@@ -55,9 +62,10 @@ def _measure(cell: Cell, place: Place) -> Facts:
 
 def _judge_entropies(results: Pairs) -> Verdict:
     """Each map's entropy is nearer to that of uniform weights than to softmax's."""
-    own = {name: by_seed(results, f"{name} entropy") for name in (SOFTMAX, *MAPS, *BANDED, UNIFORM)}
+    maps = _maps(results)
+    own = {name: by_seed(results, f"{name} entropy") for name in (SOFTMAX, *maps, *BANDED, UNIFORM)}
     border = {seed: value + MIDDLE * (own[UNIFORM][seed] - value) for seed, value in own[SOFTMAX].items()}
-    gains = {f"entropy of {case} over the middle": difference(own[case], border) for case in MAPS}
+    gains = {f"entropy of {case} over the middle": difference(own[case], border) for case in maps}
     rows: list[list[Given]] = [[name, mean(values), difference(values, own[SOFTMAX])] for name, values in own.items()]
     columns: list[str | tuple[str, str]] = [
         "weights",
@@ -69,14 +77,19 @@ def _judge_entropies(results: Pairs) -> Verdict:
 
 def _judge_band(results: Pairs) -> Verdict:
     """A band helps: the loss of the bare elu map over that of the map within a band, and with softmax in it."""
-    own = {name: by_seed(results, f"{name} loss") for name in (SOFTMAX, *MAPS, *BANDED)}
-    gains = {f"loss of linear(elu) over {case}": difference(own[MAPS[0]], own[case]) for case in BANDED}
+    maps = _maps(results)
+    own = {name: by_seed(results, f"{name} loss") for name in (SOFTMAX, *maps, *BANDED)}
+    gains = {f"loss of {maps[0]} over {case}": difference(own[maps[0]], own[case]) for case in BANDED}
     rows: list[list[Given]] = [
         [name, mean(values), "–" if name == SOFTMAX else difference(values, own[SOFTMAX])]
         for name, values in own.items()
     ]
     columns: list[str | tuple[str, str]] = ["attention, untrained", ("loss", "nats a token"), ("over softmax", "nats")]
     return decide(gains, unit="nats", columns=columns, rows=rows)
+
+
+def _maps(results: Pairs) -> tuple[str, ...]:
+    return MAPS[str(results[0][0].settings["model"]["kind"])]
 
 
 def _claim(key: str, sentence: str, number: str, judge: Callable[[Pairs], Verdict]) -> Claim:
