@@ -4,7 +4,7 @@ const complete = () => {
   const zh = document.documentElement.lang.startsWith("zh")
   document.querySelectorAll(".md-search[role=dialog]").forEach(one => one.setAttribute("aria-label", zh ? "搜索" : "Search"))
   document.querySelectorAll(".md-code__nav").forEach((one, at) => one.setAttribute("aria-label", `${zh ? "代码" : "Code"} ${at + 1}`))
-  document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code").forEach(one => {
+  document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset pre > code, .formula").forEach(one => {
     if (one.scrollWidth > one.clientWidth) one.tabIndex = 0
   })
 }

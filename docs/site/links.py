@@ -19,11 +19,12 @@ FENCE = re.compile(r"(^```.*?^```)", re.S | re.M)
 WIDE = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef“”‘’…"  # letters and marks between which a new line is not a space
 BROKEN = re.compile(rf"^((?![#|]).*[{WIDE}])\n *(?=[{WIDE}])", re.M)
 HIDDEN = ("results/", "reproduction.html")
+TWIN = re.compile(r"^\[(?:English|中文)\]\([^)\s]+\)(?: · |\n\n?)?", re.M)  # the site has a switch of language for that
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page's text with every link to the outside resolved, and lines of Chinese joined without a space."""
-    linked = LINK.sub(lambda found: _resolved(found, page.file.src_uri), markdown)
+    linked = LINK.sub(lambda found: _resolved(found, page.file.src_uri), TWIN.sub("", markdown))
     if not page.file.src_uri.endswith(".zh.md"):
         return linked
     return "".join(part if part.startswith("```") else BROKEN.sub(r"\1", part) for part in FENCE.split(linked))
@@ -34,8 +35,6 @@ def _resolved(found: re.Match[str], page: str) -> str:
     if re.match(r"[a-z]+:|#", target):
         return found[0]
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target.partition("#")[0]))
-    if path.replace(".zh.md", ".md") == f"docs/{page}".replace(".zh.md", ".md"):
-        return text  # the page's twin: the site has a switch of language for that
     inside = path.startswith("docs/") and not path.removeprefix("docs/").startswith(HIDDEN) and not path.endswith(".py")
     if inside:  # a page of the Chinese site goes by its English name
         return f"[{text}]({target.replace('.zh.md', '.md')})"

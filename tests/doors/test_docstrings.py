@@ -76,6 +76,14 @@ def takes_tensors(node):
     return any(re.fullmatch(r"Tensor( \| None)?", note) for note in notes)
 
 
+def defined(module):
+    """The names that the top of a module's source defines, each by a line of its own."""
+    for node in ast.walk(reference.tree_of(module)):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+        yield getattr(node, "name", "")
+
+
 def test_the_reference_has_every_name():
     import jieyue
 
@@ -85,6 +93,7 @@ def test_the_reference_has_every_name():
         for path in reference.paths(module):
             home, _, name = path.rpartition(".")
             assert hasattr(import_module(home), name), path
+            assert name in defined(home), f"{path}: the site finds what a line of its own defines"
 
 
 def test_what_is_given_by_name_is_marked_so_in_the_source():

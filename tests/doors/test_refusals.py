@@ -97,6 +97,7 @@ def test_a_device_that_is_not_here_is_not_replaced_by_another(tmp_path):
         assert refused(
             jieyue("train", "read", "--device", device, "--out", tmp_path / "m"), f"device='{device}'", "cpu"
         )
+    assert refused(jieyue("plan", "read", "--device", "cuda"), "device='cuda'", "plan on the cpu")
 
 
 def test_out_that_is_a_file_or_cannot_be_written_is_told_first(tmp_path):

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "ROTARY", "check_stretch", "extend_positions", "interpolate", "split_hierarchically", "stretch"]
 
 ALPHA = 0.4
-METHODS, ROTARY = ("hierarchical", "interpolate"), ("yarn", "dynamic")
+METHODS = ("hierarchical", "interpolate")
+ROTARY = ("yarn", "dynamic")
 _NAMES = ("position_embeddings", "wpe")
 _LENGTHS = ("max_position_embeddings", "n_positions")
 

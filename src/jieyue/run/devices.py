@@ -21,4 +21,4 @@ def check_device(device: str, *, must_exist: bool = False) -> None:
     count = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else int(has_mps)
     if must_exist and kind != "cpu" and int(number or 0) >= count:
         found = f"{count} of that kind" if count else "none that torch could use"
-        raise InputError(f"device={device!r}", found, "a device of this machine", "train on the cpu")
+        raise InputError(f"device={device!r}", found, "a device of this machine", "train or plan on the cpu")

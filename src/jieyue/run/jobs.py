@@ -111,7 +111,7 @@ def planned(
     """The plan itself, and its report; see ``plan``."""
     job = task(name)
     allowed = Budget.parse(budget)
-    check_device(allowed.device)
+    check_device(allowed.device, must_exist=True)
     check_budget(allowed)
     prepared = prepare(job, config, training, device=allowed.device)
     decided = decide(prepared, allowed, training)
