@@ -130,6 +130,34 @@ def test_doubt_about_an_encoding_is_said(tmp_path):
         read_lines(path, encoding="klingon")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label\n"one, two",x\nthree,y\n'),
+        ("b.tsv", "label\tcontent\nx\tone, two\ny\tthree\n"),
+        ("c.csv", "正文;id\none, two;1\nthree;2\n"),
+        ("d.csv", 'text\n"one, two"\nthree\n'),
+    ],
+)
+def test_of_a_table_only_the_text_is_learned(tmp_path, name, content):
+    """Headers, labels, quotes and commas of a .csv are no text."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_lines(tmp_path / name)[0] == ["one, two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("id,kind\n1,x\n2,y\n", "columns id, kind, expected a header with one of text"),
+        ("text,label\none,x\ntwo\n", "line 3: found 1 cells, expected 2"),
+    ],
+)
+def test_a_table_without_a_text_is_no_text(tmp_path, content, why):
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=why):
+        read_lines(tmp_path / "a.csv")
+
+
 def test_warnings_are_one_line():
     from jieyue.cli import warning_line
     from jieyue.data import files

@@ -99,6 +99,7 @@ class BadRecord(Exception):
 
     def __init__(self, found: str, expected: str) -> None:
         super().__init__(f"found {found}, expected {expected}")
+        self.found = found
 
 
 @dataclass(slots=True)

@@ -223,11 +223,11 @@ def _label(value: Json, name: str) -> str | None:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _of_table(name: str, table: Table, columns: Columns) -> Iterator[tuple[str, Labelled | BadRecord | str]]:
+def _of_table(name: str, table: Table, columns: Columns) -> Iterator[tuple[str, Labelled | BadRecord]]:
     places = _places(name, table, columns)
     has_floats = _all_whole_floats(table, places.get("label"))
     for place, cells in table.whole():
-        if isinstance(cells, str):
+        if isinstance(cells, BadRecord):
             yield place, cells
             continue
         label = cells[places["label"]].strip() if "label" in places else None

@@ -1,6 +1,7 @@
 """Plain text, line by line, and rows of it: what masked-LM training reads.
 
-``read_lines`` gives the lines that hold something: of plain text, of the texts in JSON records or of a Parquet file.
+``read_lines`` gives the lines that hold something: of plain text, or of the texts in JSON records, a Parquet file, or a table by its
+name (.csv, .tsv), whose commas and labels are nothing to be learned.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .findings import BadRecord, Findings
 from .json_shapes import Json, Layout, is_json
 from .rows import is_parquet, parquet_records
 from .streams import Unreadable, records
+from .tables import columns_by_name, read_table
 from .textstream import TextStream
 
 __all__ = ["note_repeated_lines", "read_lines", "shared_lines"]
@@ -36,6 +38,7 @@ NAMES = (
     "文章",
 )
 _LISTS = Layout(is_list_record=lambda values, of_lines: False)  # a list holds texts or records
+_TABLES = {".csv": ",", ".tsv": "\t"}
 _LONG = 20  # characters from which on a line is no chance repetition
 
 
@@ -87,8 +90,29 @@ def _texts(
             return
     found = read_text(path, encoding)
     findings.note_file(path, found.encoding.name, found.has_bom, found.has_crlf)
+    usual = next((mark for ending, mark in _TABLES.items() if ending in path.suffixes[-2:]), None)
+    if usual is not None:
+        yield from _of_table(str(path), found.text, usual)
+        return
     for number, line in enumerate(found.text.split("\n"), 1):
         yield f"line {number}", line
+
+
+def _of_table(name: str, text: str, usual: str) -> Iterator[tuple[str, str | BadRecord]]:
+    """The texts of a table's one column, or of the one that is called so; ``usual`` parts columns where it stands in the first row."""
+    first = text.lstrip().partition("\n")[0]
+    known = {"text": NAMES}
+    table = read_table(
+        name, text, known, usual if usual in first else None if ";" in first else usual, refuses_doubt=False
+    )
+    places = {"text": 0} if table.width == 1 else columns_by_name(name, table.header or (), known, {}, "")
+    if "text" not in places:
+        shown = ", ".join(table.header or table.rows[0][1])[:60]
+        raise InputError(
+            name, f"the columns {shown}", f"a header with one of {', '.join(NAMES[:4])}, …", "or plain text"
+        )
+    for place, cells in table.whole():
+        yield place, cells if isinstance(cells, BadRecord) else cells[places["text"]]
 
 
 def _text_of(value: Json | Unreadable) -> str | BadRecord:

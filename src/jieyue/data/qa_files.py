@@ -298,8 +298,8 @@ def _of_table(name: str, table: Table) -> Iterator[tuple[str, Json | Unreadable]
     if not {"context", "question"} <= set(places):
         raise InputError(name, f"the columns {', '.join(table.header)[:80]}", advice)
     for place, cells in table.whole():
-        if isinstance(cells, str):
-            yield place, Unreadable(cells.removeprefix("found ").partition(", expected")[0])
+        if isinstance(cells, BadRecord):
+            yield place, Unreadable(cells.found)
             continue
         row: dict[str, Json] = {role: cells[at] for role, at in places.items()}
         answers = _cell(str(row.get("answers", ""))) if "answers" in places else None

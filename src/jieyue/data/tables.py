@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from jieyue.errors import InputError
 
 from .encodings import is_damaged
+from .findings import BadRecord
 
 __all__ = [
     "Names",
@@ -51,13 +52,13 @@ class Table:
     width: int
     delimiter: str
 
-    def whole(self) -> Iterator[tuple[str, list[str] | str]]:
+    def whole(self) -> Iterator[tuple[str, list[str] | BadRecord]]:
         """(place, cells) of each row, or in their place what is wrong with it."""
         for line, cells in self.rows:
             if len(cells) != self.width:
-                yield f"line {line}", f"found {len(cells)} cells, expected {self.width}, as in most rows"
+                yield f"line {line}", BadRecord(f"{len(cells)} cells", f"{self.width}, as in most rows")
             elif any(map(is_damaged, cells)):
-                yield f"line {line}", "found bytes that do not decode, expected text"
+                yield f"line {line}", BadRecord("bytes that do not decode", "text")
             else:
                 yield f"line {line}", cells
 

@@ -139,11 +139,14 @@ def _from_object(value: Json | Unreadable, named: Mapping[str, str | None], know
     return _made(fields["source"], fields["title"])
 
 
-def _of_table(name: str, table: Table, named: Mapping[str, str | None]) -> Iterator[tuple[str, Pair | BadRecord | str]]:
+def _of_table(name: str, table: Table, named: Mapping[str, str | None]) -> Iterator[tuple[str, Pair | BadRecord]]:
     places = _places(name, table, named)
     for place, cells in table.whole():
         try:
-            yield place, cells if isinstance(cells, str) else _made(cells[places["source"]], cells[places["title"]])
+            yield (
+                place,
+                cells if isinstance(cells, BadRecord) else _made(cells[places["source"]], cells[places["title"]]),
+            )
         except BadRecord as bad:
             yield place, bad
 
