@@ -19,7 +19,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, asked: str, found: str = "", allowed: str = "", do: str = "") -> None:
-        super().__init__(message(asked, found, allowed, do) if allowed else asked)
+        super().__init__(message(asked, found, allowed, do) if found or allowed else asked)
 
 
 class BudgetError(InputError):
