@@ -20,6 +20,7 @@ __all__ = ["add_to"]
 Folder = Annotated[Path, typer.Argument(help="Folder of a trained model.")]
 Rows = Annotated[int, typer.Option("--batch-size", help="Rows of a forward pass.")]
 Where = Annotated[str, typer.Option(help="cpu or cuda.")]
+Texts = Annotated[list[str] | None, typer.Option(help="A text; more than once for several. Default: standard input.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -85,9 +86,7 @@ def predict(
 
 def classify(
     folder: Folder,
-    text: Annotated[
-        list[str] | None, typer.Option(help="A text; more than once for several. Default: standard input.")
-    ] = None,
+    text: Texts = None,
     device: Where = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -97,9 +96,7 @@ def classify(
 
 def tag(
     folder: Folder,
-    text: Annotated[
-        list[str] | None, typer.Option(help="A text; more than once for several. Default: standard input.")
-    ] = None,
+    text: Texts = None,
     device: Where = "cpu",
     as_json: AsJson = False,
 ) -> None:

@@ -41,46 +41,51 @@ Data = str | Path | Sequence[str | Path] | Iterable[Facts]
 """Files, or rows: dicts, or a ``datasets.Dataset``, whose class labels become their names."""
 
 
-class Options(TypedDict, total=False):
-    """What ``train`` and ``plan`` take by name besides: fields of ``RunConfig`` and ``TrainingConfig``; ``settings``: the task's own, a
-    value of its class or a dict of what differs from the defaults."""
+class _EveryTraining(TypedDict, total=False):
+    """What every training takes by name."""
 
-    settings: Settings | Facts
-    vocabulary: Path
     limit: int
     skip_bad: bool
-    new_head: bool
-    attention: str
-    unshare: int
-    unshare_after: int
-    adapter: str
-    base: str
     effective_batch: int
-    steps: int
-    epochs: float
-    seconds: float
     learning_rate: float
     warmup_steps: int
     schedule: str
     weight_decay: float
     max_grad_norm: float
     evaluate_every: int
-    keep: str
-    patience: int
     seed: int
-    start: str
-    curriculum: str
     checkpointing: bool
     optimizer: str
     dtype: str
-    in_backward: bool
     save_steps: int
-    remedies: Sequence[Remedy]
-    plan: Plan
     resume: bool
     overwrite: bool
     device: str
     listener: ProgressListener
+
+
+class Options(_EveryTraining, total=False):
+    """What ``train`` and ``plan`` take by name besides: fields of ``RunConfig`` and ``TrainingConfig``; ``settings``: the task's own, a
+    value of its class or a dict of what differs from the defaults."""
+
+    settings: Settings | Facts
+    vocabulary: Path
+    new_head: bool
+    attention: str
+    unshare: int
+    unshare_after: int
+    adapter: str
+    base: str
+    steps: int
+    epochs: float
+    seconds: float
+    keep: str
+    patience: int
+    start: str
+    curriculum: str
+    in_backward: bool
+    remedies: Sequence[Remedy]
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ def plan(
     return ReportedPlan(**{one.name: getattr(found.plan, one.name) for one in fields(Plan)}, report=report)
 
 
-class SparseOptions(TypedDict, total=False):
+class SparseOptions(_EveryTraining, total=False):
     """What ``sparsify`` takes by name besides: ``held_out`` as ``train`` has it; fields of ``Choosing``,
     ``SparseSettings``, ``RunConfig`` and ``TrainingConfig``."""
 
@@ -174,24 +179,6 @@ class SparseOptions(TypedDict, total=False):
     train: str
     distill: str
     rank: int
-    limit: int
-    skip_bad: bool
-    effective_batch: int
-    learning_rate: float
-    warmup_steps: int
-    schedule: str
-    weight_decay: float
-    max_grad_norm: float
-    evaluate_every: int
-    seed: int
-    checkpointing: bool
-    optimizer: str
-    dtype: str
-    save_steps: int
-    resume: bool
-    overwrite: bool
-    device: str
-    listener: ProgressListener
 
 
 def sparsify(
