@@ -109,7 +109,7 @@ def test_texts_that_begin_with_brackets(tmp_path):
         pairs = "".join(f"{mark}Title {n}\tA source that is longer, number {n}.\n" for n in range(9))
         assert read_titles(written(tmp_path, pairs))[0][0].title == f"{mark}Title 0"
         if mark[:2] != '["':  # without a tab that begins as JSON does
-            assert read_lines(written(tmp_path, lines.replace("\t", " ")))[0][0] == f"{mark}{TEXTS[0]} bad"
+            assert read_lines(written(tmp_path, lines.replace("\t", " "), "file.txt"))[0][0] == f"{mark}{TEXTS[0]} bad"
 
 
 def test_labels_as_people_have_them(tmp_path):
