@@ -72,6 +72,7 @@ bench: setup
 	$(BIN)/jieyue bench memory --model small --effective-batch 8 --micro-batch 2 --out benchmarks/results
 	$(BIN)/python benchmarks/accumulation.py
 	$(BIN)/python benchmarks/allocator.py
+	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/dialogue_files.py --forms list --out benchmarks/results
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory_goals.py --run

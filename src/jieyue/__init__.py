@@ -35,6 +35,7 @@ _FACE = {
     "parse_pattern": "jieyue.attention",
     "plan": "jieyue.run.in_hand",
     "predict": "jieyue.run.predict",
+    "push": "jieyue.run.push",
     "replace_tokens": "jieyue.training.remedies.replacement",
     "reshare": "jieyue.hf.albert",
     "sparse": "jieyue.attention",

@@ -71,7 +71,7 @@ def test_the_model_is_pretrained_once_and_judged_pairs_are_left_out(tmp_path):
 def test_verdicts():
     """Both remedies better at every width with clear intervals, or else the claim does not hold."""
     clear = REMEDIES.judge(results({SEQUENCE: 0.02, PENALTY: 0.03}))
-    assert clear.word == HOLDS and clear.why.count("above 0") == 6
+    assert clear.word == HOLDS and clear.why.count("needs more than 0: holds") == 6
     assert REMEDIES.judge(results({SEQUENCE: -0.001, PENALTY: 0.03})).word == UNDECIDED
     assert REMEDIES.judge(results({SEQUENCE: -0.02, PENALTY: 0.03})).word == FAILS
     assert all(len(row) == len(clear.columns) for row in clear.rows)

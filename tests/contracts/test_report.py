@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -96,26 +97,37 @@ def sample():
     return report
 
 
+OURS = files("jieyue.report").joinpath("page.js").read_text(encoding="utf-8")
+
+
 class Reader(HTMLParser):
     """What a page holds, as a browser would split it: tags with attributes, and text outside the style sheet."""
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.text, self.style = [], "", ""
+        self.tags, self.text, self.style, self.script = [], "", "", ""
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self.lasttag = ""  # what follows is no part of it
+
     def handle_data(self, data):
         if self.lasttag == "style":
             self.style += data
+        elif self.lasttag == "script":
+            self.script += data
         else:
             self.text += data
 
     def dangers(self):
         """Elements and attributes that could run or fetch anything."""
         for tag, attributes in self.tags:
+            if tag == "script" and self.script == OURS and not attributes:
+                continue
             if tag in ("script", "img", "iframe", "object", "embed", "form", "base", "image", "foreignobject"):
                 yield tag
             for name, value in attributes.items():
@@ -151,8 +163,49 @@ def test_policy_allows_the_style_sheet_and_nothing_else():
     read = Reader(sample().html())
     policy = next(a["content"] for tag, a in read.tags if a.get("http-equiv") == "Content-Security-Policy")
     digest = base64.b64encode(hashlib.sha256(read.style.encode()).digest()).decode()
-    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+    script = base64.b64encode(hashlib.sha256(read.script.encode()).digest()).decode()
+    assert read.script == OURS
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; script-src 'sha256-{script}'; img-src")
     assert "unsafe" not in policy and "http" not in policy
+
+
+def test_a_page_without_curves_has_no_script():
+    report = Report("r")
+    report.section("s").picture(Picture.bars("b", {"a": 1, "b": 2}))
+    read = Reader(report.html())
+    assert read.script == "" and "script-src" not in report.html()
+
+
+def test_every_point_of_a_curve_tells_its_value():
+    steps = range(0, 1000)
+    report = Report("r")
+    curves = {"loss": (steps, [4 - step / 500 for step in steps]), "few": ([0, 500], [1.0, Estimate(2.0, 1.5, 2.5)])}
+    report.section("s").picture(Picture.lines("Loss", curves, x="update", y=("loss", "nats")))
+    report.section("s").picture(Picture.histogram("h", [1, 2, 2, 3], bins=[0, 2, 4], x="value"))
+    report.section("s").picture(Picture.lines("l", {"a": ([1, 10, 100], [1, -1, 10])}, log="xy"))
+    titles = re.findall(r'<circle class="point" cx="([\d.]+)" cy="([\d.]+)" r="5"><title>(.*?)</title>', report.html())
+    told = [words for *_, words in titles]
+    assert (
+        told.count("loss · update 0 · 4 nats") == 2 == told.count("loss · update 999 · 2.002 nats")
+    )  # wide and narrow
+    assert told.count("few · update 500 · 2.0 [1.5, 2.5] nats") == 2
+    assert told.count("value 2 … 4 · 3") == 2 and "a · -1" not in str(told) and told.count("a · 100 · 10") == 2
+    assert len(told) == 2 * (60 + 2 + 2 + 2)
+    first = [(float(x), float(y)) for x, y, _ in titles[:60]]
+    assert first == sorted(first) and first[0][0] < 100 < 600 < first[-1][0] <= 720  # falls from left to right
+    slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in itertools.pairwise(first)]
+    assert max(slopes) - min(slopes) < 0.1 * max(slopes) and min(slopes) > 0
+
+
+def test_verdicts_are_words_with_a_colour():
+    report = Report("r")
+    report.section("s").fact("scale", "holds").fact("the rest", "a claim holds here")
+    report.section("s").table(["claim", "minutes"], [["a", "fails"], ["holds", "not decided"]])
+    page, chinese = report.html(), report.in_language("zh").html()
+    for text, role in (("holds", "right"), ("fails", "wrong"), ("not decided", "doubt")):
+        assert re.search(f'class="[a-z ]*tone-{role}"[^>]*>(<span>)?{text}<', page)
+    assert page.count("tone-") - page.split("</style>")[0].count("tone-") == 4
+    assert chinese.split("</style>")[1].count("tone-") == 4
 
 
 def test_page_is_well_built():
@@ -167,6 +220,8 @@ def test_page_is_well_built():
     levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
     assert all(a.get("aria-label") for _, a in read.tags if a.get("role") in ("img", "region"))
+    landmarks = [a["aria-label"] for _, a in read.tags if a.get("role") == "region"]
+    assert len(set(landmarks)) == len(landmarks) > 3  # a title may return, and be a section's
     assert read.tags[0] == ("html", {"lang": "en"})
 
 
@@ -409,7 +464,7 @@ def test_model_card_is_valid_for_the_hub():
         sample(), command=command, header=header, usage="import jieyue", limits="Small.\n\nNot <b>for</b> law."
     )
     _, head, body = card.split("---\n", 2)
-    assert yaml.safe_load(head) == {"license": "apache-2.0", "library_name": "transformers", **header}
+    assert yaml.safe_load(head) == {"library_name": "transformers", **header}  # no licence that nobody named
     assert "````bash\njieyue train read --attention 'local(128)+atrous(8)' '``` $x'\n````" in body
     assert "## Use\n\n```python\nimport jieyue\n```" in body and "Not &lt;b&gt;for&lt;/b&gt; law." in body
     assert (

@@ -6,10 +6,12 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import typer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from jieyue.cli import build, main
-from jieyue.report import Report
+from jieyue.cli.help import VERBS
+from jieyue.report import Examples, Report
 
 SMALL = ["--questions", "200", "--effective-batch", "8", "--answer-slots", "8", "--window-tokens", "96"]
 
@@ -50,10 +52,21 @@ def trained(tmp_path_factory):
 
 def test_verbs_are_registered_once():
     """The fault: every call in one process added all verbs again, and took longer than the one before."""
-    for _ in range(2):
-        for group in build().registered_groups:
+    for verb in ("", "train", "plan", "compare", ""):
+        for group in build(verb).registered_groups:
             names = [one.name for one in group.typer_instance.registered_commands]
             assert len(names) == len(set(names)) > 0
+
+
+def test_a_verb_is_made_alone_and_is_the_same_as_among_all():
+    whole = typer.main.get_command(build()).commands
+    assert set(whole) == {name for names in VERBS.values() for name in names}
+    for verb, own in whole.items():
+        made = typer.main.get_command(build(verb)).commands
+        assert verb in made and len(made) <= 3, verb
+        assert [one.opts for one in made[verb].params] == [one.opts for one in own.params], verb
+        assert list(getattr(made[verb], "commands", ())) == list(getattr(own, "commands", ())), verb
+    assert set(typer.main.get_command(build("reed")).commands) == set(whole)  # so that near names are told
 
 
 def test_training_leaves_everything_in_one_folder(trained):
@@ -86,6 +99,10 @@ def test_the_report_has_predicted_and_measured_memory(trained):
     card = (trained[0] / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
     assert "jieyue train read" in card
+    (examples,) = [item for section in report.sections for item in section.items if isinstance(item, Examples)]
+    assert len(examples.examples) == 12 and not [one for one in examples.examples if one.question in card]
+    loss = next(picture for picture in report.pictures() if picture.title == "Loss")
+    assert [series.name for series in loss.series] == ["training", "set aside"] and len(loss.series[1].y) == 4
 
 
 def test_evaluate_reads_the_recipe_from_the_folder(trained, tmp_path):

@@ -72,6 +72,13 @@ def test_every_verb_has_three_examples_that_it_reads(root, monkeypatch, tmp_path
         context_of(root, ["train", "read", "--no-such", "3"])
 
 
+def test_every_verb_speaks_json(root):
+    leaves = [(path, own) for path, own in verbs(root) if not getattr(own, "commands", {})]
+    assert len(leaves) > 40
+    for path, own in leaves:
+        assert any("--json" in one.opts for one in own.params), " ".join(path)
+
+
 def test_flags_stand_in_their_groups(root):
     for verb in ("train", "plan", "doctor", "compare"):
         for name in root.commands[verb].commands:

@@ -103,6 +103,24 @@ def test_every_reported_message_has_its_chinese():
     assert missing(["no such message", "also {} missing"]) != []  # the broken twin
 
 
+SHORT = {"a folder", "files", "none", "one", "one for {}", "text", "the same", "{} text"}  # what data may say as well
+SHORT |= {"UTF-8", "columns", "distill='outputs'", "dtype=float32"}  # or is said so in Chinese too
+
+
+def mistakes(path):
+    """What the messages of mistakes say was expected, and what to do: the two parts that are never data."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("message", "InputError"):
+            for text in (text for one in node.args[2:] for text in texts_in(one)):
+                if re.search("[A-Za-z]{3}", text.replace("{}", "")) and text not in SHORT:
+                    yield text
+
+
+def test_what_a_mistake_should_have_been_is_told_in_chinese():
+    rooms = [path for room in ("cli", "run", "tasks", "data") for path in (PACKAGE / room).rglob("*.py")]
+    assert missing(text for path in rooms for text in mistakes(path)) == []
+
+
 def test_every_help_text_has_its_chinese():
     texts = [*explained(typer.main.get_command(build())), *FLAGS, *VERBS]
     texts += [does for examples in EXAMPLES.values() for _, does in examples]
@@ -190,5 +208,5 @@ def test_help_and_mistakes_are_chinese_where_it_is_spoken(monkeypatch, capsys, t
     assert code == 0 and "训练文件" in page and "[默认: tiny]" in page
     assert all(sum(2 if is_cjk(char) else 1 for char in line) <= 100 for line in page.splitlines())
     code, _, error = called("--lang", "zh", "train", "read", "--config", tmp_path / "no.toml")
-    assert code == 2 and "得到 no file" in error and "应为 a TOML file" in error
+    assert code == 2 and "得到没有文件" in error.replace(" ", "") and "应为 一个 TOML 文件" in error
     assert "训练" not in called("--help")[1]  # and English again

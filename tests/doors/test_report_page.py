@@ -33,7 +33,8 @@ function measure(frame) {
     width: view.innerWidth, scrollWidth: root.scrollWidth,
     dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
     ground: view.getComputedStyle(page.body).backgroundColor, ink: view.getComputedStyle(page.body).color,
-    harmed: window.harmed === 1, elements: page.querySelectorAll("img, script, iframe").length,
+    harmed: window.harmed === 1, elements: page.querySelectorAll("img, script, iframe").length - 1,  // one script is ours
+    told: tell(page, view),
     requests: view.performance.getEntriesByType("resource").length,
     svgs: [...page.querySelectorAll("figure svg")].filter(seen)
       .map(s => [...s.querySelectorAll("text")].map(e => [e.textContent, ...rect(e)])),
@@ -42,6 +43,18 @@ function measure(frame) {
     boxes: [...page.querySelectorAll(".scroll")].map(e => [e.clientWidth, e.scrollWidth]),
     body: parseFloat(view.getComputedStyle(page.body).fontSize),
   };
+}
+function tell(page, view) {
+  const svg = [...page.querySelectorAll("figure svg")].find(s => s.querySelector(".point") && s.getClientRects().length);
+  const said = () => svg.nextElementSibling.textContent;
+  const key = name => svg.dispatchEvent(new view.KeyboardEvent("keydown", {key: name}));
+  if (!svg.hasAttribute("tabindex")) return [];
+  svg.focus();
+  const told = [said()];
+  for (const name of ["ArrowRight", "End", "ArrowRight", "Home", "x"]) { key(name); told.push(said()); }
+  const box = svg.getBoundingClientRect();
+  svg.dispatchEvent(new view.PointerEvent("pointerdown", {clientX: box.right - 5, clientY: box.top + box.height / 2}));
+  return [...told, said()];
 }
 async function show(text, width) {
   const frame = document.createElement("iframe");
@@ -146,6 +159,13 @@ def test_page_fits_and_fetches_nothing(views, name):
     assert view["scrollWidth"] <= view["width"]
     assert view["harmed"] is False and view["elements"] == 0 and view["requests"] == 0
     assert len(view["svgs"]) == 5 and view["body"] == 16
+
+
+@pytest.mark.parametrize("name", ["phone", "desk", "night"])
+def test_values_are_told_by_keyboard_and_touch(views, name):
+    first, second, last, still, home, other, touched = views[name]["told"]
+    assert first == home == other == "training · update 0 · 4" and second.startswith("training · update 18")
+    assert last == still == touched and last.startswith("training · update 1,194")
 
 
 @pytest.mark.parametrize("name", ["phone", "desk", "night"])

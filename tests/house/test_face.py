@@ -36,6 +36,7 @@ FACE = [
     "parse_pattern",
     "plan",
     "predict",
+    "push",
     "replace_tokens",
     "reshare",
     "sparse",

@@ -36,4 +36,13 @@ def test_a_loss_set_aside_stands_beside_the_training_loss():
     assert names(course(noted, LOSS)) == {"Loss": together, "Learning rate": [""]}
     apart = {"Loss": together[:2], "Exact match while training": ["set aside"], "Learning rate": [""]}
     assert names(course(noted, MATCH)) == apart
+    beside = Curves(losses=losses, rates=noted.rates, points=noted.points, aside=[(20, 1.2), (40, 1.1)])
+    assert names(course(beside, MATCH)) == {
+        **apart,
+        "Loss": together,
+    }  # the score is another one: both losses in one picture
+    assert [series.is_thin for series in course(beside, MATCH)[0].series] == [True, False, False]
+    assert (
+        not course(Curves(losses=losses[:9], rates=[], points=[]), MATCH)[0].series[0].is_thin
+    )  # no mean in front of it
     assert course(Curves(losses=[], rates=[], points=[]), LOSS) == []

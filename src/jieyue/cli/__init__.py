@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -44,11 +45,26 @@ def _start(
     """Transformers on a budget: every saving is proven exact, or its price is measured."""
 
 
-@cache  # its groups of verbs are the modules: built again, they would have every verb twice
-def build() -> typer.Typer:
-    """The whole command line, verbs and flags."""
-    from . import answer, chat, compare, export, measure, plan, predict, reproduce, serve, sparsify, tasks, title
+_ROOMS = {
+    "sparsify": ("sparsify",),
+    "compare": ("compare",),
+    "answer": ("evaluate", "read"),
+    "predict": ("predict", "classify", "tag"),
+    "title": ("title",),
+    "chat": ("chat",),
+    "serve": ("serve",),
+    "export": ("export",),
+    "push": ("push",),
+    "measure": ("bench", "verify", "fit"),
+    "reproduce": ("reproduce",),
+}  # modules here, and the verbs that each registers
+_BY_TASK = ("train", "doctor", "plan")  # these three are made together
 
+
+@cache
+def build(verb: str = "") -> typer.Typer:
+    """The whole command line, verbs and flags; of a known ``verb`` that one alone, so that it starts sooner."""
+    is_whole = verb not in {*_BY_TASK, *(name for names in _ROOMS.values() for name in names)}
     app = typer.Typer(
         name="jieyue",
         help="Transformers on a budget: every saving is proven exact, or its price is measured.",
@@ -58,10 +74,18 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_start)
-    tasks.add_to(app, plan.add_to(app))
-    for verbs in (sparsify, compare, answer, predict, title, chat, serve, export, measure, reproduce):
-        verbs.add_to(app)
+    if is_whole or verb in _BY_TASK:
+        _add_tasks(app)
+    for room, verbs in _ROOMS.items():
+        if is_whole or verb in verbs:
+            import_module(f".{room}", __package__).add_to(app)
     return explained(app)
+
+
+def _add_tasks(app: typer.Typer) -> None:
+    from . import plan, tasks
+
+    tasks.add_to(app, plan.add_to(app))
 
 
 def main() -> None:
@@ -74,7 +98,7 @@ def main() -> None:
         speak(language)
         start_again(arguments)
         with _terminated_gently():
-            build()(arguments)
+            build(arguments[0] if arguments else "")(arguments)
     except InputError as error:
         sys.stderr.write(f"jieyue: {said(str(error))}\n")
         sys.exit(2)

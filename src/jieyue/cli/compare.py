@@ -40,16 +40,15 @@ Variants = Annotated[
     ),
 ]
 
-_compare = typer.Typer(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
-
 
 def add_to(app: typer.Typer) -> None:
     """Registers every verb."""
     text = (
         "Train a writer of titles in several variants, each with several seeds; the same command goes on after a stop."
     )
-    _compare.command("title")(verb_of(_compare_title, _flags(), text))
-    app.add_typer(_compare, name="compare")
+    group = typer.Typer(help="Train variants with several seeds and lay them side by side.", no_args_is_help=True)
+    group.command("title")(verb_of(_compare_title, _flags(), text))
+    app.add_typer(group, name="compare")
 
 
 def _flags() -> list[inspect.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +19,12 @@ from rich.console import Console as Terminal
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from jieyue.budget import format_bytes, format_seconds
 from jieyue.errors import InputError
 from jieyue.report import Report, write_whole
+from jieyue.report.tones import TONES, tone
 from jieyue.report.translation import DATA
 from jieyue.text import without_controls
 
@@ -33,6 +36,7 @@ __all__ = ["Console", "decoded", "in_own_language", "read_text", "show"]
 
 
 _SILENT_SECONDS = 30.0
+_STYLES = {"right": "green", "wrong": "red", "doubt": "yellow"}
 _ENCODING = "encoding"
 
 
@@ -52,6 +56,15 @@ class Console:
         """A text as it is."""
         self._end_bar()
         self.terminal.print(escape(without_controls(text)))
+
+    def print_report(self, text: str) -> None:
+        """A report's text, its verdicts in their colours where the terminal has any."""
+        self._end_bar()
+        shown = Text(without_controls(text))
+        for word, role in TONES.items():
+            for own in {word, said(word)}:  # a cell of its own: two spaces, or nothing, on both sides
+                shown.highlight_regex(rf"(?m)(?<![^ \n])(?<![^ \n] ){re.escape(own)}(?=  |$)", _STYLES[role])
+        self.terminal.print(shown)
 
     def say(self, line: str) -> None:
         """A sentence for people (standard error when the output is JSON)."""
@@ -134,7 +147,7 @@ class Console:
         ours = [column not in DATA for column in columns]
         for row in rows:
             shown = (said(cell) if own else cell for cell, own in zip(row, ours, strict=True))
-            drawn.add_row(*(escape(without_controls(cell)) for cell in shown))
+            drawn.add_row(*(Text(without_controls(cell), _STYLES.get(tone(cell, said), "")) for cell in shown))
         self.terminal.print(drawn)
 
     @contextmanager
@@ -190,7 +203,9 @@ def show(
     else:
         chosen = [section for section in report.sections if sections is None or section.title in sections]
         own = replace(report, sections=chosen).in_language(spoken())
-        console.print("\n" + own.text(width=min(console.terminal.width, 120), page="" if seen is None else str(seen)))
+        console.print_report(
+            "\n" + own.text(width=min(console.terminal.width, 120), page="" if seen is None else str(seen))
+        )
     if out is not None:
         report.save(out, name)
         in_own_language(report, seen)

@@ -156,6 +156,11 @@ EXAMPLES: dict[str, tuple[Example, Example, Example]] = {
         ("jieyue export runs/classifier --out small.onnx --int8", "Weights in a quarter of the bytes; what that costs is measured."),
         ("jieyue export runs/classifier --out model.onnx --overwrite --json", _JSON),
     ),
+    "push": (
+        ("jieyue push runs/classifier OWNER/NAME --dry-run", "What would go up, and what stays here; nothing is sent."),
+        ("jieyue push runs/classifier OWNER/NAME --private --license apache-2.0", "A private repository; the licence is named."),
+        ("jieyue push runs/reader OWNER/NAME --quote", "With examples from the data, in the card and in the reports."),
+    ),
     "reproduce": (
         ("jieyue reproduce 3 --seeds 3", "One article's claims."),
         ("jieyue reproduce --scale hour --data FOLDER", "All of them, on larger data."),

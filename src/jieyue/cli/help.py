@@ -29,7 +29,7 @@ VERBS = {
     "Prepare": ("doctor", "plan"),
     "Train": ("train", "sparsify", "compare"),
     "Use a trained model": (
-        "evaluate", "read", "predict", "classify", "tag", "title", "chat", "serve", "export",
+        "evaluate", "read", "predict", "classify", "tag", "title", "chat", "serve", "export", "push",
     ),
     "Measure": ("bench", "verify", "fit", "reproduce"),
 }  # fmt: skip

@@ -13,16 +13,16 @@ from .options import AsJson, BudgetText, EffectiveBatch
 
 __all__ = ["add_to"]
 
-_plan = typer.Typer(help="Say what training would cost and choose the settings; train nothing.", no_args_is_help=True)
-
 
 def add_to(app: typer.Typer) -> typer.Typer:
     """Registers the group, to which the tasks add theirs."""
-    app.add_typer(_plan, name="plan")
-    return _plan
+    help = "Say what training would cost and choose the settings; train nothing."
+    group = typer.Typer(help=help, no_args_is_help=True)
+    group.command("model")(plan_model)
+    app.add_typer(group, name="plan")
+    return group
 
 
-@_plan.command("model")
 def plan_model(
     model: Annotated[str, typer.Argument(help="A preset, a folder (its config.json is enough) or a hub name.")],
     length: Annotated[int | None, typer.Option(help="Tokens of a row. Default: the longest of --data, or 128.")] = None,

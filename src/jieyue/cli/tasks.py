@@ -161,27 +161,23 @@ VERBS = (
     ),
 )
 
-_train = typer.Typer(help="Train a model by task, under a budget.", no_args_is_help=True)
-_doctor = typer.Typer(
-    help="Check data before training; without a task: what is installed and found on this machine.",
-    invoke_without_command=True,
-)
-
-
 _FILE_FLAGS = (flag_of("config", ConfigFile, None), flag_of("show", Show, False))
 
 
 def add_to(app: typer.Typer, plan: typer.Typer) -> None:
     """Registers every task's verbs; ``plan``: the group that has ``plan model`` already."""
+    train = typer.Typer(help="Train a model by task, under a budget.", no_args_is_help=True)
+    text = "Check data before training; without a task: what is installed and found on this machine."
+    doctor = typer.Typer(help=text, invoke_without_command=True)
+    doctor.callback()(_machine)
     for verb in VERBS:
-        _train.command(verb.name)(verb_of(partial(_run_train, verb), _train_flags(verb), _train_help(verb)))
+        train.command(verb.name)(verb_of(partial(_run_train, verb), _train_flags(verb), _train_help(verb)))
         plan.command(verb.name)(verb_of(partial(_run_plan, verb), _plan_flags(verb), _PLAN_HELP))
-        _doctor.command(verb.name)(verb_of(partial(_run_doctor, verb), _doctor_flags(verb), _DOCTOR_HELP))
-    app.add_typer(_train, name="train")
-    app.add_typer(_doctor, name="doctor")
+        doctor.command(verb.name)(verb_of(partial(_run_doctor, verb), _doctor_flags(verb), _DOCTOR_HELP))
+    app.add_typer(train, name="train")
+    app.add_typer(doctor, name="doctor")
 
 
-@_doctor.callback()
 def _machine(context: typer.Context, as_json: AsJson = False) -> None:
     """Check data before training; without a task: what is installed and found on this machine, to paste into an issue."""
     if context.invoked_subcommand is None:

@@ -38,7 +38,7 @@ def verdict_of(claim: Claim, results: Sequence[Result], missing: Sequence[str] =
 
 def decide(
     gains: Mapping[str, Estimate],
-    border: float = 0.0,
+    border: float | Mapping[str, float] = 0.0,
     *,
     unit: str = "",
     columns: Sequence[str | tuple[str, str]] = (),
@@ -47,12 +47,13 @@ def decide(
 ) -> Verdict:
     """Holds where every gain's interval lies above ``border`` (0 for differences, 1 for factors), fails where one lies below.
 
-    Otherwise it is not decided; a gain that is not finite decides nothing. The sentence says which interval lay where.
+    ``border``: one for all, or one for each gain by its name. Otherwise it is not decided; a gain that is not finite decides
+    nothing. The sentence says of each what was needed, and its own word.
 
     >>> decide({"F1 over the baseline": Estimate(0.02, 0.01, 0.03)}, unit="share").why
-    'F1 over the baseline 2.0% [1.0%, 3.0%]: above 0'
-    >>> decide({"F1 over the baseline": Estimate(0.02, -0.01, 0.05)}, unit="share").word
-    'not decided'
+    'F1 over the baseline 2.0% [1.0%, 3.0%], needs more than 0: holds'
+    >>> decide({"times as fast": Estimate(4.8, 3.7, 6.3)}, {"times as fast": 4}, unit="x").why
+    'times as fast 4.8× [3.7, 6.3], needs more than 4×: not decided'
     >>> decide({"F1 over the baseline": Estimate(-0.02, -0.03, -0.01)}, unit="share").word
     'fails'
     """
@@ -60,13 +61,13 @@ def decide(
         raise InputError(message("decide(gains)", "no gain", "at least one interval"))
     told, words = [], []
     for name, gain in gains.items():
-        words.append(side(gain, border))
-        if not all(map(math.isfinite, (gain.value, gain.low, gain.high))):
-            how = "not finite"
-        else:
-            where = {HOLDS: "above", FAILS: "below"}.get(words[-1], "the interval reaches")
-            how = f"{where} {border:g}"
-        told.append(f"{name} {format_value(gain, unit)}: {how}")
+        needed = border[name] if isinstance(border, Mapping) else border
+        words.append(side(gain, needed))
+        least = format_value(float(needed), unit) if needed else "0"
+        finite = all(map(math.isfinite, (gain.value, gain.low, gain.high)))
+        told.append(
+            f"{name} {format_value(gain, unit)}, needs more than {least}: {words[-1] if finite else 'not finite'}"
+        )
     return Verdict(together(words), "; ".join(told), columns, rows, lines)
 
 

@@ -32,7 +32,7 @@ from jieyue.tasks.read.settings import ReadSettings
 from jieyue.tasks.read.task import READERS, TASK
 from jieyue.timer import take_turns
 
-from .claims import FAILS, HOLDS, UNTESTED, Cell, Claim, Pairs, Place, Scale, Verdict
+from .claims import HOLDS, UNTESTED, Cell, Claim, Pairs, Place, Scale, Verdict
 from .judging import by_seed, difference, factor, mean, side, together
 
 __all__ = ["CLAIMS"]
@@ -135,9 +135,8 @@ def _judge(results: Pairs) -> Verdict:
         why = f"no reader learned to read: the best Final is {best:.1%}, and below {LEARNED:.0%} nothing is compared"
         return Verdict(UNTESTED, why, columns, rows)
     good, fast = side(gain, -MARGIN), side(times, 1)
-    where = {HOLDS: "above", FAILS: "below"}.get(good, "the interval reaches")
     why = (
-        f"Final over the written {_points(gain)}: {where} −{MARGIN:g}; "
+        f"Final over the written {_points(gain)}, needs more than −{MARGIN:g}: {good}; "
         f"{_times(times)} as many questions a second as with a cache{'' if fast == HOLDS else ' (not shown to be more)'}, "
         f"{_times(plain)} without one; Final over the span head {_points(span)}"
     )

@@ -98,13 +98,16 @@ def format_value(value: Cell, unit: str = "") -> str:
     ('71.0%', '1.5 KiB', '12,345', 'not measured')
     >>> format_value(Estimate(0.71, 0.68, 0.74)), format_value(Estimate(0.71, 0.684, 0.741), "share")
     ('0.710 [0.680, 0.740]', '71.0% [68.4%, 74.1%]')
+    >>> format_value(Estimate(4.8, 3.7, 6.3), "x")
+    '4.8× [3.7, 6.3]'
     >>> format_value(1.034, "x"), format_value(811.96, "tokens/s"), format_value(3e-05), format_value(False)
     ('1.034×', '812 tokens/s', '3e-5', 'no')
     """
     if isinstance(value, Estimate):
         width = abs(value.high - value.low)
         parts = [_number(part, unit, _decimals(width)) for part in (value.value, value.low, value.high)]
-        return _with_unit(f"{parts[0]} [{parts[1]}, {parts[2]}]", unit)
+        between = f"[{parts[1]}, {parts[2]}]"
+        return f"{_with_unit(parts[0], unit)} {between}" if unit == "x" else _with_unit(f"{parts[0]} {between}", unit)
     if value is None:
         return NOT_MEASURED
     if isinstance(value, bool):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .amounts import format_tick, format_ticks, format_value, is_told
 from .colours import SERIES
+from .hover import told_points
 from .picture import Axis, Picture, Series
 from .ticks import given_ticks, linear_ticks, log_ticks
 
@@ -34,6 +35,7 @@ class Canvas:
         self.picture, self.width, self.colours = picture, width, colours
         self.titled, self.stand_in = titled, stand_in
         self.words: list[str] = []
+        self.axes: Axes | None = None
         self.text_points = 12.0 if width > _NARROW else 11.0
 
     def draw(self) -> Figure:
@@ -48,7 +50,7 @@ class Canvas:
             place, size = 1 - self._title_height() / self._height(), self.text_points + 2
             title = figure.text((left + 4) / self.width, place, "", va="bottom", size=size, weight="bold")
             self._label(title, self.picture.title, "ink")
-        axes = figure.add_subplot()
+        axes = self.axes = figure.add_subplot()
         self._frame(axes)
         if self._blank():
             text = axes.text(0.5, 0.5, "", ha="center", va="center", transform=axes.transAxes)
@@ -66,6 +68,14 @@ class Canvas:
         draw[self.picture.form](axes)
         self._legend(axes)
         return figure
+
+    def places(self) -> Iterator[tuple[float, float, str]]:
+        """Once the figure was saved: every point that tells its value, in units from the left and from the top, and its words."""
+        if self.axes is None or self._blank():
+            return
+        for x, y, words in told_points(self.picture):
+            left, bottom = self.axes.transData.transform((x, y))
+            yield float(left), self._height() - float(bottom), words
 
     def _room(self) -> tuple[float, float, float, float]:
         """Left, bottom, width, height of what title, legend and margins leave to the axes, in units."""
@@ -180,12 +190,13 @@ class Canvas:
                 series.x,
                 series.y,
                 color=colour,
-                linestyle="none" if picture.form == "scatter" else dash,
-                linewidth=1.9,
+                linestyle="none" if picture.form == "scatter" else "-" if series.is_thin else dash,
+                linewidth=0.9 if series.is_thin else 1.9,
                 marker=marker if few else "",
                 markersize=7 if picture.form == "scatter" else 5,
                 markeredgewidth=0,
-                alpha=0.8 if picture.form == "scatter" else 1.0,
+                alpha=0.8 if picture.form == "scatter" else 0.55 if series.is_thin else 1.0,
+                zorder=1.9 if series.is_thin else 2,
                 label=f"{number}",
                 solid_capstyle="round",
             )

@@ -14,28 +14,30 @@ from jieyue.errors import InputError
 if TYPE_CHECKING:
     from .document import Report
 
-__all__ = ["model_card"]
+__all__ = ["Entry", "model_card"]
+
+Entry = str | Sequence[str]
+"""What the hub's header may hold under a name."""
 
 
 def model_card(
     report: Report,
     *,
     command: str | Sequence[str],
-    license: str = "apache-2.0",
-    header: Mapping[str, str | Sequence[str]] | None = None,
+    header: Mapping[str, Entry] | None = None,
     usage: str = "",
     limits: str = "",
 ) -> str:
     """Markdown with a YAML header: the command, the use, the limits, then every section of the report.
 
     ``command``: the exact command line, as one text or as its arguments (quoted then); ``header``: further entries of the
-    hub's header (``language``, ``tags``, ``pipeline_tag``, ``base_model``, ``datasets``), texts or lists of texts;
-    ``usage``: Python code; ``limits``: plain text. Numbers are the report's: none is computed here.
+    hub's header (``language``, ``tags``, ``pipeline_tag``, ``base_model``, ``datasets``, ``license``), texts or lists of texts;
+    ``usage``: Python code; ``limits``: plain text. Numbers are the report's: none is computed here. No licence is made up: without
+    one in ``header`` the card has none.
     """
     import shlex
 
-    entries: dict[str, str | Sequence[str]] = {
-        "license": license,
+    entries: dict[str, Entry] = {
         "library_name": "transformers",
         "tags": ["jieyue"],
         **(header or {}),

@@ -82,7 +82,7 @@ class Report:
         return markdown(self.title, self.about, self.blocks(), level)
 
     def html(self) -> str:
-        """One self-contained page: no script, no outside request, data only ever inserted as text."""
+        """One self-contained page, whole without script: no outside request, data only ever inserted as text."""
         from .page import page
 
         return page(self.title, self.about, self.language, self.sections)

@@ -20,6 +20,7 @@ from jieyue.errors import InputError
 from .canvas import Canvas
 from .colours import DARK, LIGHT
 from .files import write_whole
+from .hover import add_points
 from .picture import Picture
 
 __all__ = ["png", "save_picture", "svg", "svg_file"]
@@ -38,8 +39,11 @@ _SETTINGS: Any = {
 }
 
 
-def svg(picture: Picture, *, width: int, prefix: str, titled: bool = False) -> ElementTree.Element:
-    """The picture as an ``<svg>`` element of ``width`` units; ``prefix`` makes its ids its own among others in a page."""
+def svg(picture: Picture, *, width: int, prefix: str, titled: bool = False, told: bool = False) -> ElementTree.Element:
+    """The picture as an ``<svg>`` element of ``width`` units; ``prefix`` makes its ids its own among others in a page.
+
+    ``told``: its points tell their values where the pointer rests on them (``hover``).
+    """
     from matplotlib import rc_context
 
     with rc_context(_SETTINGS):
@@ -49,6 +53,8 @@ def svg(picture: Picture, *, width: int, prefix: str, titled: bool = False) -> E
     root = ElementTree.fromstring(buffer.getvalue())
     _put_words(root, canvas.words)
     _bare(root, prefix)
+    if told:
+        add_points(root, canvas.places())
     root.set("role", "img")
     root.set("aria-label", f"{picture.title}. {picture.summary()}")
     return root

@@ -1,7 +1,8 @@
-"""A report as one page of HTML: no script, no outside request, good from 360 pixels up, in light and in dark.
+"""A report as one page of HTML: no outside request, good from 360 pixels up, in light and in dark, whole without script.
 
 ``page.html.jinja`` says what stands where; its environment escapes everything, so text from data can only ever become text.
-The one style sheet is allowed by its hash, everything else is forbidden by the page's own Content-Security-Policy.
+The one style sheet, and the few lines of ``page.js`` that tell the values of pictures, are allowed by their hashes; everything
+else is forbidden by the page's own Content-Security-Policy.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from xml.etree.ElementTree import tostring
 from .amounts import Cell, Estimate, format_value
 from .colours import DARK, LIGHT, root_rules
 from .drawing import svg
+from .hover import told_points
 from .languages import language_of, runs
 from .picture import Picture, Series
 from .plaintext import explain, numeric
+from .tones import tone
 from .translation import words_of
 from .values import Column, Example, Examples, Fact, Item, Section, Table
 
@@ -56,22 +59,24 @@ def page(title: str, about: str, language: str, sections: Sequence[Section]) -> 
         "say": said, "language_of": language_of, "runs": runs, "parts": partial(_parts, said), "explain": explain, "numeric": numeric,
         "paragraphs": _paragraphs, "grouped": _grouped, "marked": _marked, "numbers": _numbers, "csv_link": _csv_link,
         "file_name": _file_name, "short": _short, "wide": _WIDE, "narrow": _NARROW, "few_points": _FEW_POINTS,
-        "drawn": _drawn, "lang_attribute": lambda tag: Markup(' lang="{}"').format(tag) if tag else "",
+        "drawn": _drawn, "toned": lambda text: f" tone-{role}" if (role := tone(text, said)) else "",
+        "lang_attribute": lambda tag: Markup(' lang="{}"').format(tag) if tag else "",
         "scope": lambda of: Markup(' scope="{}"').format(of), "link": lambda number: Markup(f' href="#s{number:d}"'),
         "heading": lambda number: Markup(f' id="s{number:d}h"'),
     }  # fmt: skip
     style = _style()
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    text = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")).render(
+    pictures = [item for section in sections for item in section.items if isinstance(item, Picture)]
+    script = _file("page.js") if any(True for one in pictures for _ in told_points(one)) else ""
+    allowed = f"style-src 'sha256-{_digest(style)}';" + (f" script-src 'sha256-{_digest(script)}';" if script else "")
+    text = environment.from_string(_file("page.html.jinja")).render(
         title=title,
         about=about,
         language=language,
         sections=sections,
         tiles=[item for section in sections for item in section.items if isinstance(item, Fact) and item.key],
         style=Markup(style),  # ours, and the only text that the hash allows
-        policy=Markup(
-            f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-        ),
+        script=Markup(script),  # ours too
+        policy=Markup(f"default-src 'none'; {allowed} img-src data:; base-uri 'none'; form-action 'none'"),
         icon=_ICON,
     )
     return text.strip() + "\n"
@@ -80,7 +85,16 @@ def page(title: str, about: str, language: str, sections: Sequence[Section]) -> 
 def _style() -> str:
     roles = "".join(f".f-{role}{{fill:var(--{role})}}.k-{role}{{stroke:var(--{role})}}" for role in LIGHT)
     assert LIGHT.keys() == DARK.keys()
-    return root_rules() + roles + "\n" + files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    return root_rules() + roles + "\n" + _file("page.css")
+
+
+def _file(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a Content-Security-Policy names what stands in the page itself."""
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def _parts(said: Callable[[str], str], value: Cell, unit: str) -> tuple[str, str]:
@@ -127,7 +141,7 @@ def _grouped(section: Section) -> Iterator[tuple[Kind, int, Item | list[Fact]]]:
 def _drawn(picture: Picture, width: int, prefix: str) -> Markup:
     from markupsafe import Markup
 
-    return Markup(tostring(svg(picture, width=width, prefix=prefix), encoding="unicode", method="html"))
+    return Markup(tostring(svg(picture, width=width, prefix=prefix, told=True), encoding="unicode", method="html"))
 
 
 def _numbers(picture: Picture) -> Table:

@@ -47,7 +47,8 @@ class Axis:
 class Series:
     """Named values: ``y[i]`` at ``x[i]`` (numbers; names for bars), between ``low[i]`` and ``high[i]`` where these are given.
 
-    A histogram's x holds the n + 1 borders of its n bins, its y the counts.
+    A histogram's x holds the n + 1 borders of its n bins, its y the counts. ``is_thin``: a curve that stands behind the others,
+    such as raw values behind their running mean.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Series:
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    is_thin: bool = False
 
     def __post_init__(self) -> None:
         where = f"series {self.name!r}"
@@ -113,12 +115,13 @@ class Picture:
         log: str = "",
         rules: Mapping[str, float] | None = None,
         note: str = "",
+        thin: Sequence[str] = (),
     ) -> Picture:
         """Curves by name, each ``(xs, ys)`` or ``{x: y}``; a y may be an ``Estimate``, which draws a band.
 
-        ``x="update"``, ``y=("memory", "bytes")``; ``log`` is "", "x", "y" or "xy".
+        ``x="update"``, ``y=("memory", "bytes")``; ``log`` is "", "x", "y" or "xy"; ``thin``: names of curves behind the others.
         """
-        series = tuple(_series(name, values, title) for name, values in curves.items())
+        series = tuple(replace(_series(name, values, title), is_thin=name in thin) for name, values in curves.items())
         return cls(title=title, form="line", series=series, **_noted(_frame(x, y, log, rules, note), series))
 
     @classmethod

@@ -17,21 +17,27 @@ _PARTS = 40  # a mean is over so small a part of the run
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What was noted while training, each as (update, value): loss and rate at every update, the deciding score now and then."""
+    """What was noted while training, each as (update, value): loss and rate at every update, the deciding score now and then.
+
+    ``aside``: the loss of the examples set aside, where the deciding score is another one.
+    """
 
     losses: Points
     rates: Points
     points: Points
+    aside: Points = ()
 
 
 def course(curves: Curves, deciding: Deciding) -> list[Picture]:
-    """Loss; the deciding score, in the same picture where it is a loss; the rate. What was not noted has no picture."""
+    """Loss in training and on examples set aside; the deciding score where it is another one; the rate; without what was not noted."""
     both = deciding.quantity == "loss"
     aside = {"set aside": curves.points} if curves.points else {}
     pictures = []
     if curves.losses:
-        drawn = {"training": curves.losses, **smoothed(curves.losses), **(aside if both else {})}
-        pictures.append(_lines("Loss", drawn, ("nats per label", "")))
+        beside = aside if both else {"set aside": curves.aside} if curves.aside else {}
+        means = smoothed(curves.losses)
+        drawn = {"training": curves.losses, **means, **beside}
+        pictures.append(_lines("Loss", drawn, ("nats per label", ""), thin=["training"] if means else []))
     if aside and not both:
         pictures.append(_lines(deciding.title, aside, (deciding.quantity, deciding.unit)))
     if curves.rates:
@@ -53,6 +59,6 @@ def smoothed(losses: Points) -> dict[str, Points]:
     return {f"training, mean of {wide} updates": means}
 
 
-def _lines(title: str, drawn: Mapping[str, Points], y: tuple[str, str]) -> Picture:
+def _lines(title: str, drawn: Mapping[str, Points], y: tuple[str, str], thin: Sequence[str] = ()) -> Picture:
     unzipped = {name: ([x for x, _ in points], [y for _, y in points]) for name, points in drawn.items()}
-    return Picture.lines(title, unzipped, x="update", y=y)
+    return Picture.lines(title, unzipped, x="update", y=y, thin=thin)

@@ -27,6 +27,7 @@ from jieyue.machine import give_back_beyond, peak_resident_bytes
 from jieyue.tasks import Facts, Settings
 
 from .arguments import arguments_of, pace_of
+from .aside import AsideLoss
 from .batches import Visited, num_positions, seconds_per_position, staged_batches, updates_within, visits
 from .best import BestWeights
 from .config import TrainingConfig
@@ -57,6 +58,7 @@ class Trained:
     facts: Facts
     is_first_process: bool = True
     rates: list[tuple[int, float]] = field(default_factory=list)
+    aside: list[tuple[int, float]] = field(default_factory=list)
 
 
 def fit(
@@ -72,7 +74,8 @@ def fit(
 ) -> Trained:
     """Trains as planned and writes checkpoints under ``folder/checkpoints``; Ctrl-C leaves one that ``resume`` continues.
 
-    ``curve``: what is measured now and then, None = nothing.
+    ``curve``: what is measured now and then, None = nothing; beside the task's own score, the loss of the same examples, where
+    one process trains.
     """
     quiet()
     checkpoints = folder / "checkpoints"
@@ -95,6 +98,8 @@ def fit(
     watched = _Watched(prepared, listener, curve, best, training.evaluate_every or max(1, len(batches) // CURVE_POINTS))
     if planned.plan.predicted is not None and device == "cpu":
         watched.process_bytes = planned.plan.predicted.process_bytes
+    if curve is set_aside_curve and arguments.world_size == 1:
+        watched.measure_loss = AsideLoss.of(prepared, planned.plan)
     started = time.perf_counter()
     with listener.progress("training") as watched.update:
         work = Work(
@@ -129,9 +134,9 @@ def fit(
         facts["kept"] = "best" if trainer.model is not None and best.restore(trainer.model) else "last"
     assert trainer.model is not None and trainer.optimizer is not None
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper has torch's own inside
-    return Trained(
-        trainer.model, inner, watched.losses, watched.curve, facts, trainer.is_world_process_zero(), watched.rates
-    )
+    noted = watched.rates, watched.aside
+    is_first = trainer.is_world_process_zero()
+    return Trained(trainer.model, inner, watched.losses, watched.curve, facts, is_first, *noted)
 
 
 class _Watched:
@@ -145,6 +150,8 @@ class _Watched:
         self.losses: list[tuple[int, float]] = []
         self.rates: list[tuple[int, float]] = []
         self.curve: list[tuple[int, float]] = []
+        self.aside: list[tuple[int, float]] = []
+        self.measure_loss: AsideLoss | None = None
         self.model: nn.Module | None = None
         self.control: Control | None = None
         self.process_bytes: int | None = None  # what was predicted, to be kept
@@ -165,6 +172,9 @@ class _Watched:
         if due and self.model is not None and self.measure is not None:
             score = self.measure(self.model, self.prepared)
             self.curve.append((state.step, score))
+            loss = None if self.measure_loss is None else self.measure_loss(self.model)
+            if loss is not None:
+                self.aside.append((state.step, loss))
             chooses = self.best.keeps or self.best.patience is not None
             if chooses and state.step >= self.prepared.unshare_after:  # before, its layers have other weights
                 self.best.take(state.step, score, self.model)

@@ -17,10 +17,11 @@ from jieyue.hf.loading import load, read_record
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe, give_back_freed_memory, malloc_name
 from jieyue.planning.bfloat16 import bfloat16_price
-from jieyue.report import Report, model_card, write_whole
+from jieyue.report import Report, write_whole
 from jieyue.tasks import Facts, RunConfig, name_of
 from jieyue.tasks.table import AnyTask, task
 
+from .cards import write_card
 from .config import TrainingConfig
 from .curves import Curves
 from .devices import check_device
@@ -172,7 +173,7 @@ def train(
         clock.lap("judging")
         job.report(report, judged, settings, fitted)
         leakage_facts(report, job.quality, prepared.sources)
-        curves = Curves(losses=trained.losses, rates=trained.rates, points=trained.curve)
+        curves = Curves(losses=trained.losses, rates=trained.rates, points=trained.curve, aside=trained.aside)
         training_section(report, curves, trained.facts, job.deciding_of(settings))
         _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
@@ -184,7 +185,8 @@ def train(
     report.section("Training").table(
         ["part of the run", ("time", "seconds")], clock.rows(), title="Where the time went"
     )
-    _publish(report, job, folder, command)
+    report.save(folder)
+    write_card(report, job, folder, command or "jieyue.train(...)", config.model)
     return report
 
 
@@ -321,18 +323,6 @@ def _measured_sections(
     if config.attention is not None:
         rows = against_length(prepared, planned, config.attention)
         lengths_section(report, rows, attention_engines(trained.model))
-
-
-def _publish(report: Report, job: AnyTask, folder: Path, command: str) -> None:
-    report.save(folder)
-    card = model_card(
-        report,
-        command=command or "jieyue.train(...)",
-        usage=job.card.usage(folder.name),
-        limits=job.card.limits,
-        header={"tags": ["jieyue", *job.card.tags]},
-    )
-    write_whole(folder / "README.md", card)
 
 
 def _say_data(listener: ProgressListener, prepared: Prepared) -> None:

@@ -24,12 +24,13 @@ from jieyue.hf.use import use
 from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
-from jieyue.report import Report, model_card, write_whole
+from jieyue.report import Report, write_whole
 from jieyue.tasks import RunConfig
 from jieyue.tasks.sparsify.costs import Costs, costs_of, encoded
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK
 
+from .cards import write_card
 from .config import TrainingConfig
 from .devices import check_device
 from .folder import Out, check_folder, check_unfinished, locked
@@ -113,7 +114,8 @@ def sparsify(
         models["full, trained alike"] = folder / "control"
     _tell_trained(report, config, settings, texts, models, allowed.device)
     report.sections += trained.sections
-    _publish(report, folder, command)
+    report.save(folder)
+    write_card(report, TASK, folder, command or "jieyue.sparsify(...)", config.model)
     return report
 
 
@@ -281,13 +283,6 @@ def _kept(
     save(model, source.tokenizer, folder, record)
     told = {"model": config.model, "attention": config.attention, **settings.to_dict()}
     settings_section(report, {**told, "command": command or "jieyue.sparsify(...)"}, describe())
-    _publish(report, folder, command)
-    return report
-
-
-def _publish(report: Report, folder: Path, command: str) -> None:
     report.save(folder)
-    header = {"tags": ["jieyue", *TASK.card.tags]}
-    usage, limits = TASK.card.usage(folder.name), TASK.card.limits
-    card = model_card(report, command=command or "jieyue.sparsify(...)", usage=usage, limits=limits, header=header)
-    write_whole(folder / "README.md", card)
+    write_card(report, TASK, folder, command or "jieyue.sparsify(...)", config.model)
+    return report
