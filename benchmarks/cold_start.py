@@ -1,6 +1,6 @@
 """How soon `jieyue read` answers, beside the least that any program with a BERT of transformers must wait for.
 
-    python benchmarks/cold_start.py [--repeats 7]
+    python benchmarks/cold_start.py [--repeats 7] [--out FOLDER]
 
 The two are run in turn, each in a process of its own: `python -c "from transformers import BertForMaskedLM"`, and `jieyue read` of
 an untrained BERT reader of four layers, from the folder to the answer. Told are the medians of the time on the clock and of the
@@ -8,7 +8,6 @@ processor's time (user and system), which other programs on the machine disturb 
 """
 
 import argparse
-import json
 import os
 import string
 import subprocess
@@ -18,8 +17,12 @@ import time
 from pathlib import Path
 from statistics import median
 
+from jieyue import machine
+from jieyue.report import Report
+
 GOAL = 1.15
-IMPORT = [sys.executable, "-c", "from transformers import BertForMaskedLM"]
+LEAST, READ = "from transformers import BertForMaskedLM", "jieyue read"
+IMPORT = [sys.executable, "-c", LEAST]
 
 
 def make_reader(folder: Path) -> None:
@@ -46,7 +49,9 @@ def measure(command: list[str]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--out", default=Path(__file__).parent / "results", type=Path)
+    given = parser.parse_args()
+    repeats = given.repeats
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "reader"
         subprocess.run(
@@ -58,16 +63,25 @@ def main() -> None:
         read = [sys.executable, "-m", "jieyue", "read", str(folder), *asked]
         for command in (IMPORT, read):  # the files are in the system's cache from here on
             measure(command)
-        found: dict[str, list[tuple[float, float]]] = {"import": [], "read": []}
+        found: dict[str, list[tuple[float, float]]] = {LEAST: [], READ: []}
         for _ in range(repeats):
-            found["import"].append(measure(IMPORT))
-            found["read"].append(measure(read))
-    told: dict[str, float] = {}
+            found[LEAST].append(measure(IMPORT))
+            found[READ].append(measure(read))
+    report, medians = Report("Cold start"), {}
+    for name, own in found.items():
+        medians[name] = tuple(median(one[number] for one in own) for number in (0, 1))
+    section = report.section("From the shell to an answer")
+    rows = [[name, *medians[name]] for name in found]
+    note = f"Medians of {repeats} runs in turn, each in a process of its own; processor: user and system time together."
+    section.table(["program", ("clock", "seconds"), ("processor", "seconds")], rows, note=note)
     for number, what in enumerate(("clock", "processor")):
-        medians = {name: median(one[number] for one in own) for name, own in found.items()}
-        told |= {f"{name}_{what}_seconds": round(value, 3) for name, value in medians.items()}
-        told[f"{what}_ratio"] = round(medians["read"] / medians["import"], 3)
-    print(json.dumps({"repeats": repeats, "goal": GOAL, **told}))
+        ratio = medians[READ][number] / medians[LEAST][number]
+        section.fact(f"times as long, by the {what}", ratio, "x", how=f"the goal is at most {GOAL}")
+    section = report.section("Machine")
+    for what, value in machine.describe().items():
+        section.fact(what, value, "bytes" if what.endswith("_bytes") else "")
+    report.save(given.out, "cold-start")
+    print(report.text())
 
 
 if __name__ == "__main__":
