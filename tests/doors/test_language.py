@@ -114,6 +114,8 @@ def mistakes(path):
             for text in (text for one in node.args[2:] for text in texts_in(one)):
                 if re.search("[A-Za-z]{3}", text.replace("{}", "")) and text not in SHORT:
                     yield text
+                    if re.search(r"\w\{\}$", text):
+                        yield text[:-2]  # where there is no near name to tell
 
 
 def test_what_a_mistake_should_have_been_is_told_in_chinese():
@@ -207,6 +209,10 @@ def test_help_and_mistakes_are_chinese_where_it_is_spoken(monkeypatch, capsys, t
     code, page, _ = called("train", "read", "--help", "--lang", "zh")
     assert code == 0 and "训练文件" in page and "[默认: tiny]" in page
     assert all(sum(2 if is_cjk(char) else 1 for char in line) <= 100 for line in page.splitlines())
+    (tmp_path / "noo.toml").touch()
     code, _, error = called("--lang", "zh", "train", "read", "--config", tmp_path / "no.toml")
-    assert code == 2 and "得到没有文件" in error.replace(" ", "") and "应为 一个 TOML 文件" in error
+    assert "应为 一个 TOML 文件，是不是 '" in error
+    (tmp_path / "noo.toml").unlink()
+    code, _, error = called("--lang", "zh", "train", "read", "--config", tmp_path / "no.toml")
+    assert code == 2 and "得到 没有文件 " in error and "应为 一个 TOML 文件" in error
     assert "训练" not in called("--help")[1]  # and English again

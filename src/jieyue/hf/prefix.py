@@ -14,6 +14,7 @@ Source: Dong et al. 2019, "Unified language model pre-training" (arXiv 1905.0319
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,27 +126,26 @@ class PrefixLM(GenerationMixin):
         }
 
 
-class PrefixBert(PrefixLM, transformers.BertForMaskedLM):  # type: ignore[misc]
-    """BERT as a prefix LM."""
+@cache
+def _classes() -> tuple[type[PrefixLM], ...]:
+    """A class for each family; made when the first model asks, because each family's module takes its time to be imported."""
 
+    class PrefixBert(PrefixLM, transformers.BertForMaskedLM):  # type: ignore[misc]
+        """BERT as a prefix LM."""
 
-class PrefixRoberta(PrefixLM, transformers.RobertaForMaskedLM):  # type: ignore[misc]
-    """RoBERTa as a prefix LM; it has no segment embedding, so segments say only who sees whom."""
+    class PrefixRoberta(PrefixLM, transformers.RobertaForMaskedLM):  # type: ignore[misc]
+        """RoBERTa as a prefix LM; it has no segment embedding, so segments say only who sees whom."""
 
+    class PrefixElectra(PrefixLM, transformers.ElectraForMaskedLM):  # type: ignore[misc]
+        """ELECTRA's generator as a prefix LM."""
 
-class PrefixElectra(PrefixLM, transformers.ElectraForMaskedLM):  # type: ignore[misc]
-    """ELECTRA's generator as a prefix LM."""
+    class PrefixEuroBert(PrefixLM, transformers.EuroBertForMaskedLM):  # type: ignore[misc]
+        """EuroBERT (our presets) as a prefix LM; rotary positions, no segment embedding."""
 
+    class PrefixNezha(PrefixLM, NezhaForMaskedLM):  # type: ignore[misc]
+        """NEZHA as a prefix LM; its own attention knows the prefix."""
 
-class PrefixEuroBert(PrefixLM, transformers.EuroBertForMaskedLM):  # type: ignore[misc]
-    """EuroBERT (our presets) as a prefix LM; rotary positions, no segment embedding."""
-
-
-class PrefixNezha(PrefixLM, NezhaForMaskedLM):  # type: ignore[misc]
-    """NEZHA as a prefix LM; its own attention knows the prefix."""
-
-
-_CLASSES: tuple[type[PrefixLM], ...] = (PrefixBert, PrefixRoberta, PrefixElectra, PrefixEuroBert, PrefixNezha)
+    return PrefixBert, PrefixRoberta, PrefixElectra, PrefixEuroBert, PrefixNezha
 
 
 def as_prefix_lm(model: Any, tokenizer: Any = None) -> Any:
@@ -155,13 +155,13 @@ def as_prefix_lm(model: Any, tokenizer: Any = None) -> Any:
     Refuses every class but the masked LMs of BERT, RoBERTa, ELECTRA, EuroBERT and NEZHA, by name.
     """
     if not is_prefix_lm(model):
-        chosen = next((one for one in _CLASSES if one.__bases__[1] is type(model)), None)
+        chosen = next((one for one in _classes() if one.__bases__[1] is type(model)), None)
         if chosen is None:
-            known = ", ".join(one.__bases__[1].__name__ for one in _CLASSES)
+            known = ", ".join(one.__bases__[1].__name__ for one in _classes())
             raise InputError("as_prefix_lm(model)", type(model).__name__, f"one of {known}")
         model.__class__ = chosen
         setattr(model.config, FIELD, True)
-        if chosen is not PrefixNezha:
+        if not issubclass(chosen, NezhaForMaskedLM):
             register_prefix()
             model.set_attn_implementation(NAME)
         model.generation_config = _generation_config(model)

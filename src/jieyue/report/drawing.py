@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 from jieyue.errors import InputError
 
-from .canvas import Canvas
 from .colours import DARK, LIGHT
 from .files import write_whole
 from .hover import add_points
@@ -46,6 +45,8 @@ def svg(picture: Picture, *, width: int, prefix: str, titled: bool = False, told
     """
     from matplotlib import rc_context
 
+    from .canvas import Canvas
+
     with rc_context(_SETTINGS):
         canvas = Canvas(picture, width=width, colours=_PLACEHOLDERS, titled=titled, stand_in=True)
         buffer = io.BytesIO()
@@ -63,6 +64,8 @@ def svg(picture: Picture, *, width: int, prefix: str, titled: bool = False, told
 def png(picture: Picture, *, width: int) -> bytes:
     """The picture in light colours, two dots a unit."""
     from matplotlib import font_manager, rc_context
+
+    from .canvas import Canvas
 
     known = set(font_manager.get_font_names())
     wished = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei"]
