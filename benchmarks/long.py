@@ -166,7 +166,7 @@ def seconds(model, ids):
 def forwards(model, attention, lengths, repeats):
     found = []
     for length in lengths:
-        ids, taken = torch.arange(length)[None] % 1000, {"sdpa": [], "sparse": []}
+        ids, taken = torch.arange(length)[None] % min(1000, model.config.vocab_size), {"sdpa": [], "sparse": []}
         for _ in range(repeats + 1):
             taken["sdpa"].append(seconds(model, ids))
             use(model, attention=attention)
@@ -192,7 +192,7 @@ def training_steps(model, attention, lengths, repeats):
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     found = []
     for length in lengths:
-        ids, taken = torch.arange(length)[None] % 1000, {"sdpa": [], "sparse": []}
+        ids, taken = torch.arange(length)[None] % min(1000, model.config.vocab_size), {"sdpa": [], "sparse": []}
         for _ in range(repeats + 1):
             taken["sdpa"].append(step_seconds(model, ids))
             use(model, attention=attention)
@@ -208,7 +208,7 @@ def training_steps(model, attention, lengths, repeats):
 
 def token_seconds(model, length, count=16):
     """Seconds of one more token behind so many: the median; the cache is the model's own, filled in one pass."""
-    ids, taken = torch.arange(length)[None] % 1000, []
+    ids, taken = torch.arange(length)[None] % min(1000, model.config.vocab_size), []
     with torch.inference_mode():
         cache = model.base_model(input_ids=ids, use_cache=True).past_key_values
         for _ in range(count):

@@ -16,6 +16,7 @@ import random
 import re
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -117,7 +118,7 @@ def speeds(given, section):
         model, _ = load(given.model, None)
         if length > model.config.max_position_embeddings:
             extend_positions(model, length)
-        ids, taken = torch.arange(length)[None] % 1000 + 1000, {"sdpa": [], "sparse": []}
+        ids, taken = torch.arange(length)[None] % model.config.vocab_size, {"sdpa": [], "sparse": []}
         for _ in range(given.repeats + 1):
             taken["sdpa"].append(seconds(model, ids))
             use(model, attention=given.attention)
@@ -210,6 +211,18 @@ def which_book(given, section, folders):
     section.table(columns, rows, title=BOOKS, note=note)
 
 
+def keep(given, report, settings):
+    """What was measured so far, as a file; a later part that fails takes nothing with it."""
+    if given.out is None:
+        return
+    whole, before = replace(report, sections=[*report.sections]), given.out / "long-encoder.json"
+    whole.section("Settings").facts(settings)
+    if given.add and before.is_file():
+        own = {section.title for section in whole.sections}
+        whole.sections[:0] = [one for one in Report.load(before).sections if one.title not in own]
+    print(whole.save(given.out, "long-encoder").json)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -238,21 +251,17 @@ def main():
     if given.threads:
         torch.set_num_threads(given.threads)
     report, folders = Report("A pretrained encoder under sparse attention", about="by benchmarks/long_encoder.py"), []
-    if given.train:
-        folders = distillations(given, report.section(DISTILLED))
-    if given.books:
-        which_book(given, report.section(BOOKS), folders)
-    if given.speed:
-        speeds(given, report.section(SPEED))
     settings = {"model": Path(given.model).name, "attention": given.attention, "processor": machine.cpu_name()}
     settings |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
-    report.section("Settings").facts(settings)
-    if given.out is not None:
-        before = given.out / "long-encoder.json"
-        if given.add and before.is_file():
-            own = {section.title for section in report.sections}
-            report.sections[:0] = [one for one in Report.load(before).sections if one.title not in own]
-        print(report.save(given.out, "long-encoder").json)
+    if given.train:
+        folders = distillations(given, report.section(DISTILLED))
+        keep(given, report, settings)
+    if given.books:
+        which_book(given, report.section(BOOKS), folders)
+        keep(given, report, settings)
+    if given.speed:
+        speeds(given, report.section(SPEED))
+        keep(given, report, settings)
 
 
 if __name__ == "__main__":

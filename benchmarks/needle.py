@@ -13,7 +13,7 @@ import json
 import random
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -175,14 +175,16 @@ def main():
     report = Report("Needles in long text under sparse attention", about="untrained; by benchmarks/needle.py")
     settings = {"model": Path(given.model).name, "attention": ways[CHOSEN], "needles a depth": given.needles}
     settings |= {"processor": machine.cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    settings |= {"date": time.strftime("%Y-%m-%d")}
     begun = 0
     for length in given.lengths:
         asked, taken = prompts(tokenizer, text[begun:], length, given.depths, given.needles, given.seed)
         begun += taken
         tell(report, length, asked, found_by(model, tokenizer, ways, asked))
-    report.section("Settings").facts({**settings, "date": time.strftime("%Y-%m-%d")})
-    if given.out is not None:
-        print(report.save(given.out, "needle").json)
+        if given.out is not None:  # after each length: a longer one that fails takes nothing with it
+            whole = replace(report, sections=[*report.sections])
+            whole.section("Settings").facts(settings)
+            print(whole.save(given.out, "needle").json)
 
 
 if __name__ == "__main__":
