@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.metrics.intervals import student
 from jieyue.report import Estimate, Picture, format_value
 from jieyue.report.amounts import Given
@@ -58,7 +58,7 @@ def decide(
     'fails'
     """
     if not gains:
-        raise InputError(message("decide(gains)", "no gain", "at least one interval"))
+        raise InputError("decide(gains)", "no gain", "at least one interval")
     told, words = [], []
     for name, gain in gains.items():
         needed = border[name] if isinstance(border, Mapping) else border
@@ -115,5 +115,5 @@ def factor(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
 
 def _paired(one: Mapping[int, float], other: Mapping[int, float], of: Callable[[float, float], float]) -> Estimate:
     if one.keys() != other.keys():
-        raise InputError(message("a paired difference", f"seeds {sorted(one)} and {sorted(other)}", "the same seeds"))
+        raise InputError("a paired difference", f"seeds {sorted(one)} and {sorted(other)}", "the same seeds")
     return student([of(one[seed], other[seed]) for seed in sorted(one)])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jieyue import __version__
 from jieyue.budget import Budget
-from jieyue.errors import InputError, message
+from jieyue.errors import InputError
 from jieyue.hf.loading import head_of, load_config, load_model, save
 from jieyue.hf.positions import check_stretch, stretch
 from jieyue.hf.switched_layers import check_sparse
@@ -123,38 +123,30 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
     """The task's settings for this kind of model; refuses what cannot be, before anything is read."""
     check_device(device, must_exist=True)
     if config.attention is None:
-        raise InputError(message("sparsify(attention)", "none", "a pattern such as first(4)+local(512)"))
+        raise InputError("sparsify(attention)", "none", "a pattern such as first(4)+local(512)")
     check_sparse(config.attention)
     for name in ("steps", "epochs", "seconds", "start", "curriculum", "plan"):
         if getattr(training, name) is not None:
             found = f"{name}={getattr(training, name)}"
-            raise InputError(
-                message("sparsify(training)", found, "none: tokens says how long it trains", "leave it away")
-            )
+            raise InputError("sparsify(training)", found, "none: tokens says how long it trains", "leave it away")
     if not Path(config.model).is_dir() and "/" not in config.model:
         do = "a preset starts from scratch: train it, then name its folder"
-        raise InputError(
-            message("sparsify(model)", f"{config.model!r}, no folder", "a trained model's folder or hub name", do)
-        )
+        raise InputError("sparsify(model)", f"{config.model!r}, no folder", "a trained model's folder or hub name", do)
     kind = _KINDS.get(head := head_of(config.model))
     if kind is None:
         raise InputError(
-            message(
-                f"sparsify({config.model!r})",
-                f"a model with the head {head}",
-                "a causal or masked language model, or an encoder without a head",
-            )
+            f"sparsify({config.model!r})",
+            f"a model with the head {head}",
+            "a causal or masked language model, or an encoder without a head",
         )
     if choosing.positions != "none":
         check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
     settings = replace(settings, kind=kind, teacher=config.model)
     if kind == "encoder" and choosing.tokens and settings.distill == "none":
-        raise InputError(message("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'"))
+        raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'")
     if kind == "encoder" and choosing.control:
-        raise InputError(
-            message("control", "an encoder: the full model has nothing to learn from itself", "no control")
-        )
+        raise InputError("control", "an encoder: the full model has nothing to learn from itself", "no control")
     return settings
 
 
@@ -205,9 +197,7 @@ def _first(
         kept = dict(json.loads(path.read_text(encoding="utf-8")))
         if kept.get("asked") != asked:
             changed = sorted(name for name, value in asked.items() if dict(kept.get("asked") or {}).get(name) != value)
-            raise InputError(
-                message("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
-            )
+            raise InputError("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
         return Report.parse(json.dumps(kept["report"])), str(kept["attention"]), settings, texts
     model = source.build().to(device)
     assert config.attention is not None
