@@ -16,7 +16,7 @@ __all__ = ["NOT_SERVED", "TEMPLATES", "choose_on", "left_out", "template_of"]
 
 NOT_SERVED = (
     "Article 4 is not measured on pretrained weights: it takes a pretrained ALBERT.",
-    "Article 5's remedies are not measured on pretrained weights: twelve trainings of a writer of titles; `compare title --model` "
+    "Article 5's remedies are not measured on pretrained weights: twelve trainings of a writer of titles; jieyue compare title --model "
     "does them where there is a GPU (The full scale).",
 )
 """What a reader may miss among them, and why it is not there."""
