@@ -5,7 +5,7 @@
     python benchmarks/memory_goals.py --run --again            # all of them anew: on an idle machine, for the seconds
 
 BERT-base, GPT-2 and a configuration of 0.5 billion weights (Qwen2.5's sizes), random weights, 8 rows of 128 tokens an update.
-Methods: all weights under AdamW or Adafactor, pieces and checkpointing as they are needed; Adafactor moving each weight in the
+Methods: all weights under AdamW or Adafactor, pieces and checkpointing as they are needed; both moving each weight in the
 backward pass; adapters of rank 16 on the frozen weights, in float32 and (with bitsandbytes) in four bits, which are read from a
 folder written first. Seconds are planned from two shallow copies, then measured: the median of ten updates after a first one, of
 three where one takes longer than half a minute. Malloc is what the command line takes, told as it does it: tcmalloc where it is
@@ -32,12 +32,14 @@ from jieyue.planning.subject import Subject
 from jieyue.report import Report, write_whole
 
 MODELS = ("bert-base", "gpt2", "qwen-0.5b")
-METHODS = {"all weights, AdamW": ("adamw", None, None), "all weights, Adafactor": ("adafactor", None, None),
+METHODS = {"all weights, AdamW": ("adamw", None, None), "all weights, AdamW in backward": ("adamw", None, None),
+           "all weights, Adafactor": ("adafactor", None, None),
            "all weights, Adafactor in backward": ("adafactor", None, None), "adapters": ("adamw", 16, None),
            "adapters on four bits": ("adamw", 16, "nf4")}  # fmt: skip
 BUDGETS = ("1GiB", "2GiB", "4GiB")
 ROWS, TOKENS, UPDATES, FEWER, SLOW_SECONDS = 8, 128, 10, 3, 30
-SHARED = "on a shared machine"
+QUIET = "Each run in a process of its own; seconds: the median, planned from two shallow copies of the model."
+SHARED = "Each run in a process of its own; seconds on a shared machine: the median, planned from two shallow copies of the model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +175,13 @@ def measured(cell):
         if METHODS[method][2]:
             alone("write_folder", name, method, folder)
             own = folder
-        return alone("planned_seconds", name, method, way) | alone("run", name, method, way, own) | {"how": SHARED}
+        return alone("planned_seconds", name, method, way) | alone("run", name, method, way, own)
 
 
 def tell(cells, fixed):
     report = Report("What fits in 1, 2 and 4 GiB")
     section = report.section("Goals")
-    section.fact("an update", f"{ROWS} rows of {TOKENS} tokens", how="random weights of the models' sizes")
+    section.fact("an update", f"{ROWS} rows, each of {TOKENS} tokens", how="random weights of the models' sizes")
     section.fact("fixed", fixed, "bytes", how="interpreter and libraries, counted in what fits")
     ran = [(cell, cell["ran"]) for cell in cells if "ran" in cell]
     if ran:
@@ -205,9 +207,9 @@ def tell(cells, fixed):
         parts = [own.get(part) for part in ("process_bytes", "planned_seconds", "seconds", "fastest", "updates")]
         rows.append([*start, found["micro_batch"], checkpointed, fixed + found["peak_bytes"], *parts])
     missing = sum("ran" not in cell and cell["found"] is not None for cell in cells)
-    note = f"{missing} of the cells that fit were not run." if missing else "Each run in a process of its own."
-    if any(own["how"] for _, own in ran):
-        note += f" Seconds: {SHARED}, medians; planned from two shallow copies of the model."
+    if missing:
+        section.fact("not run", missing, how="of the cells that fit")
+    note = QUIET if all(not own["how"] for _, own in ran) else SHARED
     section.table(columns, rows, title="The largest pieces that fit", note=note)
     section = report.section("Machine")
     for what, value in machine.describe().items():
@@ -266,7 +268,7 @@ def main():
                     continue
                 if "ran" not in cell or given.again:
                     ran = measured(cell)
-                    note(cell | {"ran": ran | {"how": "" if given.alone else SHARED}})
+                    note(cell | {"ran": ran | {"how": "" if given.alone else "shared"}})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ __all__ = [
     "fix_malloc_threshold",
     "give_back_beyond",
     "give_back_freed_memory",
+    "keep_freed_memory",
     "malloc_name",
     "peak_resident_bytes",
     "release_free_memory",
@@ -85,6 +86,13 @@ def give_back_freed_memory() -> bool:
     if set_property is not None:
         return bool(set_property(b"tcmalloc.aggressive_memory_decommit", ctypes.c_size_t(1)))
     return fix_malloc_threshold()
+
+
+def keep_freed_memory() -> bool:
+    """Takes ``fix_malloc_threshold`` back: glibc keeps freed blocks of up to 32 MiB, as it comes to do by itself; False elsewhere."""
+    mallopt = _c_function("mallopt")
+    limits = ((-3, 32 * 2**20), (-1, 64 * 2**20))  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    return mallopt is not None and all(mallopt(which, num_bytes) == 1 for which, num_bytes in limits)
 
 
 def give_back_beyond(num_bytes: int) -> bool:

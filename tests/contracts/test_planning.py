@@ -238,7 +238,7 @@ def test_choice_under_shrinking_budgets():
 def test_what_tracing_leaves_is_held_as_well(monkeypatch):
     step = step_of(length=64, build_model=lambda: Reader(layers=1))
     whole = predict(step, effective_batch=12, micro_batch=12).peak_bytes
-    for more, pieces in ((3 * MIB, 1), (whole // 4, 2)):  # the second time, it fits no more
+    for more, pieces in ((3 * MIB, 1), (whole // 2, 2)):  # the second time, it fits no more
         held = iter([100 * MIB, 100 * MIB + more])
         monkeypatch.setattr("jieyue.planning.choice.fixed_cost", lambda device, held=held: next(held))
         plan = choose(step, Budget(memory_bytes=100 * MIB + whole + 5 * MIB), effective_batch=12)

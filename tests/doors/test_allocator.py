@@ -54,7 +54,20 @@ def test_what_was_chosen_wins(arguments, environment):
     assert seen(*arguments, **environment) == ["glibc", "glibc", {}, arguments]
 
 
+def test_kernels_of_many_lengths_are_not_kept_for_good(monkeypatch):
+    monkeypatch.setattr(allocator, "find", lambda: None)
+    for arguments, before, after in (
+        (["train", "mlm"], {}, "256"),
+        (["train", "mlm"], {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}, "8"),  # chosen already
+        (["read", "folder"], {}, None),
+    ):
+        monkeypatch.setattr(os, "environ", dict(before))
+        allocator.start_again(arguments)
+        assert os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == after
+
+
 def test_without_tcmalloc(monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(allocator, "find", lambda: None)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
     allocator.start_again(["train", "mlm"])

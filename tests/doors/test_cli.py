@@ -32,7 +32,7 @@ def jieyue(*arguments, stdin=None, cwd=None):
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
         patch.setattr(sys, "stdin", given)
-        patch.setattr("jieyue.run.jobs.give_back_freed_memory", lambda: True)
+        patch.setattr("jieyue.run.little_room.give_back_freed_memory", lambda: True)
         patch.setattr("jieyue.cli.start_again", lambda *_: None)  # this process is the tests'
         if cwd is not None:
             patch.chdir(cwd)

@@ -21,6 +21,7 @@ ALLOCATORS = ("auto", "tcmalloc", "system")
 _TRAINING = ("train", "compare", "reproduce")
 _FLAG = "--allocator"
 _STARTED = "JIEYUE_STARTED_AGAIN"  # from the command line to itself: which LD_PRELOAD there was before
+_KERNELS, _KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"  # oneDNN's own is 1024, some 100 KB for each length of rows
 _PLACES = (
     "/usr/lib/*-linux-gnu/libtcmalloc_minimal.so.4",
     "/usr/lib64/libtcmalloc_minimal.so.4",
@@ -51,6 +52,8 @@ def start_again(arguments: Sequence[str]) -> None:
     refuses to run without it (``InputError``), ``auto`` takes it where it is found; an LD_PRELOAD or MALLOC_* that is set
     already wins. Call it before torch is loaded.
     """
+    if arguments and arguments[0] in _TRAINING:  # kernels of lengths that do not come again are not kept for good
+        os.environ.setdefault(_KERNELS, _KEPT)
     before = os.environ.pop(_STARTED, None)
     if before is not None:  # this is the second start: processes of ours begin as the first one did
         os.environ.pop("LD_PRELOAD")

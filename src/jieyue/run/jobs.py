@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from jieyue.budget import Budget, format_bytes
@@ -15,7 +16,7 @@ from jieyue.hf.attention import attention_engines
 from jieyue.hf.interrupts import Interrupted
 from jieyue.hf.loading import load, read_record
 from jieyue.listener import SILENT, ProgressListener
-from jieyue.machine import describe, give_back_freed_memory, malloc_name
+from jieyue.machine import describe
 from jieyue.planning.bfloat16 import bfloat16_price
 from jieyue.report import Report, write_whole
 from jieyue.tasks import Facts, RunConfig, name_of
@@ -27,6 +28,7 @@ from .curves import Curves
 from .devices import check_device
 from .fit import Trained, fit, store
 from .folder import MEMORY, Out, check_folder, check_unfinished, locked, read_memory
+from .little_room import settled
 from .measure import against_length, measured_memory, prices, savings
 from .plan import RunPlan, check_budget
 from .prepare import Prepared, prepare
@@ -251,23 +253,12 @@ def _planned(
     clock.lap("reading and encoding the data")
     _say_data(listener, prepared)
     decided = decide(prepared, budget, training)
-    planned = decided.planned
+    planned, told = settled(decided.planned, decided.training)
     clock.lap("planning")
     _say_plan(listener, planned)
-    if planned.tight and give_back_freed_memory():
-        listener.say(_little_room())
-    return decided
-
-
-def _little_room() -> str:
-    """What keeping a tight budget costs under this malloc, and what would cost less."""
-    if malloc_name() == "tcmalloc":
-        return "Little room is left: freed memory goes back to the system at once"
-    return (
-        "Little room is left: freed memory goes back to the system at once, which takes up to twice the time under this malloc. "
-        "Under tcmalloc it would not: install libtcmalloc-minimal4 (gperftools), which the command line finds by itself; "
-        "in Python, start the process with LD_PRELOAD=libtcmalloc_minimal.so.4"
-    )
+    if told:
+        listener.say(told)
+    return replace(decided, planned=planned)
 
 
 class _Clock:

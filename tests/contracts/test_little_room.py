@@ -1,0 +1,73 @@
+"""Where little room is left under glibc, the faster of two exact plans is taken, and what tcmalloc would spare is said."""
+
+from dataclasses import replace
+
+import pytest
+from test_planning import Reader, step_of
+
+from jieyue.budget import Budget
+from jieyue.planning.choice import choose
+from jieyue.planning.setting import Setting
+from jieyue.run import little_room
+from jieyue.run.config import TrainingConfig
+from jieyue.run.plan import RunPlan
+
+MIB = 2**20
+TRAINING = TrainingConfig(effective_batch=12)
+
+
+@pytest.fixture(scope="module")
+def tight():
+    step = step_of(length=64, build_model=lambda: Reader(layers=1))
+    whole = choose(step, Budget(), effective_batch=12, fixed_bytes=50 * MIB)
+    budget = Budget(memory_bytes=whole.predicted.process_bytes + MIB)
+    plan = choose(step, budget, effective_batch=12, fixed_bytes=50 * MIB)
+    planned = RunPlan(plan, budget, step, Setting(micro_batch=plan.micro_batch))
+    assert planned.tight and plan.micro_batch == 12
+    return planned
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What malloc is told, in order; the malloc itself is left as it is."""
+    found = []
+    monkeypatch.setattr(little_room, "give_back_freed_memory", lambda: found.append("gives back") or True)
+    monkeypatch.setattr(little_room, "keep_freed_memory", lambda: found.append("keeps") or True)
+    monkeypatch.setattr(little_room, "malloc_name", lambda: "glibc")
+    return found
+
+
+@pytest.mark.parametrize(("kept", "back", "roomy"), [(1.0, 1.5, True), (1.5, 1.0, False)])
+def test_the_faster_of_two_exact_plans_is_taken(tight, told, kept, back, roomy):
+    asked = []
+
+    def timed(step, plan):
+        asked.append((plan.micro_batch, list(told)))
+        return kept if plan.micro_batch < 12 else back
+
+    found, said = little_room.settled(tight, TRAINING, timed)
+    assert asked[0][0] < 12 and asked[0][1] == []  # timed before malloc is told anything
+    assert asked[1] == (12, ["gives back"])
+    assert told == (["gives back", "keeps"] if roomy else ["gives back"])
+    assert found.tight is not roomy and (found.plan.micro_batch < 12) is roomy
+    assert found.way.micro_batch == found.plan.micro_batch and found.plan.exact
+    assert found.plan.predicted.process_bytes <= tight.budget.memory_bytes
+    assert f"pieces of {asked[0][0]} that" in said and "libtcmalloc" in said and "1.5 s" in said
+
+
+def test_what_is_not_asked_keeps_the_plan(tight, told, monkeypatch):
+    def timed(step, plan):
+        pytest.fail("timed")
+
+    roomy = replace(tight, budget=Budget(memory_bytes=10 * tight.budget.memory_bytes))
+    assert little_room.settled(roomy, TRAINING, timed) == (roomy, "") and told == []
+    own = replace(TRAINING, plan=tight.plan)  # a plan that was given is obeyed
+    assert little_room.settled(tight, own, timed)[0] is tight and told == ["gives back"]
+    monkeypatch.setattr(little_room, "malloc_name", lambda: "tcmalloc")
+    assert little_room.settled(tight, TRAINING, timed)[0] is tight and told == ["gives back"] * 2
+
+
+def test_seconds_are_of_the_whole_update(tight):
+    plan = replace(tight.plan, micro_batch=4)
+    one, whole = (little_room.update_seconds(tight.step, each) for each in (replace(plan, effective_batch=4), plan))
+    assert 0 < one < whole < 30 * one
