@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all gpu-check demo chat bench long long-trained long-encoder sparsify-demo docs dist clean
+.PHONY: setup test test-all gpu-check sanitize demo chat bench long long-trained long-encoder sparsify-demo docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -34,7 +34,12 @@ test-all: setup
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --all
 
-# Every CUDA path tested and the cells of docs/attention.md timed, in at most ten minutes; says so where there is no GPU.
+# The Triton kernels in the interpreter, slow cases too: right, and no lane outside the tensors of its launch.
+sanitize: setup
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --all tests/contracts/fused_battery.py
+
+# Every CUDA path tested, memory compared with what was predicted and the cells of docs/attention.md timed, in at most ten minutes;
+# says so where there is no GPU.
 gpu-check: setup
 	$(BIN)/python benchmarks/gpu_check.py
 
@@ -79,6 +84,8 @@ bench: setup
 	$(BIN)/python benchmarks/memory_prediction.py
 	$(BIN)/python benchmarks/method_price.py
 	$(BIN)/python benchmarks/whole_process.py
+	$(BIN)/python benchmarks/cuda_predictions.py
+	$(BIN)/python benchmarks/ptxas.py --add --out benchmarks/results
 	$(BIN)/python benchmarks/predict.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/remedies.py

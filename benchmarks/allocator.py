@@ -32,7 +32,7 @@ def work(way, given):
     import torch
     import transformers
 
-    from jieyue.planning.measurement import _update_of
+    from jieyue.planning.measurement import update_of
     from jieyue.planning.prediction import predict
     from jieyue.planning.search import fixed_cost
     from jieyue.planning.setting import Setting
@@ -49,7 +49,7 @@ def work(way, given):
     step = subject.step(setting)
     cost = predict(step, effective_batch=given.rows, micro_batch=given.rows)
     fixed = fixed_cost()
-    *_, update = _update_of(step, setting, given.rows)
+    *_, update = update_of(step, setting, given.rows)
     seconds = []
     for _ in range(given.updates):
         started = time.perf_counter()

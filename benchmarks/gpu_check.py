@@ -1,7 +1,8 @@
-"""Tests every CUDA path and times the cells of the table in docs/attention.md, in at most ten minutes: `make gpu-check`.
+"""Tests every CUDA path, compares what trainings hold with what was predicted, and times the cells of the table in
+docs/attention.md, in at most ten minutes: `make gpu-check`.
 
-What it found is written to --out (test output, the bench's report and data, and summary.json). To be run first wherever a GPU is
-found. Without CUDA it says so and ends well.
+What it found is written to --out (test output, the memory of trainings predicted and measured, the bench's report and data, and
+summary.json). To be run first wherever a GPU is found. Without CUDA it says so and ends well.
 """
 
 from __future__ import annotations
@@ -12,54 +13,78 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 600.0
+SECONDS, LEAST = 600.0, 10.0
+BENCH = ["-m", "jieyue", "bench", "attention", "--device", "cuda"]
 STEPS: tuple[tuple[str, list[str], float], ...] = (
-    ("tests", ["-m", "pytest", "-m", "gpu", "-q", "--all", "tests"], 0.6),
-    (
-        "cells",
-        ["-m", "jieyue", "bench", "attention", "--device", "cuda", "--parts", "shares,worn", "--repeats", "5"],
-        0.9,
-    ),
-    ("rivals", ["-m", "jieyue", "bench", "attention", "--device", "cuda", "--parts", "rivals", "--repeats", "3"], 1.0),
+    ("tests", ["-m", "pytest", "-m", "gpu", "-q", "--all", "tests"], 0.55),
+    ("memory", ["benchmarks/cuda_predictions.py", "--measure"], 0.72),
+    ("cells", [*BENCH, "--parts", "shares,worn", "--repeats", "5"], 0.9),
+    ("rivals", [*BENCH, "--parts", "rivals", "--repeats", "3"], 1.0),
 )  # name, arguments of Python, the share of the time by which it must have ended
+SHOWN = "memory"  # its table is printed as well
+
+
+class Device(NamedTuple):
+    """What is told of the GPU."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+
+
+def present() -> Device | None:
+    """The first GPU, None without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_properties(0)
+    return Device(device.name, f"{device.major}.{device.minor}", device.total_memory)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cuda")
-    out: Path = parser.parse_args().out
-    if not torch.cuda.is_available():
+    return check(parser.parse_args().out, present())
+
+
+def check(
+    out: Path,
+    device: Device | None,
+    run: Callable[[str, list[str], float, Path], str] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """All steps within ``SECONDS``, each by its share; 0 when all are done, 1 when one is not, 0 with a line without a GPU."""
+    if device is None:
         print("gpu-check: skipped, torch sees no CUDA device here")
         return 0
+    run = run_step if run is None else run
     out.mkdir(parents=True, exist_ok=True)
-    begun, steps = time.monotonic(), {}
+    begun, steps = clock(), {}
     for name, arguments, share in STEPS:
-        left = begun + share * SECONDS - time.monotonic()
-        kept = [*arguments, "--out", str(out / name)] if name != "tests" else arguments
-        steps[name] = _run(name, kept, max(left, 10.0), out)
+        left = begun + share * SECONDS - clock()
+        if left < LEAST:
+            steps[name] = "no time left"
+        else:
+            kept = [*arguments, "--out", str(out / name)] if name != "tests" else arguments
+            steps[name] = run(name, kept, left, out)
         print(f"gpu-check: {name}: {steps[name]}")
-    device = torch.cuda.get_device_properties(0)
-    found = {
-        "device": device.name,
-        "compute_capability": f"{device.major}.{device.minor}",
-        "memory_bytes": device.total_memory,
-        "torch": torch.__version__,
-        "seconds": round(time.monotonic() - begun, 1),
-        "steps": steps,
-    }
+        if name == SHOWN and (out / f"{name}.txt").is_file():
+            print((out / f"{name}.txt").read_text(encoding="utf-8").rstrip())
+    found = device._asdict() | {"torch": torch.__version__, "seconds": round(clock() - begun, 1), "steps": steps}
     unfinished = out / "summary.json.part"
-    unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps({"device": found.pop("name"), **found}, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(out / "summary.json")
     print(f"gpu-check: {device.name}, {found['seconds']} seconds, written to {out}")
     return 0 if all(step == "done" for step in steps.values()) else 1
 
 
-def _run(name: str, arguments: list[str], seconds: float, out: Path) -> str:
+def run_step(name: str, arguments: list[str], seconds: float, out: Path) -> str:
     """Runs one step, its output in a file; "done", or how it ended."""
     with (out / f"{name}.txt").open("w", encoding="utf-8") as file:
         try:

@@ -1,8 +1,10 @@
 """The Triton kernels run by Triton's interpreter on the CPU, against the definition: run by test_fused.py, in a process whose
-environment has TRITON_INTERPRET=1. Tiles are made small, so that short inputs have edges, middles and many tiles."""
+environment has TRITON_INTERPRET=1. Tiles are made small, so that short inputs have edges, middles and many tiles. Every lane of
+every load and store must lie in a tensor that its launch was handed."""
 
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +34,47 @@ def bfloat16_products(monkeypatch):
         return product(self, a, b, *more)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", widened)
+
+
+def extents(given):
+    """(first address, end) of every tensor in the arguments of a launch, as far as its strides reach."""
+    for one in given:
+        if isinstance(one, tuple):
+            yield from extents(one)
+        elif isinstance(one, torch.Tensor) and one.numel():
+            reach = 1 + sum((size - 1) * stride for size, stride in zip(one.shape, one.stride(), strict=True))
+            yield one.data_ptr(), one.data_ptr() + reach * one.element_size()
+
+
+@pytest.fixture(autouse=True)
+def in_bounds(monkeypatch):
+    """Loads, stores and atomic sums outside the tensors of a launch are refused, lane by lane, before they happen."""
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    allowed: list[tuple[int, int]] = []
+    begin = GridExecutor._init_args_hst
+
+    def noted(self, given, named):
+        found = begin(self, given, named)
+        allowed[:] = set(extents((*found[0], *found[1].values())))
+        return found
+
+    def checked(act, pointers_at, mask_at):
+        def run(self, *arguments):
+            pointers, mask = arguments[pointers_at], arguments[mask_at]
+            taken = numpy.asarray(pointers.data)[numpy.asarray(mask.data)].astype(numpy.uint64)
+            width = pointers.get_element_ty().primitive_bitwidth // 8
+            inside = numpy.zeros(taken.shape, bool)
+            for start, end in allowed:
+                inside |= (taken >= start) & (taken + width <= end)
+            assert inside.all(), f"{act.__name__}: {(~inside).sum()} lanes outside every tensor of the launch"
+            return act(self, *arguments)
+
+        return run
+
+    monkeypatch.setattr(GridExecutor, "_init_args_hst", noted)
+    for name, *places in (("create_masked_load", 0, 1), ("create_masked_store", 0, 2), ("create_atomic_rmw", 1, 3)):
+        monkeypatch.setattr(InterpreterBuilder, name, checked(getattr(InterpreterBuilder, name), *places))
 
 
 @pytest.fixture
@@ -144,4 +187,19 @@ def test_the_alarm_rings(monkeypatch):
     right = fused.Fused.attend
     monkeypatch.setattr(fused.Fused, "attend", lambda self, call: right(self, replace(call, pattern=local(6))))
     with pytest.raises(AssertionError, match="out"):
+        check("fused", (1, 1, 1, 40, 40, 8, 8), local(5), torch.float32)
+
+
+@pytest.mark.parametrize("end", [1, 3])
+def test_the_alarm_of_the_bounds_rings(monkeypatch, end):
+    """The broken twin: a launch over one row more, or one key more, than there are."""
+    right = fused._launches
+
+    def wrong(call):
+        for launch in right(call):
+            part = tuple(x + (place == end) for place, x in enumerate(launch.part))
+            yield launch._replace(part=part)
+
+    monkeypatch.setattr(fused, "_launches", wrong)
+    with pytest.raises(Exception, match="outside every tensor of the launch"):
         check("fused", (1, 1, 1, 40, 40, 8, 8), local(5), torch.float32)

@@ -36,7 +36,7 @@ def test_kernels_in_the_interpreter(chosen):
         pytest.skip(f"the interpreter of triton {version('triton')} does not go with numpy {version('numpy')}")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     found = re.search(r"(\d+) passed", done.stdout)
-    assert found and int(found[1]) >= (14 if chosen == "not slow" else 20) and "skipped" not in done.stdout
+    assert found and int(found[1]) >= (16 if chosen == "not slow" else 20) and "skipped" not in done.stdout
 
 
 def test_refusals_name_the_reason(monkeypatch):

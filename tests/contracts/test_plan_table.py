@@ -205,7 +205,7 @@ def test_an_update_in_backward_is_timed_and_run_as_it_is():
     setting = Setting(micro_batch=2, optimizer="momentum", in_backward=True)
     step = subject(num_hidden_layers=2).step(setting)
     assert Calibration(subject(num_hidden_layers=2)).seconds(setting, 4) > 0
-    model, _, update = measurement._update_of(step, setting, 4)
+    model, _, update = measurement.update_of(step, setting, 4)
     before = [parameter.clone() for parameter in model.parameters()]
     update()
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -35,7 +35,7 @@ from .search import fixed_cost
 from .setting import Setting
 from .subject import Subject
 
-__all__ = ["Measured", "live_bytes", "measure_alone", "measure_step", "seconds_alone"]
+__all__ = ["Measured", "live_bytes", "measure_alone", "measure_step", "seconds_alone", "update_of"]
 
 Found = TypeVar("Found")
 Weigh = Callable[[Mapping[str, Tensor]], float]
@@ -91,7 +91,7 @@ def _measure_bytes(subject: Subject, setting: Setting, effective_batch: int, thr
     torch.set_num_threads(threads)
     step = subject.step(setting)
     fixed = fixed_cost(subject.device)
-    model, optimizer, update = _update_of(step, setting, effective_batch)
+    model, optimizer, update = update_of(step, setting, effective_batch)
     for _ in range(STEPS):
         update()
     highest = peak_resident_bytes()
@@ -103,7 +103,7 @@ def _measure_bytes(subject: Subject, setting: Setting, effective_batch: int, thr
 
 def _measure_seconds(subject: Subject, setting: Setting, effective_batch: int, threads: int) -> float:
     torch.set_num_threads(threads)
-    *_, update = _update_of(subject.step(setting), setting, effective_batch)
+    *_, update = update_of(subject.step(setting), setting, effective_batch)
     seconds = []
     for _ in range(TIMED_STEPS):
         started = time.perf_counter()
@@ -112,7 +112,7 @@ def _measure_seconds(subject: Subject, setting: Setting, effective_batch: int, t
     return min(seconds[1:])
 
 
-def _update_of(
+def update_of(
     step: TrainingStep, setting: Setting, effective_batch: int
 ) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
     """A fresh model, its optimizer, and one whole update of them on rows of the step's length."""

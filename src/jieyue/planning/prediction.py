@@ -33,7 +33,7 @@ from jieyue.training.accumulation import backward_pieces, gradients_of, scale_gr
 from jieyue.training.checkpointing import checkpointed
 from jieyue.training.in_backward import Folding
 from jieyue.training.microbatch import MicroBatch
-from jieyue.training.objective import Objective, num_rows
+from jieyue.training.objective import Batch, Objective, num_rows
 from jieyue.training.weightwise import Moves, PreviousNorm, moving
 
 from .fake_model import fake_model
@@ -42,7 +42,7 @@ from .kernels import KernelScratch
 from .known_values import KnownValues
 from .operators import Arguments, Keywords, Operator, Result, Types
 
-__all__ = ["TrainingStep", "predict"]
+__all__ = ["Scalars", "Tracker", "TrainingStep", "predict", "run_update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,35 +112,26 @@ def _trace(step: TrainingStep, effective: int, micro: int, checkpointing: bool, 
     known = KnownValues(mode)
     model = fake_model(mode, step.build_model, device).train()
     with mode:
-        with _Scalars():  # tables of quantised numbers are read back as they are made
+        with Scalars():  # tables of quantised numbers are read back as they are made
             optimizer = step.make_optimizer(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        with _Scalars(integers=True):
+        with Scalars(integers=True):
             optimizer.step()  # so that its state exists, as it does from the second update on
         optimizer.zero_grad(set_to_none=True)
         batch = known.faked(real)  # on the host: only pieces travel
         batch_bytes = _storage_bytes([v for v in batch.values() if isinstance(v, Tensor)]) / rows * (effective - rows)
-        tracker = _Tracker()
+        tracker = Tracker()
         tracker.track_external(model, optimizer, *batch.values())
-        with ExitStack() as stack:
-            stack.enter_context(tracker.gradients(trained))
-            stack.enter_context(tracker)
-            folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
-            if step.in_backward:
-                stack.enter_context(moving(model, Moves(optimizer, PreviousNorm(step.max_grad_norm or math.inf))))
-            with checkpointed(model, checkpointing), _Scalars(integers=step.in_backward), KernelScratch(), known, sums:
-                backward_pieces(
-                    step.objective, model, MicroBatch(micro, mask=step.mask, columns=step.columns).pieces(batch)
-                )
-            if not step.in_backward:
-                _finish(step, trained, optimizer, folding)
+        with tracker.gradients(trained), tracker:
+            pieces = MicroBatch(micro, mask=step.mask, columns=step.columns).pieces(batch)
+            run_update(step, model, optimizer, pieces, (KernelScratch(), known, sums), checkpointing)
     return _cost(tracker, model, optimizer, round(batch_bytes), device)
 
 
 def _cost(
-    tracker: _Tracker, model: nn.Module, optimizer: torch.optim.Optimizer, waiting: int, device: torch.device
+    tracker: Tracker, model: nn.Module, optimizer: torch.optim.Optimizer, waiting: int, device: torch.device
 ) -> Cost:
     """The peak by part; ``waiting``: bytes of rows that no traced piece holds, which wait on the host."""
     peak, gradient_bytes, activation_bytes = tracker.peak(device)
@@ -157,12 +148,36 @@ def _cost(
     )
 
 
+def run_update(
+    step: TrainingStep,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pieces: Iterable[Batch],
+    modes: Iterable[TorchDispatchMode],
+    checkpointing: bool,
+) -> None:
+    """One update on fake tensors, from the first piece to the optimizer's step; ``modes`` see all but the latter, the last
+    one first. The gradients stay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with ExitStack() as stack:
+        folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
+        if step.in_backward:
+            stack.enter_context(moving(model, Moves(optimizer, PreviousNorm(step.max_grad_norm or math.inf))))
+        with ExitStack() as inner:
+            inner.enter_context(checkpointed(model, checkpointing))
+            for mode in (Scalars(integers=step.in_backward), *modes):
+                inner.enter_context(mode)
+            backward_pieces(step.objective, model, pieces)
+        if not step.in_backward:
+            _finish(step, trained, optimizer, folding)
+
+
 def _finish(
     step: TrainingStep, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, folding: Folding | None
 ) -> None:
     """What follows the last piece."""
     if folding is not None:
-        with _Scalars(integers=True):
+        with Scalars(integers=True):
             folding.finite()
             folding.finish()
         return
@@ -170,11 +185,11 @@ def _finish(
     torch.nn.utils.get_total_norm(gradients_of(trained))
     if step.max_grad_norm > 0:
         torch.nn.utils.clip_grad_norm_(trained, step.max_grad_norm)
-    with _Scalars(integers=True):
+    with Scalars(integers=True):
         optimizer.step()
 
 
-class _Scalars(TorchDispatchMode):
+class Scalars(TorchDispatchMode):
     """Answers 1 where a fraction is read from a fake tensor (an optimizer's norms, the chunked loss's upstream gradient).
 
     Integers and truth values, which shapes may depend on, are not answered (but for an optimizer's step counts).
@@ -195,7 +210,7 @@ class _Scalars(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Tracker(MemTracker):
+class Tracker(MemTracker):
     """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
 
     def _pre_fw_hook(self, module: nn.Module, inputs: Arguments) -> None: ...

@@ -38,6 +38,24 @@ __all__ = ["FUSED", "Fused", "tiles"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 256
+_LEAST_ROOM = (
+    99 * 1024
+)  # bytes of shared memory of a block from compute capability 8.0 on: 8.6, 8.9 and 12.0 have no more
+_Tiles = tuple[tuple[int, int, int], ...]
+_TILES: dict[str, tuple[tuple[_Tiles, _Tiles], tuple[_Tiles, _Tiles]]] = {
+    "attend_band": (
+        (((64, 32, 8), (16, 16, 4), (16, 16, 4)), ((32, 32, 8), (16, 16, 4), (16, 16, 4))),
+        (((128, 64, 8), (128, 64, 8), (32, 32, 4)), ((128, 64, 8), (128, 64, 8), (32, 32, 4))),
+    ),
+    "add_query_gradients": (
+        (((64, 32, 8), (16, 16, 4), (16, 16, 4)), ((32, 32, 8), (16, 16, 4), (16, 16, 4))),
+        (((128, 64, 8), (64, 64, 4), (32, 32, 4)), ((64, 32, 4), (32, 32, 4), (32, 32, 4))),
+    ),
+    "add_key_gradients": (
+        (((16, 32, 4), (32, 32, 8), (16, 16, 4)), ((16, 16, 4), (16, 16, 4), (16, 16, 4))),
+        (((32, 64, 8), (32, 32, 4), (32, 32, 4)), ((32, 32, 4), (16, 32, 4), (32, 32, 4))),
+    ),
+}  # rows, keys, warps: float32 (plain, worn), half precision (plain, worn), each for at most 64, 128, 256 numbers a row
 
 
 class Fused:
@@ -97,25 +115,28 @@ class Fused:
 FUSED = Fused()
 
 
-def tiles(kernel: str, dtype: torch.dtype, widest: int, worn: bool = False) -> dict[str, int]:
+def tiles(kernel: str, dtype: torch.dtype, widest: int, worn: bool = False, room: int = _LEAST_ROOM) -> dict[str, int]:
     """Queries and keys of a tile, warps and stages of the pipeline, by the size of what is held in registers; ``worn``: segments,
-    soft-capping or offset biases take some of them.
+    soft-capping or offset biases take some of them; ``room``: bytes of shared memory that a block may have.
 
-    Chosen by what ptxas reports for sm_90: as large as fits with next to no registers spilled.
+    Chosen by what ptxas reports (``benchmarks/ptxas.py``): as large as spills no registers, with as many stages as have room.
     """
-    by_keys = kernel == "add_key_gradients"
-    if dtype == torch.float32:
-        rows, keys, warps = (16, 16, 4) if widest > 128 else (32, 32, 8) if widest > 64 else (64, 32, 8)
-        rows, keys = (keys, rows) if by_keys else (rows, keys)
-    elif widest > 128:
-        rows, keys, warps = 32, 32, 4
-    elif by_keys:
-        rows, keys, warps = (32, 128, 8) if widest <= 64 else (32, 64, 4)
-    elif kernel == "attend_band":
-        rows, keys, warps = 128, 64, 4 if widest <= 64 else 8
-    else:
-        rows, keys, warps = (128, 64, 8) if widest <= 64 and not worn else (64, 64, 4)
-    return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": 3 if kernel == "attend_band" else 2}
+    rows, keys, warps = _TILES[kernel][dtype != torch.float32][worn][(widest > 64) + (widest > 128)]
+    stages = 3 if kernel == "attend_band" else 2
+    while stages > 1 and _shared_bytes(kernel, dtype, widest, rows, keys, stages) > room:
+        stages -= 1
+    return {"ROWS": rows, "KEYS": keys, "num_warps": warps, "num_stages": stages}
+
+
+def _shared_bytes(kernel: str, dtype: torch.dtype, widest: int, rows: int, keys: int, stages: int) -> int:
+    """At least what Triton takes: what stays, what streams past in stages, scores that change hands, and small things."""
+    stay, pass_by = {
+        "attend_band": (rows, 2 * keys),
+        "add_query_gradients": (2 * rows, 2 * keys),
+        "add_key_gradients": (2 * keys, 2 * rows),
+    }[kernel]
+    in_registers = kernel == "attend_band" and dtype != torch.float32
+    return dtype.itemsize * widest * (stay + stages * pass_by) + (0 if in_registers else 4 * rows * keys) + 1024
 
 
 class _Launch(NamedTuple):
@@ -168,7 +189,7 @@ class _Run:
         kernel = getattr(_kernels(), name)
         heads, groups = self.sizes[:2]
         worn = any(self.flags[flag] for flag in ("PACKED", "CAPPED", "BIASED"))
-        shape = tiles(name, self.dtype, max(map(_power, self.columns)), worn)
+        shape = tiles(name, self.dtype, max(map(_power, self.columns)), worn, _room(rows[0].device))
         by_keys = name == "add_key_gradients"
         for number, (part, within, band) in enumerate(self.launches):
             length, tile = (part[3] - part[2], shape["KEYS"]) if by_keys else (part[1] - part[0], shape["ROWS"])
@@ -200,6 +221,15 @@ def _launches(call: Call) -> Iterator[_Launch]:
 def _power(columns: int) -> int:
     """The power of two, 16 at least, that a row of so many numbers fits into."""
     return max(16, 1 << (columns - 1).bit_length())
+
+
+@functools.cache
+def _room(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have there."""
+    if device.type != "cuda":
+        return _LEAST_ROOM
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", _LEAST_ROOM))  # ROCm has none
 
 
 @functools.cache

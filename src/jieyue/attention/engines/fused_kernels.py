@@ -3,9 +3,9 @@
 A band of step r is r independent bands of step 1, one for each residue class of the positions. Within a class, query a (at
 first_query + a·r) sees key b (at first_key + b·r) when lo ≤ a + shift − b ≤ hi, lo and hi counted in steps, and not within the
 hole. A program takes a tile of one class and walks the tiles of the other side that it meets; only those at the edge of the
-band, or beside its hole, are compared lane by lane. A launch works on a rectangle of rows and keys: first keys, global rows and
-the rest of a pattern are one each. With segments the rectangle counts from the start of each row's run, tiles outside the runs of
-a tile's rows are not visited, and all others are compared.
+band are compared lane by lane (in loops of their own; with a hole or segments one loop compares all). A launch works on a
+rectangle of rows and keys: first keys, global rows and the rest of a pattern are one each. With segments the rectangle counts
+from the start of each row's run, and tiles outside the runs of a tile's rows are not visited.
 
     forward     out and lse of the tile's queries, begun from (out, lse) of the bands before where there are any
     backward    P = 2^(s − lse),  dS = P ∘ (kept·dO Vᵀ − δ):  dq by tiles of queries, dk and dv by tiles of keys
@@ -83,7 +83,7 @@ def attend_band(
         opens, closes = run_of(runs, batch, rows, a < queries, n, within[0], within[1], within[2], within[3])
         from_, to = cut_to_runs(from_, to, opens, closes, first_key, step)
     inner, outer = unmasked(from_, to, last + shift - hi, start + 1 + shift - lo, KEYS, HOLED, PACKED)
-    for phase in tl.static_range(3):
+    for phase in tl.static_range(1 if HOLED or PACKED else 3):
         low = from_ if phase == 0 else (inner if phase == 1 else outer)
         high = tl.minimum(inner, to) if phase == 0 else (outer if phase == 1 else to)
         for j in range(low, high, KEYS):
@@ -147,7 +147,7 @@ def add_query_gradients(
         opens, closes = run_of(runs, batch, rows, a < queries, n, within[0], within[1], within[2], within[3])
         from_, to = cut_to_runs(from_, to, opens, closes, first_key, step)
     inner, outer = unmasked(from_, to, last + shift - hi, start + 1 + shift - lo, KEYS, HOLED, PACKED)
-    for phase in tl.static_range(3):
+    for phase in tl.static_range(1 if HOLED or PACKED else 3):
         low = from_ if phase == 0 else (inner if phase == 1 else outer)
         high = tl.minimum(inner, to) if phase == 0 else (outer if phase == 1 else to)
         for j in range(low, high, KEYS):
@@ -213,7 +213,7 @@ def add_key_gradients(
     inner, outer = unmasked(from_, to, last - shift + lo, start + 1 - shift + hi, ROWS, HOLED, PACKED)
     for shared in range(num_heads // num_groups):
         head = (group * (num_heads // num_groups) + shared).to(tl.int64)
-        for phase in tl.static_range(3):
+        for phase in tl.static_range(1 if HOLED or PACKED else 3):
             low = from_ if phase == 0 else (inner if phase == 1 else outer)
             high = tl.minimum(inner, to) if phase == 0 else (outer if phase == 1 else to)
             for i in range(low, high, ROWS):
