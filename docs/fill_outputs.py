@@ -41,13 +41,18 @@ def excerpt(printed: str, show: str | None) -> str:
 
 
 def printed_by(command: str, folder: Path) -> str:
-    """What a command prints, errors included, in ``folder``, with this interpreter's ``jieyue`` first on the path."""
+    """What a command prints, errors included, in ``folder``, with this interpreter's ``jieyue`` first on the path.
+
+    A command that fails ends everything: pages show what works (a refusal that is shown on purpose goes through a pipe).
+    """
     inherited = os.environ
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
     variables = {**inherited, "PATH": path, "COLUMNS": "80"}
     found = subprocess.run(
         command, shell=True, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
+    if found.returncode:
+        raise SystemExit(f"{command}: ended with {found.returncode}\n{found.stdout.decode('utf-8', 'replace')}")
     printed = found.stdout.decode("utf-8", "replace").replace(str(folder) + os.sep, "")
     return "\n".join(line.rstrip() for line in printed.splitlines())
 

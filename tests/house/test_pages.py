@@ -158,6 +158,13 @@ def test_shown_commands_have_their_output(path):
         assert re.search(r"^[^$\n]", body, re.M), body
 
 
+def test_a_command_that_fails_is_not_shown_as_if_it_worked(tmp_path):
+    fill_outputs = script("fill_outputs")
+    assert fill_outputs.printed_by("echo done", tmp_path) == "done"
+    with pytest.raises(SystemExit, match="ended with 3"):
+        fill_outputs.printed_by("echo wrong; exit 3", tmp_path)
+
+
 def test_the_alarm_rings(tmp_path):
     """The broken twins: a dead link, a dead anchor, a number that only one language has, a file, a page in the wrong language."""
     assert list(unsaid_files("as `tests/laws/test_gone.py` and `docs/words.md` say")) == ["tests/laws/test_gone.py"]
