@@ -1,0 +1,145 @@
+"""A pretrained model trained a little under sparse attention, beside the full model trained on the same tokens with the same loss.
+
+    python benchmarks/long_trained.py MODEL --choice CHOICE --data TRAIN --text VALID --tokens 100k --runs RUNS --out FOLDER
+
+--choice is the folder that ``jieyue sparsify`` left. Each arm of each seed is one training of the task ``sparsify``, the very one that
+``jieyue sparsify --tokens N --control`` runs; an arm that RUNS already holds is not trained again, so that a stopped run goes on
+(``--arms sparse``: only those). The price is told on --text, of which nothing was trained on or chosen by: perplexity of the sparse
+model against the control of the same seed, a bootstrap over rows for each seed and Student's interval over seeds. Writes
+``long_trained.json``. Cost: two trainings a seed; SmolLM2-135M at 100k tokens takes about 15 minutes each on one core.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from jieyue import machine
+from jieyue.hf.loading import load_model, load_tokenizer
+from jieyue.metrics.intervals import student
+from jieyue.report import Report
+from jieyue.run.config import TrainingConfig
+from jieyue.run.folder import Out
+from jieyue.run.jobs import train
+from jieyue.run.layer_options import parse_count
+from jieyue.run.sparsify import CHOICE
+from jieyue.tasks import RunConfig
+from jieyue.tasks.sparsify.costs import costs_of, price
+from jieyue.tasks.sparsify.rows import encode_rows
+from jieyue.tasks.sparsify.settings import SparseSettings
+from jieyue.tasks.sparsify.task import TASK, batches_of
+
+SPARSE, CONTROL, JUDGED = "sparse", "control", "judged.txt"
+JUDGED_CHARACTERS = (
+    60_000  # the training's own report judges by so much of the text; the price is told on rows of all of it
+)
+
+
+def first_characters(paths, folder):
+    """The beginning of the text in a file of its own: whole lines, at least two rows of it."""
+    lines, _ = TASK.read(paths, SparseSettings())
+    kept, count = [], 0
+    for line in lines:
+        kept.append(line.text)
+        count += len(line.text)
+        if count > JUDGED_CHARACTERS:
+            break
+    path = folder / JUDGED
+    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return path
+
+
+def train_arm(given, arm, seed, attention, judged):
+    folder = given.runs / f"{arm}-{seed}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    settings = SparseSettings(row_tokens=given.row_tokens, train=given.train, seed=seed, teacher=given.model)
+    config = RunConfig(
+        model=given.model,
+        data=given.data,
+        held_out=[judged],
+        settings=settings,
+        attention=attention if arm == SPARSE else "full()",
+    )
+    updates = max(1, round(given.tokens / (given.effective_batch * given.row_tokens)))
+    how = TrainingConfig(
+        effective_batch=given.effective_batch, steps=updates, seed=seed, evaluate_every=updates, save_steps=updates
+    )
+    train("sparsify", config, Out(folder, True), budget=given.budget, training=how)
+    print(json.dumps({"what": "trained", "arm": arm, "seed": seed, "updates": updates}), flush=True)
+    return folder
+
+
+def rows_of(paths, tokenizer, length, most):
+    settings = SparseSettings(row_tokens=length)
+    lines, _ = TASK.read(paths, settings)
+    rows = encode_rows(lines, tokenizer, settings)[0]
+    spread = [rows[place * len(rows) // most] for place in range(most)] if len(rows) > most else rows
+    return batches_of(TASK, spread, tokenizer, settings)
+
+
+def told(report, given, folders):
+    """One table a length: a line a seed, and the mean over seeds with its interval."""
+    tokenizer = load_tokenizer(given.model)
+    for length in given.lengths:
+        batches = rows_of(given.text, tokenizer, length, given.rows)
+        base = costs_of(load_model(given.model, "causal-lm"), batches)
+        rows, prices = [], []
+        for seed in given.seeds:
+            own = {arm: costs_of(load_model(folders[arm, seed], "causal-lm"), batches) for arm in (SPARSE, CONTROL)}
+            found = price(own[SPARSE], own[CONTROL])
+            prices.append(found.value)
+            rows.append([seed, len(base.rows), base.mean, own[CONTROL].mean, own[SPARSE].mean, found])
+            print(json.dumps({"what": "price", "tokens": length, "seed": seed, "price": found.value}), flush=True)
+        section = report.section(f"At {length:,} tokens")
+        columns = ["seed", "rows", ("full", "nats"), ("full, trained alike", "nats"), ("sparse, trained", "nats")]
+        section.table([*columns, ("price", "share")], rows, title="Seed by seed")
+        if len(prices) > 1:
+            section.fact(
+                "price of the sparse model, over seeds",
+                student(prices),
+                "share",
+                how="against the control of the same seed",
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--choice", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--text", type=Path, nargs="+", required=True)
+    parser.add_argument("--tokens", type=parse_count, default=100_000)
+    parser.add_argument("--row-tokens", type=int, default=2048)
+    parser.add_argument("--effective-batch", type=int, default=4)
+    parser.add_argument("--train", default="qkvo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=[SPARSE, CONTROL])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096])
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--budget", default="5GiB")
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    given.runs.mkdir(parents=True, exist_ok=True)
+    attention = json.loads((given.choice / CHOICE).read_text(encoding="utf-8"))["attention"]
+    judged = first_characters(given.text, given.runs)
+    folders = {
+        (arm, seed): train_arm(given, arm, seed, attention, judged) for seed in given.seeds for arm in given.arms
+    }
+    report = Report("Sparse attention in pretrained models, trained")
+    if {SPARSE, CONTROL} <= set(given.arms):
+        told(report, given, folders)
+    report.section("Settings").facts(
+        {"model": Path(given.model).name, "attention": attention, "tokens": given.tokens, "row tokens": given.row_tokens,
+         "effective batch": given.effective_batch, "trained": given.train, "processor": machine.cpu_name(),
+         "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    )  # fmt: skip
+    if given.out is not None:
+        print(report.save(given.out, "long_trained").json)
+
+
+if __name__ == "__main__":
+    main()
