@@ -1,12 +1,12 @@
 """A pretrained model trained a little under sparse attention, beside the full model trained on the same tokens with the same loss.
 
-    python benchmarks/long_trained.py MODEL --choice CHOICE --data TRAIN --text VALID --tokens 100k --runs RUNS --out FOLDER
+    python benchmarks/long_seeds.py MODEL --choice CHOICE --data TRAIN --text VALID --tokens 100k --runs RUNS --out FOLDER
 
 --choice is the folder that ``jieyue sparsify`` left. Each arm of each seed is one training of the task ``sparsify``, the very one that
 ``jieyue sparsify --tokens N --control`` runs; an arm that RUNS already holds is not trained again, so that a stopped run goes on
 (``--arms sparse``: only those). The price is told on --text, of which nothing was trained on or chosen by: perplexity of the sparse
 model against the control of the same seed, a bootstrap over rows for each seed and Student's interval over seeds. Writes
-``long_trained.json``. Cost: two trainings a seed; SmolLM2-135M at 100k tokens takes about 15 minutes each on one core.
+``long-seeds.json``. Cost: two trainings a seed; SmolLM2-135M at 100k tokens takes about 15 minutes each on one core.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def main():
          "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     )  # fmt: skip
     if given.out is not None:
-        print(report.save(given.out, "long_trained").json)
+        print(report.save(given.out, "long-seeds").json)
 
 
 if __name__ == "__main__":
