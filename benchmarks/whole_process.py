@@ -57,6 +57,25 @@ def write_minilm(folder):
     tokenizer.save_pretrained(folder)
 
 
+def data_of(kind, folder):
+    """Files for the tasks that no corpus ships for: capital letters are names, a first sentence is a title."""
+    from jieyue.tasks.table import task
+
+    if kind not in ("tag", "title"):
+        return ()
+    lines, path = task("mlm").shipped(500, 0)[0], folder / f"{kind}.txt"
+    if kind == "tag":
+        words = [[(word, "B-NAME" if word[:1].isupper() else "O") for word in line.split()] for line in lines]
+        path.write_text(
+            "\n\n".join("\n".join("\t".join(pair) for pair in own) for own in words) + "\n", encoding="utf-8"
+        )
+    else:
+        path = path.with_suffix(".jsonl")
+        pairs = [{"text": line, "title": line.partition(". ")[0]} for line in lines]
+        path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+    return (path,)
+
+
 def run(name, updates, limit, folder):
     """What the process held at most, and what was predicted."""
     from jieyue.budget import Budget
@@ -73,7 +92,13 @@ def run(name, updates, limit, folder):
     check_budget(allowed)
     training = TrainingConfig(steps=updates, **how)
     wanted = {"settings": task(kind).settings_class(**settings)} if settings else {}
-    config = RunConfig(model=str(folder / model) if model == "minilm" else model, limit=limit, **config, **wanted)
+    config = RunConfig(
+        model=str(folder / model) if model == "minilm" else model,
+        limit=limit,
+        data=data_of(kind, folder),
+        **config,
+        **wanted,
+    )
     prepared = prepare(task(kind), config, training, folder=folder)
     decided = decide(prepared, allowed, training)
     planned = decided.planned
