@@ -106,9 +106,9 @@ def test_predictions_that_are_kept_make_sense(scripts):
     """Before any GPU has seen them. What is reserved is in segments; a later GPU's differs by cuBLAS's workspaces."""
     _, predictions = scripts
     names = [one.name for one in predictions.CONFIGURATIONS]
-    assert len(set(names)) == 20
-    for name, found in predictions.read().items():
-        assert name in names
+    kept = predictions.read()
+    assert len(set(names)) == 20 and len(kept) >= 16 and set(kept) <= set(names)
+    for found in kept.values():
         for kind in predictions.KINDS:
             allocated, reserved = found[kind]["allocated_bytes"], found[kind]["reserved_bytes"]
             assert reserved >= allocated > 0 and allocated % 512 == 0 and reserved % (2 * MIB) == 0
