@@ -107,7 +107,7 @@ def test_predictions_that_are_kept_make_sense(scripts):
     _, predictions = scripts
     names = [one.name for one in predictions.CONFIGURATIONS]
     kept = predictions.read()
-    assert len(set(names)) == 20 and len(kept) >= 16 and set(kept) <= set(names)
+    assert len(set(names)) == 20 and set(kept) == set(names)
     for found in kept.values():
         for kind in predictions.KINDS:
             allocated, reserved = found[kind]["allocated_bytes"], found[kind]["reserved_bytes"]
