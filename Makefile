@@ -100,13 +100,13 @@ bench: setup
 # needles in long text.
 # make long MODEL=folder CHOICE=the folder that jieyue sparsify left TEXT=a file of held-out text ALSO="NAME=another such folder"
 long: setup
-	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 8192 --rows 8 --cache 1024 4096 16384 --forward 8192 16384 --step 8192 --token 1024 4096 16384 --repeats 1 --also $(ALSO) --add --out benchmarks/results
+	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --rows 8 --cache 1024 4096 16384 --forward 16384 --step 8192 --repeats 1 --also $(ALSO) --add --out benchmarks/results
 	$(BIN)/python benchmarks/needle.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 --out benchmarks/results
 	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --positions 16384 --rows 2 --name-of-result long-positions --out benchmarks/results
 
 # The same model trained a little beside the full one trained alike, three seeds: LEARN is a file of text that neither chose nor judges.
 long-seeds: setup
-	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 100k --runs runs/long-seeds --out benchmarks/results
+	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 100k --lengths 2048 --runs runs/long-seeds --out benchmarks/results
 
 # Folders that were trained, each beside the model as it is and beside the first of them, on a second kind of text too.
 # make long-trained MODEL=… CHOICE=… TEXT=… SECOND=file of other text TRAINED="control=folder sparse=folder distilled=folder"
