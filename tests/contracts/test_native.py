@@ -219,21 +219,6 @@ def test_masked_keys_may_hold_anything():
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("text", ["causal(local(3))", "local(40)", "sparse(8)"])
-@pytest.mark.parametrize("rank", range(3))
-def test_a_query_that_is_not_a_number_stays_so(rank, text):
-    """However few keys it sees: NaN scores must not pass for no scores, whose row would be zeros."""
-    if rank >= len(native.builds()):
-        pytest.skip(f"this processor runs {native.builds()} only")
-    q, k, v, _ = tensors((1, 1, 1, 50, 50, 8, 8))
-    expected, _ = Native(rank).attend(Call(q, k, v, parse(text), None, 1.0))
-    q[:, :, 7] = math.nan
-    out, lse = Native(rank).attend(Call(q, k, v, parse(text), None, 1.0))
-    assert out[:, :, 7].isnan().all() and lse[:, :, 7].isnan().all()
-    others = torch.arange(50) != 7
-    torch.testing.assert_close(out[:, :, others], expected[:, :, others])
-
-
 def test_parts_know_the_whole():
     """Each band alone, its backward given the merged lse and delta: the contract of the operator."""
     shape, bands = CASES["sparse"]

@@ -195,8 +195,8 @@ template <class E> struct Keys {
     const Call& c = plan.call;
     const int64_t from = ready - base;
     const float* bias = c.key_mask ? w.bias + from : nullptr;
-    pack_panels<E>(k, ready, count / VL, bias, c.scale * LOG2E, w.keys + from * c.D / E::PER, true);
-    pack_panels<E>(v, ready, count / VL, bias, (plan.bent() ? 1.f : c.scale) * c.kept_scale, w.values + from * c.V / E::PER, true);
+    pack_panels<E>(k, ready, count / VL, bias, c.scale * LOG2E, w.keys + from * c.D / E::PER);
+    pack_panels<E>(v, ready, count / VL, bias, (plan.bent() ? 1.f : c.scale) * c.kept_scale, w.values + from * c.V / E::PER);
     pack_summed<E>(k, ready, count, bias, plan.D, w.key_rows + from / E::PER * plan.D);
     memset(w.dk + from * plan.D, 0, sizeof(float) * count * plan.D);
     memset(w.dv + from * plan.V, 0, sizeof(float) * count * plan.V);

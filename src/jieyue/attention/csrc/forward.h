@@ -4,7 +4,7 @@
 // (top, sum, acc): its highest score so far, the sum of 2^(score - top) and of 2^(score - top) times values; what it
 // starts from is nothing, or the (out, lse) of the bands before.
 #pragma once
-#include "softmax.h"
+#include "logits.h"
 
 namespace {
 
@@ -36,6 +36,110 @@ template <class E> struct ForwardSpace {
   }
 };
 
+struct Row {          // what one row of scores needs; s, p, bias are indexed by key
+  float *s, *p;       // the scores; where their weights go: to s itself, or as bfloat16 to p
+  const float* bias;
+  int from, to, low, high;  // keys that it sees; panels that are read of it afterwards
+  int hole_from, hole_to;
+  uint32_t hash;
+};
+
+template <class E> inline void put_weights(const Row& row, int j, vf x) {
+  if (E::PER == 1)
+    store(row.s + j, x);
+  else
+    store_any((bf16*)row.p + j, x);
+}
+
+template <class E> inline void clear_weights(const Row& row, int from, int to) {
+  for (int j = from; j < to; j += VL) put_weights<E>(row, j, vf{});
+}
+
+// Turns scores, times `factor` where they are not made of scaled keys, into weights 2^(s - top), 0 outside the row's keys,
+// and updates its state.
+template <class E, bool MASK, bool DROP>
+void soften(const Row& row, const Dice& dice, float factor, float& top, float& sum, float* acc, int V) {
+  float* s = row.s;
+  if (row.from >= row.to) return clear_weights<E>(row, row.low, row.high);
+  const int from = down(row.from), to = up(row.to);
+  clear_weights<E>(row, row.low, from);
+  clear_weights<E>(row, to, row.high);
+  const vf c = all(factor);
+  const vf none = all(-INF);
+  store(s + from, within(from, row.from, row.to) ? load(s + from) : none);
+  store(s + to - VL, within(to - VL, row.from, row.to) ? load(s + to - VL) : none);
+  for (int j = down(row.hole_from); j < row.hole_to; j += VL)
+    store(s + j, within(j, row.hole_from, row.hole_to) ? none : load(s + j));
+  vf high = none, high2 = none;
+  int j = from;
+  const auto score = [&](int at) { return E::PER == 1 ? load(s + at) : load(s + at) * c; };
+  if (MASK)
+    for (; j < to; j += VL) {
+      const vf x = load(s + j) + load(row.bias + j);
+      store(s + j, x);
+      high = highest(high, E::PER == 1 ? x : x * c);
+    }
+  for (; j + 2 * VL <= to; j += 2 * VL) high = highest(high, score(j)), high2 = highest(high2, score(j + VL));
+  for (; j < to; j += VL) high = highest(high, score(j));
+  const float before = top, now = larger(before, highest_of(highest(high, high2)));
+  if (now == -INF) return clear_weights<E>(row, from, to);
+  const vf t = all(now);
+  vf total = {}, total2 = {};
+  for (j = from; j + 2 * VL <= to; j += 2 * VL) {
+    const vf e = exp2_of(score(j) - t), f = exp2_of(score(j + VL) - t);
+    total += e, total2 += f;
+    put_weights<E>(row, j, DROP ? dice.kept(row.hash, j) ? e : vf{} : e);
+    put_weights<E>(row, j + VL, DROP ? dice.kept(row.hash, j + VL) ? f : vf{} : f);
+  }
+  for (; j < to; j += VL) {
+    const vf e = exp2_of(score(j) - t);
+    total += e;
+    put_weights<E>(row, j, DROP ? dice.kept(row.hash, j) ? e : vf{} : e);
+  }
+  const float fade = exp2_of(before - now);
+  if (fade != 1.f && before != -INF)
+    for (int d = 0; d < V; d += VL) store(acc + d, load(acc + d) * fade);
+  sum = sum * fade + sum_of(total + total2);
+  top = now;
+}
+
+struct Outputs {  // of one head and class
+  Rows out;
+  float* lse;
+  int64_t lse_stride;
+};
+
+inline void begin_row(const Plan& plan, const Outputs& to, int i, float& top, float& sum, float* acc) {
+  const float lse = plan.accumulate ? to.lse[i * to.lse_stride] : -INF;
+  top = lse * LOG2E;
+  sum = lse == -INF ? 0.f : 1.f;
+  const float back = 1.f / plan.call.kept_scale;
+  for (int d = 0; d < plan.V; d += VL) store(acc + d, lse == -INF ? vf{} : to.out.get(i, d) * back);
+}
+
+// `sink` is one more score, times log2 e, or minus infinity.
+inline void end_row(const Plan& plan, const Outputs& to, int i, float top, float sum, const float* acc, float sink) {
+  float fade = 1;
+  if (sink != -INF) {
+    const float now = larger(top, sink);
+    fade = sum == 0.f ? 0.f : exp2_of(top - now);
+    sum = sum * fade + exp2_of(sink - now);
+    top = now;
+  }
+  const float share = sum == 0.f ? 0.f : plan.call.kept_scale * fade / sum;
+  const bool watched = plan.call.nonfinite;
+  vf odd = {};
+  for (int d = 0; d < plan.V; d += VL) {
+    const vf y = load(acc + d) * share;
+    if (watched) odd += y * 0.f;
+    to.out.put(i, d, y);
+  }
+  if (watched && sum_of(odd) != 0.f) *plan.call.nonfinite = 1;
+  to.lse[i * to.lse_stride] = sum == 0.f ? -INF : (top + log2_of(sum)) * LN2;
+}
+
+template <class E> using Weights = void (*)(const Row&, const Dice&, float, float&, float&, float*, int);
+
 // What a tile's rows need beside their own state.
 template <class E> struct Reader {
   const Plan& plan;
@@ -43,10 +147,16 @@ template <class E> struct Reader {
   const ForwardSpace<E>& at;
   Rows k, v;
   Dice dice;
-  Softmax<E> softmax;
+  Weights<E> weights;
   Bend bend;
   int64_t b, loaded;  // the start of the run whose columns are packed
   int depth;
+
+  // Turns the scores of one row into weights: from and to are its keys in s, `shift` of them before key 0 of the class.
+  void read_row(Row row, int i, int shift, float& top, float& sum, float* acc) {
+    if (plan.bent()) bend_row(row.s, row.from, row.to, bend, i - shift);
+    weights(row, dice, E::PER == 2 && !plan.bent() ? plan.call.scale * LOG2E : 1.f, top, sum, acc, plan.V);
+  }
 
   void load_columns_of(int i) {
     const Call& c = plan.call;
@@ -62,7 +172,7 @@ template <class E> struct Reader {
   }
 
   // The columns of rows [r, r + rows), run by run; their queries lie at q.
-  void read_columns(int r, int rows, const float* q, int64_t ldq, float* top, float* sum, float* acc, Ahead& ahead) {
+  void read_columns(int r, int rows, const float* q, int64_t ldq, float* top, float* sum, float* acc) {
     const Call& c = plan.call;
     const Dice all = dice;
     for (int i = 0, j; i < rows; i = j) {
@@ -76,26 +186,22 @@ template <class E> struct Reader {
         const bool in = i < (sub + 1) * QM && j > sub * QM;
         visit.from[sub] = 0, visit.to[sub] = in ? up(most) : 0;
       }
-      score_group<E>(visit, q, ldq, at.column_keys, depth, at.column_s, at.column_lds, ahead);
+      score_group<E>(visit, q, ldq, at.column_keys, depth, at.column_s, at.column_lds);
       dice.first_key = all.first_key + (uint32_t)loaded * 0x9E3779B9u;
-      Row row[GROUP];
       for (int x = 0; x < GROUP; x++) {
         const bool mine = x >= i && x < j;
-        row[x] = {at.column_s + x * at.column_lds, at.column_p + x * at.column_ldp, at.column_bias,
-                  0, mine ? fold.columns_of(r + x) : 0, 0, up(most), 0, 0,
-                  mine && c.threshold ? dice.of_row(fold.row_at(r + x) + c.q_offset) : 0};
-        if (mine && plan.bent())
-          bend_row(row[x].s, 0, row[x].to, bend, r + x - (int)loaded);
-        else if (!mine && visit.to[x / QM])
-          clear_weights<E>(row[x], 0, up(most));
+        const Row row = {at.column_s + x * at.column_lds, at.column_p + x * at.column_ldp, at.column_bias,
+                         0, mine ? fold.columns_of(r + x) : 0, 0, up(most), 0, 0,
+                         mine && c.threshold ? dice.of_row(fold.row_at(r + x) + c.q_offset) : 0};
+        if (mine)
+          read_row(row, r + x, (int)loaded, top[x], sum[x], acc + x * plan.V);
+        else if (visit.to[x / QM])
+          clear_weights<E>(row, 0, up(most));
       }
-      softmax.read(row, i, j, dice, top, sum, acc, plan.V, ahead);
       dice = all;
-      for (int t = 0; t < GROUP / PM; t++) {
-        const bool in = i < (t + 1) * PM && j > t * PM;
-        visit.low[t] = 0, visit.high[t] = in ? (most + 1) & -2 : 0;
-      }
-      weigh_group<E>(visit, at.column_p, at.column_ldp, at.column_values, plan.V, acc, ahead);
+      visit.last = (most + E::PER - 1) / E::PER * E::PER;
+      for (int sub = 0; sub < SUBS; sub++) visit.to[sub] = smaller(visit.to[sub], visit.last);
+      weigh_group<E>(visit, at.column_p, at.column_ldp, at.column_values, plan.V, acc);
     }
   }
 };
@@ -110,10 +216,12 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
   const Rows v = rows_of(c.v, b, g, fold.first_key, step, fold.keys, c.V);
   const Outputs to = {rows_of(c.out, b, h, fold.first_query, step, fold.queries, c.V),
                       c.lse + (b * c.H + h) * c.N + fold.first_query, step};
-  const bool masked = c.key_mask;
+  const bool masked = c.key_mask, drop = c.threshold;
   const float* bias = masked ? at.bias : nullptr;
+  const Weights<E> weights = masked ? drop ? soften<E, true, true> : soften<E, true, false>
+                                    : drop ? soften<E, false, true> : soften<E, false, false>;
   const int depth = (int)c.D / E::PER, ldq = up(depth);
-  Reader<E> reader = {plan, fold, at, k, v, Dice(plan, fold, b, h), Softmax<E>(plan), bend_of<E>(plan, fold, h), b, -1, depth};
+  Reader<E> reader = {plan, fold, at, k, v, Dice(plan, fold, b, h), weights, bend_of<E>(plan, fold, h), b, -1, depth};
   const float sink = c.sinks && plan.last ? c.sinks[h] * LOG2E : -INF;
   int low = fold.from(i0), end = fold.to(i1 - 1);
   low = plan.chunk ? low / plan.chunk * plan.chunk : down(low);
@@ -126,7 +234,8 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
     for (int r = i0; r < i1; r += GROUP) {
       const int rows = smaller(GROUP, i1 - r), state = plan.chunk ? r - i0 : 0;
       float *top = at.top + state, *sum = at.sum + state, *acc = at.acc + (int64_t)state * plan.V;
-      if (first) begin_rows(plan, to, r, rows, top, sum, acc);
+      if (first)
+        for (int i = 0; i < rows; i++) begin_row(plan, to, r + i, top[i], sum[i], acc + i * plan.V);
       Visit visit;
       const bool any = visit_of(fold, r, i1, low, high, visit), columns = first && plan.columns;
       if (any && packed < visit.last) {
@@ -139,40 +248,32 @@ void forward_tile(const Plan& plan, const Fold& fold, int64_t b, int64_t h, int 
       if (any || columns) {
         // whole groups of whole vectors are read where they lie
         const bool in_place = rows == GROUP && ldq == depth && q.half == (E::PER == 2) && q.stride % 4 == 0;
-        if (!in_place) pack_rows<E>(q, r, GROUP, nullptr, ldq, at.q);
-        Ahead ahead;
-        if (r + GROUP < i1) {
-          ahead.add(q, r + GROUP, r + 2 * GROUP);
-          if (first && plan.accumulate) ahead.add(to.out, r + GROUP, r + 2 * GROUP);
-          const int next = smaller(high, fold.to(smaller(i1, r + 2 * GROUP) - 1));
-          ahead.add(k, packed, up(next)), ahead.add(v, packed, up(next));
-        }
-        if (last && !(first && plan.accumulate)) ahead.add(to.out, r, r + GROUP);
-        ahead.share_among((any ? steps_of(visit, plan.V) : 0) + rows);
+        if (in_place)
+          prefetch<0>(q, r + GROUP, r + 2 * GROUP);
+        else
+          pack_rows<E>(q, r, GROUP, nullptr, ldq, at.q);
+        if (last) prefetch<1>(to.out, r, r + GROUP);
         const float* queries = in_place ? q.floats(r) : at.q;
         const int64_t ld = in_place ? q.stride / 4 : ldq;
-        if (columns) reader.read_columns(r, rows, queries, ld, top, sum, acc, ahead);
+        if (columns) reader.read_columns(r, rows, queries, ld, top, sum, acc);
         if (any) {
-          score_group<E>(visit, queries, ld, at.keys + (int64_t)(visit.first - low) * depth, depth, at.s, at.lds, ahead);
-          Row row[GROUP];
+          score_group<E>(visit, queries, ld, at.keys + (int64_t)(visit.first - low) * depth, depth, at.s, at.lds);
           for (int i = 0; i < rows; i++) {
-            const int x = r + i, a = larger(low, fold.from(x)), z = smaller(high, fold.to(x));
-            row[i] = {at.s + i * at.lds - visit.first, at.p + i * at.ldp - visit.first / E::PER, at.bias - low,
-                      a, z, visit.from[i / QM], visit.to[i / QM], larger(a, x + fold.hole_from), smaller(z, x + fold.hole_to),
-                      c.threshold ? reader.dice.of_row(fold.row_at(x) + c.q_offset) : 0};
-            if (plan.bent()) bend_row(row[i].s, a, z, reader.bend, x);
+            const int row = r + i, a = larger(low, fold.from(row)), z = smaller(high, fold.to(row));
+            float* p = at.p + i * at.ldp - visit.first / E::PER;
+            const Row scores = {at.s + i * at.lds - visit.first, p, at.bias - low, a, z, visit.from[i / QM], visit.to[i / QM],
+                                larger(a, row + fold.hole_from), smaller(z, row + fold.hole_to),
+                                drop ? reader.dice.of_row(fold.row_at(row) + c.q_offset) : 0};
+            reader.read_row(scores, row, 0, top[i], sum[i], acc + i * plan.V);
           }
-          reader.softmax.read(row, 0, rows, reader.dice, top, sum, acc, plan.V, ahead);
-          weigh_group<E>(visit, at.p, at.ldp, at.values + (int64_t)(visit.first - low) / E::PER * plan.V, plan.V, acc, ahead);
+          weigh_group<E>(visit, at.p, at.ldp, at.values + (int64_t)(visit.first - low) / E::PER * plan.V, plan.V, acc);
         }
       }
-      if (!last) continue;
-      alignas(64) float sinks[GROUP];
-      for (int i = 0; i < GROUP; i++) {
-        const bool without = i >= rows || fold.is_absent(r + i) || fold.is_global(r + i);
-        sinks[i] = without ? -INF : sink;
-      }
-      end_rows(plan, to, r, rows, top, sum, acc, sink == -INF ? nullptr : sinks);
+      if (last)
+        for (int i = 0; i < rows; i++) {
+          const bool without = sink == -INF || fold.is_absent(r + i) || fold.is_global(r + i);
+          end_row(plan, to, r + i, top[i], sum[i], acc + i * plan.V, without ? -INF : sink);
+        }
     }
     first = false;
     low = high;

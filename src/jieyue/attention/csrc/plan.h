@@ -214,7 +214,7 @@ struct Dice {
   }
 };
 
-// The keys that rows [r, end) see within [low, high), per score tile rounded to panels.  False when there are none.
+// The keys that rows [r, end) see within [low, high), per score tile, rounded to panels.  False when there are none.
 inline bool visit_of(const Fold& fold, int r, int end, int low, int high, Visit& visit) {
   visit.first = 1 << 30, visit.last = 0;
   for (int i = 0; i < SUBS; i++) {
@@ -228,11 +228,6 @@ inline bool visit_of(const Fold& fold, int r, int end, int low, int high, Visit&
   if (visit.first >= visit.last) return false;
   for (int i = 0; i < SUBS; i++)
     if (visit.from[i] == visit.to[i]) visit.from[i] = visit.to[i] = visit.first;
-  for (int i = 0; i < GROUP / PM; i++) {
-    const int a = r + i * PM, z = smaller(end, a + PM) - 1;
-    visit.low[i] = a > z ? visit.first : larger(low, fold.from(a)) & -2;
-    visit.high[i] = a > z ? visit.first : (smaller(high, fold.to(z)) + 1) & -2;
-  }
   return true;
 }
 

@@ -50,44 +50,15 @@ inline Rows floats_as_rows(float* first, int64_t ld, int count, int columns) {
   return {(char*)first, ld * 4, count, columns, false};
 }
 
-// Asks for rows [from, to) of x ahead of their use, into the second-level cache: the first has too few slots to wait in.
-inline void prefetch(const Rows& x, int from, int to) {
+// Asks for rows [from, to) of x ahead of their use; to_write where they will be written.
+template <int to_write> inline void prefetch(const Rows& x, int from, int to) {
   to = smaller(to, x.count);
   const int64_t bytes = (int64_t)x.columns * (x.half ? 2 : 4);
   for (int j = larger(from, 0); j < to; j++) {
     const char* row = x.at(j);
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, to_write, 2);  // into the second-level cache: the first has too few slots to wait in
   }
 }
-
-// The same a few rows at a time, between products: a processor keeps a dozen or so requests open, and whoever asks for more
-// waits.  `share_among(steps)` settles how many rows each of so many calls of `step` asks for.
-class Ahead {
-  struct Part {
-    Rows rows;
-    int next, end;
-  } parts[8];
-  int count = 0, now = 0, pace = 0, owed = 0;
-
- public:
-  void add(const Rows& x, int from, int to) {
-    parts[count] = {x, larger(from, 0), smaller(to, x.count)};
-    count += parts[count].next < parts[count].end;
-  }
-  void share_among(int steps) {  // pace: in 256ths of a row
-    int rows = 0;
-    for (int i = 0; i < count; i++) rows += parts[i].end - parts[i].next;
-    pace = (rows * 256 + steps - 1) / larger(1, steps);
-  }
-  void step(int times = 1) {
-    if (now == count) return;
-    for (owed += pace * times; owed >= 256 && now < count; owed -= 256) {
-      Part& part = parts[now];
-      prefetch(part.rows, part.next, part.next + 1);
-      now += ++part.next == part.end;
-    }
-  }
-};
 
 // What the 32-bit cells of the workspace hold: a float each, or two bfloat16 that lie side by side along the axis that a
 // product sums over.  Sums are floats either way.
@@ -129,11 +100,11 @@ inline Rows cells_of(const Rows& x) { return {x.data, x.stride, x.count, x.colum
 inline vf side_by_side(vf even, vf odd) { return (vf)((vu)even >> 16 | (vu)odd); }
 
 // Rows first, first + 1, ... into panels, times c where they are floats; rows outside x, and rows whose bias is not 0,
-// become zeros.  Asks for the panel behind each ahead of its use, behind the last too if `beyond`: rows lie far apart.
+// become zeros.  Asks for the panel behind each ahead of its use: rows lie far apart.
 template <bool SCALED>
-inline void pack_panels_of(const Rows& x, int first, int panels, const float* bias, float c, float* out, bool beyond) {
+inline void pack_panels_of(const Rows& x, int first, int panels, const float* bias, float c, float* out) {
   for (int p = 0; p < panels; p++) {
-    if (beyond || p + 1 < panels) prefetch(x, first + (p + 1) * VL, first + (p + 2) * VL);
+    prefetch<0>(x, first + (p + 1) * VL, first + (p + 2) * VL);
     for (int d = 0; d < x.columns; d += VL) {
       vf r[VL];
       UNROLL for (int j = 0; j < VL; j++) {
@@ -153,11 +124,11 @@ inline void pack_panels_of(const Rows& x, int first, int panels, const float* bi
 }
 
 template <class E>
-void pack_panels(const Rows& x, int first, int panels, const float* bias, float c, float* out, bool beyond = false) {
+void pack_panels(const Rows& x, int first, int panels, const float* bias, float c, float* out) {
   if (E::PER == 2)
-    pack_panels_of<false>(cells_of(x), first, panels, bias, 1, out, beyond);
+    pack_panels_of<false>(cells_of(x), first, panels, bias, 1, out);
   else
-    pack_panels_of<true>(x, first, panels, bias, c, out, beyond);
+    pack_panels_of<true>(x, first, panels, bias, c, out);
 }
 
 // The same rows as rows of ld cells (a multiple of VL), zeros behind their columns.
@@ -166,7 +137,7 @@ void pack_rows(const Rows& from, int first, int rows, const float* bias, int ld,
   const Rows x = E::PER == 2 ? cells_of(from) : from;
   for (int j = 0; j < rows; j++, out += ld) {
     const int row = first + j;
-    if (j + VL < rows) prefetch(x, row + VL, row + VL + 1);
+    prefetch<0>(x, row + VL, row + VL + 1);
     int d = 0;
     if (row >= 0 && row < x.count && !(bias && bias[j]))
       for (; d < x.columns; d += VL)
@@ -181,7 +152,7 @@ void pack_summed(const Rows& x, int first, int rows, const float* bias, int ld, 
   if (E::PER == 1) return pack_rows<E>(x, first, rows, bias, ld, out);
   for (int j = 0; j < rows; j += 2, out += ld) {
     const int row = first + j;
-    if (j + VL < rows) prefetch(x, row + VL, row + VL + 2);
+    prefetch<0>(x, row + VL, row + VL + 2);
     const bool even = row >= 0 && row < x.count && !(bias && bias[j]);
     const bool odd = row + 1 >= 0 && row + 1 < x.count && !(bias && bias[j + 1]);
     int d = 0;
@@ -252,24 +223,19 @@ inline void gather_tile(const float* p, int64_t ldp, const float* rows, int64_t 
   }
 }
 
-// The panels that each score tile of a group visits, as keys [from[i], to[i]), and their union [first, last); the keys that
-// each tile of probabilities reads, [low[i], high[i]), in whole pairs.
+// The panels that each score tile of a group visits, as keys [from[i], to[i]), and their union [first, last).
 struct Visit {
-  int from[SUBS], to[SUBS], first, last, low[GROUP / PM], high[GROUP / PM];
+  int from[SUBS], to[SUBS], first, last;
 };
-
-const int TILE_STEPS = 4;  // how often a tile of a product steps ahead; a row of a softmax does once
 
 // s[GROUP][...] = scores of a group; s and keys begin at visit.first.
 template <class E>
-inline void score_group(const Visit& visit, const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds,
-                        Ahead& ahead) {
+inline void score_group(const Visit& visit, const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds) {
   for (int p = visit.first; p < visit.last; p += QN * VL)
     for (int i = 0; i < SUBS; i++) {
       const int from = larger(p, visit.from[i]), panels = (smaller(p + QN * VL, visit.to[i]) - from) / VL;
       const float* k = keys + (int64_t)(from - visit.first) * depth;
       float* to = s + i * QM * lds + (from - visit.first);
-      if (panels > 0) ahead.step(TILE_STEPS);
       if (panels == 3) score_tile<E, QM, 3>(q + i * QM * ldq, ldq, k, depth, to, lds);
       if (panels == 2) score_tile<E, QM, 2>(q + i * QM * ldq, ldq, k, depth, to, lds);
       if (panels == 1) score_tile<E, QM, 1>(q + i * QM * ldq, ldq, k, depth, to, lds);
@@ -277,39 +243,28 @@ inline void score_group(const Visit& visit, const float* q, int64_t ldq, const f
 }
 
 template <class E, int N>
-inline void weigh_columns(const Visit& visit, const float* p, int64_t ldp, const float* rows, int64_t ld, float* out,
-                          Ahead& ahead) {
+inline void weigh_columns(const Visit& visit, const float* p, int64_t ldp, const float* rows, int64_t ld, float* out) {
   for (int c = visit.first; c < visit.last; c += KEYS_AT_ONCE * E::PER)
-    for (int i = 0; i < GROUP / PM; i++) {
-      const int from = larger(c, visit.low[i]), to = smaller(c + KEYS_AT_ONCE * E::PER, visit.high[i]);
-      const int at = (from - visit.first) / E::PER, r = i * PM;
+    for (int i = 0; i < SUBS; i++) {
+      const int from = larger(c, visit.from[i]), to = smaller(c + KEYS_AT_ONCE * E::PER, visit.to[i]);
+      const int at = (from - visit.first) / E::PER;
       if (from >= to) continue;
-      ahead.step(TILE_STEPS);
-      weigh_tile<E, PM, N>(p + r * ldp + at, ldp, rows + at * ld, ld, (to - from) / E::PER, out + r * ld);
+      for (int r = i * QM; r < (i + 1) * QM; r += PM)
+        weigh_tile<E, PM, N>(p + r * ldp + at, ldp, rows + at * ld, ld, (to - from) / E::PER, out + r * ld);
     }
 }
 
 // out[GROUP][ld] += p . rows; p and rows begin at visit.first.
 template <class E>
-inline void weigh_group(const Visit& visit, const float* p, int64_t ldp, const float* rows, int64_t ld, float* out,
-                        Ahead& ahead) {
+inline void weigh_group(const Visit& visit, const float* p, int64_t ldp, const float* rows, int64_t ld, float* out) {
   for (int d = 0; d < ld;) {
     const int n = smaller((int)(ld - d) / VL, PN);
-    if (n == 1) weigh_columns<E, 1>(visit, p, ldp, rows + d, ld, out + d, ahead);
-    if (n == 2) weigh_columns<E, 2>(visit, p, ldp, rows + d, ld, out + d, ahead);
-    if (n == 3) weigh_columns<E, 3>(visit, p, ldp, rows + d, ld, out + d, ahead);
-    if (n == 4) weigh_columns<E, 4>(visit, p, ldp, rows + d, ld, out + d, ahead);
+    if (n == 1) weigh_columns<E, 1>(visit, p, ldp, rows + d, ld, out + d);
+    if (n == 2) weigh_columns<E, 2>(visit, p, ldp, rows + d, ld, out + d);
+    if (n == 3) weigh_columns<E, 3>(visit, p, ldp, rows + d, ld, out + d);
+    if (n == 4) weigh_columns<E, 4>(visit, p, ldp, rows + d, ld, out + d);
     d += n * VL;
   }
-}
-
-// How often those two step ahead, about, for values of `width` numbers.
-inline int steps_of(const Visit& visit, int width) {
-  int tiles = 0;
-  for (int i = 0; i < SUBS; i++) tiles += (visit.to[i] - visit.from[i] + QN * VL - 1) / (QN * VL);
-  for (int i = 0; i < GROUP / PM; i++)
-    tiles += larger(0, visit.high[i] - visit.low[i] + KEYS_AT_ONCE - 1) / KEYS_AT_ONCE * ((width / VL + PN - 1) / PN);
-  return tiles * TILE_STEPS;
 }
 
 template <class E, int M>

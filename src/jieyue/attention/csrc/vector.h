@@ -67,17 +67,11 @@ inline vi within(int base, int from, int to) {  // which of the lanes base, base
   return (j >= from) & (j < to);
 }
 inline float sum_of(vf a) {
-#if VL == 16
-  return _mm512_reduce_add_ps((__m512)a);
-#endif
   float s = 0;
   for (int i = 0; i < VL; i++) s += a[i];
   return s;
 }
 inline float highest_of(vf a) {
-#if VL == 16
-  return _mm512_reduce_max_ps((__m512)a);
-#endif
   float s = a[0];
   for (int i = 1; i < VL; i++) s = larger(s, a[i]);
   return s;
@@ -110,16 +104,18 @@ inline vf exp2_of(vf x) {
   return x < -100.f ? vf{} : (vf)((vu)p + e);
 }
 
-// log2 of positive normal numbers and infinity, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
-inline vf log2_of(vf x) {
-  const vi e = ((vi)x - 0x3f3504f3) >> 23;  // sqrt(1/2) <= m < sqrt(2)
-  const vf m = (vf)((vi)x - (e << 23)), s = (m - 1.f) / (m + 1.f), t = s * s;
-  vf p = t * (1.f / 11) + 1.f / 9;
-  p = p * t + 1.f / 7;
-  p = p * t + 1.f / 5;
-  p = p * t + 1.f / 3;
-  p = p * t + 1.f;
-  return x < INF ? __builtin_convertvector(e, vf) + p * s * 2.885390081777927f : x;  // NaN stays NaN
+inline float exp2_of(float x) { return exp2_of(all(x))[0]; }
+
+// log2 of a positive normal number, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
+inline float log2_of(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, 4);
+  const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2) <= m < sqrt(2)
+  bits -= e << 23;
+  float m;
+  memcpy(&m, &bits, 4);
+  const double s = (m - 1.) / (m + 1.), t = s * s;
+  return (float)(e + s * 2.885390081777927 * (1 + t * (1. / 3 + t * (1. / 5 + t * (1. / 7 + t * (1. / 9 + t / 11))))));
 }
 
 // The rows r[0], ..., r[VL-1] become columns, by log2(VL) perfect shuffles.

@@ -49,8 +49,8 @@ void pack_grads(const LinearCall& c, const Sizes& s, int64_t b, int64_t h, int f
         clear(grads, s.ldV);
         continue;
       }
-      prefetch(g, at + ahead, at + ahead + 1);
-      prefetch(out, at + ahead, at + ahead + 1);
+      prefetch<0>(g, at + ahead, at + ahead + 1);
+      prefetch<0>(out, at + ahead, at + ahead + 1);
       const float inverse = 1 / mass[at];
       for (int d = 0; d < s.ldV; d += VL) {
         const int columns = s.V - d;

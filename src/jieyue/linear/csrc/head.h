@@ -122,7 +122,7 @@ void pack_features(const LinearCall& c, const Sizes& s, const Rows& x, const Lin
       clear(out, s.ldF);
       continue;
     }
-    prefetch(x, first + j + ahead, first + j + ahead + 1);
+    prefetch<0>(x, first + j + ahead, first + j + ahead + 1);
     float length = 1;
     if (c.map == COSINE) {
       vf square = {};
@@ -156,7 +156,7 @@ void pack_values(const Sizes& s, const Rows& x, const Line<const uint8_t>& mask,
       clear(out, s.ldV);
       continue;
     }
-    prefetch(x, first + j + ahead, first + j + ahead + 1);
+    prefetch<0>(x, first + j + ahead, first + j + ahead + 1);
     for (int d = 0; d < s.ldV; d += VL) store(out + d, d < s.V ? x.get(first + j, d) : vf{});
   }
 }
