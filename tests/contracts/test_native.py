@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jieyue.attention import Band, Call, Pattern, full, parse
+from jieyue.attention import Band, Call, Pattern, attend, full, parse
 from jieyue.attention.call import Upstream
 from jieyue.attention.engines import library, native
 from jieyue.attention.engines.dense import DENSE
@@ -395,3 +395,19 @@ def test_what_is_added_up_does_not_depend_on_threads(text):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_what_lay_in_memory_before_is_never_read():
+    """Few keys, one number a row: freed memory full of NaN and of large numbers must leave results and gradients as they are."""
+    pattern = parse("local(7)")
+    torch.manual_seed(0)
+    for turn in range(40):
+        dirt = [torch.full((1000 * (turn + 1) * (part + 1),), math.nan if turn % 2 else 1e3) for part in range(4)]
+        del dirt
+        q, k, v = (torch.randn(2, 1, rows, 1, requires_grad=True) for rows in (31, 17, 17))
+        upstream, found = torch.randn(2, 1, 31, 1), []
+        for engine in ("native", "dense"):
+            out = attend(q, k, v, pattern, engine=engine)
+            found.append((out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
