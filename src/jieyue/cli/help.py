@@ -45,7 +45,7 @@ FLAGS = {
         "--model", "--vocabulary", "--new-head", "--head", "--attention", "--unshare", "--unshare-after", "--start",
         "--reader", "--answer-slots", "--window-tokens", "--search", "--max-tokens", "--kind", "--source-tokens",
         "--title-tokens", "--beams", "--thresholds", "--pseudo-rows", "--recipe", "--form", "--target", "--criterion",
-        "--domain", "--fix", "--length", "--full-layers", "--candidates", "--positions", "--position-factor",
+        "--domain", "--fix", "--length", "--full-layers", "--full-heads", "--candidates", "--positions", "--position-factor",
         "--row-tokens", "--train", "--distill", "--rank", "--weights",
     ),
     "Training": (

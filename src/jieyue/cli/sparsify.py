@@ -104,6 +104,6 @@ def _run(given: Given) -> None:
     except (Interrupted, Stopped) as stopped:
         console.say(f"{stopped}; the same command with --resume goes on from there")
         raise typer.Exit(130) from None
-    titles = tuple(one.title for one in report.sections if one.title.startswith(("Price", "Layers")))
+    titles = tuple(one.title for one in report.sections if one.title.startswith(("Price", "Layers", "Heads")))
     show(console, report, titles)
     console.fact("saved", model=str(out), report=str(out / "report.html"))

@@ -27,7 +27,7 @@ from jieyue.errors import InputError
 from .attention_call import PREFIX, interface_name, register_attention
 from .biases import drop_biases, give_biases
 from .cache import close_doors, open_doors
-from .entries import Entry, PatternEntry, parse_entry, refuse_more, split_layers
+from .entries import Entry, HeadsEntry, PatternEntry, parse_entry, refuse_more, split_layers
 from .implementation import held_configs, implementations, own_configs, set_implementations
 from .layers import SLOT, LayerAttention
 from .outside import adds_alibi_twice, drop_forwards, give_forwards, is_outside
@@ -156,15 +156,16 @@ def attention_of(model: nn.Module) -> dict[str, str]:
 
 def attention_engines(model: nn.Module) -> list[tuple[str, str, str, str]]:
     """(module paths, entry, engine, why not the ones before it) of the self-attentions that have run, alike ones together."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
     for name, module in attention_modules(model):
         layer: LayerAttention | None = vars(module).get(SLOT)
         if layer is None or layer.cross or not layer.called:
             continue
-        before = list(takewhile(lambda one: one[1] is not None, layer.engines))
-        ran = layer.engines[len(before)][0] if layer.engines else "linear attention's own"
-        reasons = "; ".join(str(reason) for _, reason in before)
-        found.setdefault((str(layer.entry), ran, reasons), []).append(name)
+        for asked in layer.engines or ((),):
+            before = list(takewhile(lambda one: one[1] is not None, asked))
+            ran = asked[len(before)][0] if asked else "linear attention's own"
+            reasons = "; ".join(str(reason) for _, reason in before)
+            found.setdefault((str(layer.entry), ran, reasons), {})[name] = None
     return [(", ".join(names), *what) for what, names in found.items()]
 
 
@@ -219,6 +220,7 @@ def _assigned(
             causal=bool(getattr(module, "is_causal", not seen)) if fact is None else fact.causal,
             named=len(entries) > 1,
             seen=fact is not None,
+            heads=None if fact is None else fact.heads,
             by_sdpa=by_sdpa,
         )
         layers[stack] += not cross
@@ -226,6 +228,8 @@ def _assigned(
             layer.keep_window(fact.window)
         if fact is not None:
             refuse_more(layer.entry, fact.more)
+            if isinstance(layer.entry, HeadsEntry) and fact.heads is not None:
+                layer.entry.check(fact.heads)
         if fact is not None and fact.forwards > 1 and len(entries) > 1:
             _refuse_shared(model, len(entries))
         given[module] = layer

@@ -25,7 +25,7 @@ from jieyue.linear.features import resolve
 from jieyue.report import Picture, Report
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
-from .entries import Entry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
+from .entries import Entry, HeadsEntry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
 from .keywords import refuse_keywords, with_keywords
 from .masks import Ask, ask_of, asked_mask
 from .row_losses import mean_difference, row_losses
@@ -153,13 +153,13 @@ class _Probe:
     def means(self, kind: str) -> tuple[float, ...]:
         return tuple(total / max(count, 1.0) for total, count in zip(self.sums[kind], self.counts, strict=True))
 
-    def add(self, layer: int, q: Tensor, k: Tensor, sees: Tensor, scaling: float) -> Tensor:
-        """Takes the entropies of every kind; returns softmax's weights."""
+    def add(self, layer: int, q: Tensor, k: Tensor, sees: Tensor, scaling: float, groups: int) -> Tensor:
+        """Takes the entropies of every kind; returns softmax's weights. ``groups``: query heads that read one key-value head."""
         real = sees.any(-2).expand(q.shape[:3])  # a token that nobody sees as a key is padding
         softmax = softmax_weights(q, k, sees, scaling)
         kinds = {"softmax": softmax, "uniform": sees / sees.sum(-1, keepdim=True).clamp(min=1)}
         for text, entries in self.candidates.items():
-            kinds[text] = entry_weights(entries[layer % len(entries)], q, k, sees, scaling)
+            kinds[text] = entry_weights(entries[layer % len(entries)], q, k, sees, scaling, groups)
         for kind, weights in kinds.items():
             entropy = torch.special.entr(weights.double()).sum(-1).expand(q.shape[:3])
             self.sums[kind][layer] += float(entropy[real].sum())
@@ -219,7 +219,7 @@ def _probing_forward(
     if place is None:
         weights = softmax_weights(query, key, sees, scaling)
     else:
-        weights = probe.add(place, query, key, sees, scaling)
+        weights = probe.add(place, query, key, sees, scaling, groups)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
@@ -229,13 +229,17 @@ def softmax_weights(q: Tensor, k: Tensor, sees: Tensor, scaling: float) -> Tenso
     return scores.softmax(-1).nan_to_num(0.0)
 
 
-def entry_weights(entry: Entry, q: Tensor, k: Tensor, sees: Tensor, scaling: float) -> Tensor:
-    """The normalised weights [B, H, N, N] that an entry makes of q and k, by its definition."""
+def entry_weights(entry: Entry, q: Tensor, k: Tensor, sees: Tensor, scaling: float, groups: int = 1) -> Tensor:
+    """The normalised weights [B, H, N, N] that an entry makes of q and k, by its definition; ``groups``: neighbouring heads that
+    read one key-value head."""
     n = q.shape[2]
     d = torch.arange(n, device=q.device)
     d = d[:, None] - d
     if isinstance(entry, PatternEntry):
         return softmax_weights(q, k, sees & entry.pattern.mask(n, n, device=q.device), scaling)
+    if isinstance(entry, HeadsEntry):
+        shown = entry.mask(q.shape[1] // groups, n, n, device=q.device).repeat_interleave(groups, 0)
+        return softmax_weights(q, k, sees & shown, scaling)
     assert isinstance(entry, LinearEntry | WindowEntry | HybridEntry)
     features = resolve(entry.features)
     x = q.double() * features.scale_for(None, q.shape[-1])

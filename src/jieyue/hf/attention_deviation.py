@@ -61,7 +61,8 @@ def measure_deviation(
     ``batches``: keyword arguments of the model, "attention_mask" [B, N] among them; ``attention``: a pattern or a list of
     patterns, as ``use`` takes it. ``num_queries``: None = as many as a statement about ``share`` of the queries, at ``confidence``
     for all layers and heads together, needs. ``seed``: of the draw. ``InputError``: what ``use`` refuses, an attention with a
-    ``linear`` part (the bound is of softmax), padding between tokens, a model that has an attention of ours, no batch.
+    ``linear`` part (the bound is of softmax) or with ``heads(...)``, padding between tokens, a model that has an attention of
+    ours, no batch.
 
     Cost: one pass, and at each layer H·R·N·D operations in float64; memory G·N² numbers.
     """
@@ -70,7 +71,7 @@ def measure_deviation(
     entries = [parse_entry(text) for text in split_layers(attention)]
     patterns = [entry.pattern for entry in entries if isinstance(entry, PatternEntry)]
     if len(patterns) < len(entries):
-        raise InputError("measure_deviation(attention)", repr(attention), "patterns alone, without linear(...)")
+        raise InputError("measure_deviation(attention)", repr(attention), "patterns, no linear(...) or heads(...)")
     kept = [{name: x.to(model.device) for name, x in batch.items() if name != "labels"} for batch in batches]
     if not kept:
         raise InputError("measure_deviation: found no batch, expected at least one")

@@ -17,7 +17,7 @@ from jieyue.attention import Pattern
 from jieyue.errors import InputError
 
 from .attention import attention_modules, attention_of, remove_attention
-from .entries import PatternEntry, parse_entry
+from .entries import HeadsEntry, PatternEntry, parse_entry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,8 @@ def patterns_of(model: nn.Module) -> dict[str, Pattern]:
         entry = parse_entry(text)
         if not isinstance(entry, PatternEntry):
             do = "train with a pattern such as local(64), or serve it with jieyue"
-            raise InputError("export", f"{text} in {name}, which has no dense mask", "a pattern", do)
+            has = "a mask for each head" if isinstance(entry, HeadsEntry) else "no dense mask"
+            raise InputError("export", f"{text} in {name}, which has {has}", "a pattern", do)
         found[name] = entry.pattern
     return found
 

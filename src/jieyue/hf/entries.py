@@ -2,7 +2,8 @@
 
 A model's attention is a comma-separated list of entries tiled over its layers:
 
-    entry = pattern | linear | pattern "+" linear,      linear = "linear(" map ["," "window=" w] ")"
+    entry = pattern | linear | pattern "+" linear | heads
+    linear = "linear(" map ["," "window=" w] ")",     heads = "heads(" number {"," number} ":" pattern ", else:" pattern ")"
 
 Every kind of entry gives the same four things, so that the layers, the cache and the configuration need not know which it is.
 """
@@ -14,20 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from jieyue.attention import Call, Pattern, State, attend, parse
-from jieyue.attention.segments import runs_of
+from jieyue.attention import Pattern, parse
 from jieyue.errors import InputError
 from jieyue.linear import FEATURES, HybridState, LinearState, WindowState, attend_hybrid, attend_linear, attend_window
 from jieyue.linear.features import resolve
 from jieyue.linear.hybrid import near_window
 
 from .masks import Ask
+from .pattern_entries import HeadsEntry, PatternEntry, all_rows, parse_heads
 
 __all__ = [
     "Entry",
+    "HeadsEntry",
     "HybridEntry",
     "LinearEntry",
     "Memory",
@@ -86,70 +87,6 @@ class Entry(Protocol):
 
 
 @dataclass(frozen=True)
-class PatternEntry:
-    """Exact softmax attention over a pattern's keys."""
-
-    pattern: Pattern
-    croppable = True
-
-    def __str__(self) -> str:
-        return str(self.pattern)
-
-    def causal(self) -> PatternEntry:
-        return PatternEntry(self.pattern.causal())
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
-    ) -> Tensor:
-        segments = self._segments(ask)
-        rows = _all_rows(q, k) if segments is not None else q
-        out = attend(
-            rows, k, v, self.pattern, key_mask=ask.keys, scale=scale, dropout=dropout, q_offset=max(0, k.shape[2] - rows.shape[2]),
-            segments=segments, sinks=ask.sinks, softcap=ask.softcap, offset_bias=ask.offset_bias,
-        )  # fmt: skip
-        assert isinstance(out, Tensor)
-        return out[:, :, rows.shape[2] - q.shape[2] :]
-
-    def call(self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, dropout: float = 0.0) -> Call:
-        """What ``attend`` asks an engine for; its seed is not drawn yet."""
-        segments = self._segments(ask)
-        rows = _all_rows(q, k) if segments is not None else q
-        return Call(
-            rows, k, v, self.pattern, ask.keys, dropout=dropout, q_offset=max(0, k.shape[2] - rows.shape[2]),
-            runs=None if segments is None else runs_of(segments), sinks=ask.sinks, softcap=ask.softcap or 0.0,
-            offset_bias=ask.offset_bias,
-        )  # fmt: skip
-
-    def _segments(self, ask: Ask) -> Tensor | None:
-        """The document of each token; where the pattern counts from a row's first kept key, -1 for the padding in front."""
-        counts = bool(self.pattern.first or self.pattern.first_past or self.pattern.global_rows)
-        if counts and ask.segments is None and ask.keys is not None:
-            return (ask.keys.cumsum(1) > 0).long() - 1
-        return ask.segments
-
-    def decode(
-        self,
-        memory: State | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        ask: Ask,
-        *,
-        scale: float | None,
-        dropout: float,
-        slack: int,
-    ) -> tuple[Tensor, State]:
-        if memory is not None:
-            memory.append(k, v, ask.keys)
-            out = memory.read(q, scale, sinks=ask.sinks, softcap=ask.softcap, offset_bias=ask.offset_bias)
-            return out, memory
-        memory = State(self.pattern, slack, from_kept=True)
-        memory.append(k.detach(), v.detach(), ask.keys)
-        memory.crop(k.shape[2])  # a ring lets go of the chunk, which is read here
-        return self.attend(q, k, v, ask, scale=scale, dropout=dropout), memory
-
-
-@dataclass(frozen=True)
 class LinearEntry:
     """Linear attention with a feature map; the model's scale is softmax's, so the map's own is used."""
 
@@ -169,7 +106,7 @@ class LinearEntry:
     ) -> Tensor:
         _refuse_dropout(self, dropout)
         refuse_more(self, ask.more)
-        rows = _all_rows(q, k) if self.is_causal else q
+        rows = all_rows(q, k) if self.is_causal else q
         out = attend_linear(rows, k, v, self.features, causal=self.is_causal, key_mask=ask.keys, segments=ask.segments)
         assert isinstance(out, Tensor)
         return out[:, :, rows.shape[2] - q.shape[2] :]
@@ -218,7 +155,7 @@ class WindowEntry:
     ) -> Tensor:
         _refuse_dropout(self, dropout)
         refuse_more(self, ask.more)
-        rows = _all_rows(q, k) if self.is_causal else q
+        rows = all_rows(q, k) if self.is_causal else q
         out = attend_window(
             rows, k, v, self.features, self.window, causal=self.is_causal, key_mask=ask.keys, segments=ask.segments
         )
@@ -260,7 +197,7 @@ class HybridEntry:
     ) -> Tensor:
         _refuse_dropout(self, dropout)
         refuse_more(self, ask.more)
-        rows = _all_rows(q, k) if self.is_causal else q
+        rows = all_rows(q, k) if self.is_causal else q
         segments = ask.segments
         if segments is None and ask.keys is not None and (self.near.first or self.near.first_past):
             segments = (ask.keys.cumsum(1) > 0).long() - 1  # -1 for the padding in front
@@ -302,6 +239,8 @@ def parse_entry(text: str) -> Entry:
     >>> str(parse_entry("linear(relu,window=64)")), str(parse_entry("local(128) + linear(elu)"))
     ('linear(relu, window=64)', 'local(128)+linear(elu)')
     """
+    if text.lstrip().startswith("heads"):
+        return parse_heads(text)
     terms = split_layers(text, "+")
     found = [(term, re.fullmatch(r"linear\s*\(\s*([\w-]*)\s*(?:,\s*window\s*=\s*(\d+)\s*)?\)", term)) for term in terms]
     maps = [match for _, match in found if match]
@@ -340,16 +279,10 @@ def split_layers(text: str, separator: str = ",") -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _all_rows(q: Tensor, k: Tensor) -> Tensor:
-    """The last queries behind zeros for those before, so that there is one for each key."""
-    missing = k.shape[2] - q.shape[2]
-    return F.pad(q, (0, 0, missing, 0)) if missing > 0 else q
-
-
 def refuse_more(entry: Entry, asked: Sequence[str]) -> None:
     """``InputError`` for an entry with a linear map where a model asks for what only softmax has; ``asked``: ``Ask.more``."""
     found = [name for name in asked if name != "segments"]
-    if found and not isinstance(entry, PatternEntry):
+    if found and not isinstance(entry, PatternEntry | HeadsEntry):
         raise InputError(
             f"use(attention='{entry}'): the model asks for {', '.join(found)}, which only exact softmax attention has; expected a "
             "pattern without linear(...)"

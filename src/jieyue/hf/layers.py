@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jieyue.attention import local, why
 from jieyue.errors import InputError
 
-from .entries import Entry, PatternEntry
+from .entries import Entry, HeadsEntry, PatternEntry
 from .masks import Ask
 
 __all__ = ["SLOT", "LayerAttention", "Waiting", "Watch"]
@@ -37,7 +37,8 @@ class LayerAttention:
 
     ``window``: the model's own, which ``entry`` is unless ``named`` (a list names every layer); ``seen``: whether causality and
     window were seen, else the first call tells them; ``by_sdpa``: whether the model runs under SDPA too.
-    ``engines``: what ``attention.why`` said at its first forward pass, for a pattern; the first without a reason ran.
+    ``heads``: how many key-value heads were seen. ``engines``: what ``attention.why`` said at its first forward pass of each call
+    of softmax attention; the first without a reason ran.
     """
 
     entry: Entry
@@ -49,7 +50,8 @@ class LayerAttention:
     seen: bool = False
     by_sdpa: bool = True
     called: bool = False
-    engines: tuple[tuple[str, str | None], ...] = ()
+    heads: int | None = None
+    engines: tuple[tuple[tuple[str, str | None], ...], ...] = ()
     watch: Watch | None = None
     waiting: Waiting | None = None  # a cache that handed this layer keys and was not read yet
     _causal: Entry | None = None
@@ -92,8 +94,8 @@ class LayerAttention:
         """Remembers that the module ran, and the first time by which engine, and why by no other."""
         if not self.called and not torch.compiler.is_compiling():
             entry = self.entry_for(ask.causal and not self.cross)
-            if isinstance(entry, PatternEntry):
-                self.engines = tuple(why(entry.call(q, k, v, ask, dropout)))
+            if isinstance(entry, PatternEntry | HeadsEntry):
+                self.engines = tuple(tuple(why(call)) for call in entry.calls(q, k, v, ask, dropout))
         self.called = True
 
     def entry_for(self, causal: bool) -> Entry:

@@ -39,13 +39,15 @@ TOLERATED = {torch.float64: 1e-6, torch.float32: 2e-4}  # some models round the 
 
 @dataclass
 class Seen:
-    """What one attention module did: ``forwards`` of the module, and the last call's causality, window, kind and ``Ask.more``."""
+    """What one attention module did: ``forwards`` of the module, and the last call's causality, window, kind, ``Ask.more`` and number
+    of key-value heads."""
 
     causal: bool = False
     window: int | None = None
     cross: bool = False
     more: tuple[str, ...] = ()
     forwards: int = 0
+    heads: int | None = None
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Looking:
         vars(module)[SLOT].called = True
         seen = self.seen.setdefault(module, Seen())
         seen.causal, seen.window, seen.more, seen.cross = ask.causal, ask.window, ask.more, q.shape[2] != k.shape[2]
+        seen.heads = k.shape[1]
         return _by_definition(q, k, v, ask, scale)
 
     def count(self, module: nn.Module, *_: object) -> None:

@@ -20,15 +20,16 @@ MOST_BYTES = 2**31
 
 
 class RememberedLayers:
-    """``setting``: what each layer is now, in order; ``batch``: which of several inputs is read. ``keep`` says which setting is the
-    one to remember. Memory: the outputs of all layers for all batches, at most ``MOST_BYTES``; what is beyond is computed anew."""
+    """``setting``: a number for what each layer is now, in order; ``batch``: which of several inputs is read. ``keep`` says which
+    setting is the one to remember. Memory: the outputs of all layers for all batches, at most ``MOST_BYTES``; what is beyond is
+    computed anew."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers, self.batch = layers, 0
-        self.setting: tuple[bool, ...] = ()
+        self.setting: tuple[int, ...] = ()
         self.computed = 0  # layers that ran
-        self._kept: tuple[bool, ...] = ()
-        self._known: dict[tuple[int, int], tuple[tuple[bool, ...], object]] = {}
+        self._kept: tuple[int, ...] = ()
+        self._known: dict[tuple[int, int], tuple[tuple[int, ...], object]] = {}
         self._bytes = 0
 
     def keep(self) -> None:

@@ -1,4 +1,6 @@
-"""A model whose self-attentions are switched one by one between a sparse entry and all keys: how a choice of layers is measured.
+"""A model whose self-attentions, or their key-value heads, are switched one by one between a sparse entry and all keys.
+
+How a choice of layers or heads is measured.
 
 ``use`` proves once that the model can have the entries; after that a switch is an assignment, so that hundreds of choices cost
 hundreds of forward passes and nothing else.
@@ -17,7 +19,7 @@ from jieyue.attention import full
 from jieyue.errors import InputError
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
-from .entries import Entry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
+from .entries import Entry, HeadsEntry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
 from .layers import SLOT, LayerAttention
 from .remembered_layers import RememberedLayers
 
@@ -27,19 +29,36 @@ __all__ = ["SwitchedLayers", "check_sparse", "switched_layers"]
 @dataclass(frozen=True)
 class SwitchedLayers:
     """The self-attentions in order; ``sparse``: the entry of each; ``free``: the numbers of those without a window of their own,
-    which alone are switched. ``memory``: what the layers around them gave (``RememberedLayers``), None where they are not apart."""
+    which alone are switched. ``memory``: what the layers around them gave (``RememberedLayers``), None where they are not apart.
+    ``heads``: of how many key-value heads of a layer each is switched by itself, 1 = whole layers. Head h of layer n has the number
+    n·heads + h."""
 
     layers: Sequence[LayerAttention]
     sparse: Sequence[Entry]
     free: tuple[int, ...]
     memory: RememberedLayers | None = None
+    heads: int = 1
 
     def keep_full(self, chosen: Collection[int]) -> None:
-        """From now on the chosen layers read all keys, the others have their sparse entry."""
+        """From now on the chosen layers (or heads) read all keys, the others have their sparse entry."""
         for number, layer in enumerate(self.layers):
-            layer.put(PatternEntry(full()) if number in chosen else self.sparse[number])
+            layer.put(self._entry(number, chosen))
         if self.memory is not None:
-            self.memory.setting = tuple(number in chosen for number in range(len(self.layers)))
+            every = range(len(self.layers))
+            self.memory.setting = tuple(sum(1 << head for head in self._full(number, chosen)) for number in every)
+
+    def _full(self, number: int, chosen: Collection[int]) -> tuple[int, ...]:
+        """The heads of a layer that stay full."""
+        return tuple(head for head in range(self.heads) if number * self.heads + head in chosen)
+
+    def _entry(self, number: int, chosen: Collection[int]) -> Entry:
+        own, sparse = self._full(number, chosen), self.sparse[number]
+        if len(own) == self.heads:
+            return PatternEntry(full())
+        if not own:
+            return sparse
+        assert isinstance(sparse, PatternEntry)
+        return HeadsEntry(own, PatternEntry(full()), sparse)
 
     def without_linear(self, chosen: Collection[int]) -> None:
         """The same, with the linear branch of each hybrid entry switched off: what stays is softmax over its near keys."""
@@ -54,27 +73,34 @@ class SwitchedLayers:
 
     def text(self, chosen: Collection[int]) -> str:
         """The list that ``use`` takes for this choice: an entry for each layer, or one where all are alike."""
-        entries = ["full()" if number in chosen else str(entry) for number, entry in enumerate(self.sparse)]
+        entries = [str(self._entry(number, chosen)) for number in range(len(self.layers))]
         return entries[0] if len(set(entries)) == 1 else ",".join(entries)
 
 
-def check_sparse(attention: str) -> None:
-    """Refuses, before any model is read, what no choice of layers can be measured for: linear maps without a near part."""
+def check_sparse(attention: str, by_heads: bool = False) -> None:
+    """Refuses, before any model is read, what no choice can be measured for: linear maps without a near part, and heads that are
+    named already; where heads are chosen (``by_heads``) every linear map."""
     for text in split_layers(attention):
-        entry = parse_entry(text)
+        entry, asked = parse_entry(text), f"sparsify(attention={attention!r})"
+        if isinstance(entry, HeadsEntry):
+            raise InputError(
+                asked, str(entry), "a pattern for all heads", "choose heads with full_heads (--full-heads)"
+            )
+        if by_heads and not isinstance(entry, PatternEntry):
+            raise InputError(asked, f"{entry}, and heads to choose", "a pattern without linear(...)", "choose layers")
         if isinstance(entry, LinearEntry | WindowEntry):
             allowed = "a pattern, or local(w)+linear(map)"
-            raise InputError(f"sparsify(attention={attention!r})", str(entry), allowed, "add a near part")
+            raise InputError(asked, str(entry), allowed, "add a near part")
 
 
 @contextmanager
-def switched_layers(model: PreTrainedModel, attention: str) -> Iterator[SwitchedLayers]:
-    """The model under ``attention`` for a while, its layers to be switched; afterwards it is as it was before.
+def switched_layers(model: PreTrainedModel, attention: str, by_heads: bool = False) -> Iterator[SwitchedLayers]:
+    """The model under ``attention`` for a while, its layers (or their key-value heads) to be switched; then it is as it was before.
 
     ``InputError``: what ``use`` refuses, a model that has an attention of ours, an encoder with a decoder, layers that share one
-    module.
+    module; by heads a model whose layers have one key-value head, or not all as many.
     """
-    check_sparse(attention)
+    check_sparse(attention, by_heads)
     name = type(model).__name__
     if attention_of(model):
         raise InputError("sparsify(model)", "an attention of ours", "the model's own", "use(model, attention=None)")
@@ -89,12 +115,21 @@ def switched_layers(model: PreTrainedModel, attention: str) -> Iterator[Switched
     use_attention(model, attention)
     try:
         layers = [vars(module)[SLOT] for module in modules]
-        free = tuple(number for number, layer in enumerate(layers) if layer.window is None)
-        yield SwitchedLayers(
-            layers, [layer.entry for layer in layers], free, _around(model, [path for path, _ in named])
-        )
+        open_ones = [number for number, layer in enumerate(layers) if layer.window is None]
+        heads = _heads_of(name, [layers[number] for number in open_ones]) if by_heads and open_ones else 1
+        free = tuple(number * heads + head for number in open_ones for head in range(heads))
+        around = _around(model, [path for path, _ in named])
+        yield SwitchedLayers(layers, [layer.entry for layer in layers], free, around, heads)
     finally:
         remove_attention(model)
+
+
+def _heads_of(name: str, layers: Sequence[LayerAttention]) -> int:
+    counts = sorted({0 if layer.heads is None else layer.heads for layer in layers})
+    if len(counts) > 1 or counts[0] < 2:
+        found = f"{name}, whose layers have {' or '.join(map(str, counts))} key-value heads"
+        raise InputError("full_heads", found, "as many in every layer, at least 2", "choose layers with full_layers")
+    return counts[0]
 
 
 def _around(model: PreTrainedModel, paths: Sequence[str]) -> RememberedLayers | None:

@@ -27,7 +27,8 @@ def use(
     """Gives a transformers model a kind of attention, another GELU, or both, in place; ``...`` leaves a thing as it is.
 
     ``attention``: a pattern or its text ("local(128)+atrous(8)"); linear attention ("linear(elu)", "linear(relu,
-    window=64)"); near softmax with a linear map for the rest ("local(128)+linear(elu)"); or a comma-separated list of such
+    window=64)"); near softmax with a linear map for the rest ("local(128)+linear(elu)"); one pattern for some key-value heads and
+    another for the others ("heads(0,2: full(), else: local(128))"); or a comma-separated list of such
     entries tiled over the layers ("local(64),linear(elu)"); None takes it off. It replaces self-attention over all keys;
     cross-attention stays full, and layers with a window of their own keep it unless a list names them. Padding, causality,
     scale and grouped heads are the model's; ``generate()`` keeps a cache of the size that the entry needs: linear attention

@@ -47,6 +47,7 @@ class TrainingConfig:
     each weight moves in the backward pass. ``keep``: "best" = by ``Task.deciding`` on the examples set aside, looked at every
     ``evaluate_every`` updates; ``patience``: looks without a better score after which training stops.
     ``remedies``: functions ``Objective -> Objective``, the first one innermost. ``plan``: obeyed, instead of planning anew.
+    ``measure``: whether memory, savings and lengths are measured on the model after training, which costs some updates.
     """
 
     effective_batch: int = option(32, "Rows of one update, whatever fits at once.")
@@ -108,6 +109,7 @@ class TrainingConfig:
     )
     remedies: tuple[Callable[[Objective], Objective], ...] = ()
     plan: Plan | None = None
+    measure: bool = True
 
     def __post_init__(self) -> None:
         given = [name for name in ("steps", "epochs", "seconds") if getattr(self, name) is not None]
@@ -145,7 +147,9 @@ class TrainingConfig:
 
     def to_dict(self) -> Facts:
         """JSON values; remedies by their text."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("plan", "log")}
+        values = {
+            one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("plan", "log", "measure")
+        }
         return values | {"remedies": [str(remedy) for remedy in self.remedies]}
 
     @property

@@ -170,6 +170,7 @@ class SparseOptions(_EveryTraining, total=False):
     held_out: Data
     calibration_tokens: int | str
     price_tokens: int | str
+    full_heads: int | str
     candidates: int
     second_data: Sequence[str | Path]
     positions: str
@@ -198,8 +199,9 @@ def sparsify(
     ``model``: a folder, a hub name, or a model in hand with its ``tokenizer`` (which stays as it is). ``attention``: what sparse layers
     read, such as "first(4)+local(512)". ``data``: files of plain text, or rows with a text; () = the passages that ship,
     of which a part is held out. ``tokens``: to train on, 0 = measure and choose only. ``full_layers``: how many stay full, a number or
-    "auto:+2%" of perplexity; or which, counted from 0, as "1,4,7-10" or a list of numbers, and nothing is chosen. ``out``: the
-    folder that is left. ``budget``: of the training process. ``options``: ``SparseOptions``.
+    "auto:+2%" of perplexity; or which, counted from 0, as "1,4,7-10" or a list of numbers, and nothing is chosen;
+    ``full_heads`` in its place: how many key-value heads of all layers, or "auto:+2%".
+    ``out``: the folder that is left. ``budget``: of the training process. ``options``: ``SparseOptions``.
 
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is measured. Cost: about a pass over the
     calibration text for each layer and ``candidates`` for each round of the choice, then the training.

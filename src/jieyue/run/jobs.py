@@ -58,7 +58,7 @@ class Stopped(KeyboardInterrupt):
 DEFAULT_BUDGET = "4GiB"
 _SAVINGS = (
     "Forward and backward of one update of the whole effective batch, with the run's own model, on the longest rows of the "
-    "data; warm, in turn, the median of three."
+    "data; warm, in turn, the median of three, of as many as a minute holds where they are slow, and cold where it holds none."
 )
 
 
@@ -177,7 +177,8 @@ def train(
         leakage_facts(report, job.quality, prepared.sources)
         curves = Curves(losses=trained.losses, rates=trained.rates, points=trained.curve, aside=trained.aside)
         training_section(report, curves, trained.facts, job.deciding_of(settings))
-        _measured_sections(report, prepared, planned, trained, training, config)
+        if training.measure:
+            _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)
     resolved = {**training.to_dict(), **settled, **settings.to_dict()}

@@ -2,6 +2,7 @@
 
 From all layers full, one layer after the other becomes sparse: in each round the few that were cheapest when they were last tried
 are tried together with those that are sparse already, and the cheapest stays. The price is any function of the set of full layers.
+Key-value heads, numbered through all layers, are chosen in the same way.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ def choose_layers(
     wanted: FullLayers,
     *,
     candidates: int = 4,
+    noun: str = "layer",
     kept: Callable[[frozenset[int]], None] = lambda full: None,
 ) -> Choice:
     """Greedy choice among ``layers``. ``price(full)``: of these layers full and the others sparse, 0 for all of them full.
 
     With ``wanted.most`` it stops at the first round whose cheapest choice costs more; with ``wanted.count`` when so many are left;
     ``wanted.layers`` are the choice, and no price is asked. ``kept(full)``: told of the choice that later ones differ from.
-    ``InputError`` where other or more are wanted than there are. Cost: a price a layer, then up to ``candidates`` a round.
+    ``noun``: what is chosen, for messages. ``InputError`` where other or more are wanted than there are. Cost: a price a layer, then
+    up to ``candidates`` a round.
     """
-    check_full(wanted, layers)
+    check_full(wanted, layers, noun)
     if candidates < 1:
         raise InputError("candidates", str(candidates), "at least 1")
     if wanted.layers is not None:
@@ -73,14 +76,15 @@ def choose_layers(
     return Choice(tuple(sorted(full)), tuple(path), tuple(order), alone, tried)
 
 
-def check_full(wanted: FullLayers, layers: Sequence[int]) -> None:
+def check_full(wanted: FullLayers, layers: Sequence[int], noun: str = "layer") -> None:
     """``InputError`` where other or more layers are to stay full than these, which can be sparse."""
     if others := sorted(set(wanted.layers or ()) - set(layers)):
         found = f"layer{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
         allowed = f"some of {FullLayers(layers=tuple(layers))}, the layers that can be sparse"
         raise InputError("full_layers", found, allowed, "count from 0, and leave out layers with a window")
     if wanted.count is not None and wanted.count > len(layers):
-        raise InputError("full_layers", str(wanted.count), f"at most {len(layers)}, the layers that can be sparse")
+        allowed = f"at most {len(layers)}, the {noun}s that can be sparse"
+        raise InputError(f"full_{noun}s", str(wanted.count), allowed)
 
 
 def interleaved(layers: Sequence[int], count: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from jieyue.options import option
 
 __all__ = ["STRETCHED", "Choosing", "FullLayers", "parse_count"]
 
+USUAL = "auto:+2%"
 STRETCHED = ("yarn", "dynamic", "hierarchical", "interpolate")
 
 
@@ -92,6 +93,7 @@ def _ascending(given: str | int | Sequence[int], layers: Sequence[int]) -> tuple
 class Choosing:
     """How many layers stay full and how they are chosen; counts of tokens may be written 200k or 2M.
 
+    ``full_heads``: key-value heads are chosen in place of whole layers, "none" = they are not.
     ``tokens``: what is trained on afterwards, 0 = nothing; ``control``: the full model is trained on the same tokens too, by the
     text's loss, and told beside. ``positions``: how the model gets ``position_factor`` times as many positions ("none": it keeps its
     own); rows may then be as long, and the model as it is stands beside.
@@ -101,13 +103,18 @@ class Choosing:
         0, "Tokens to train on afterwards, such as 200k; 0 = measure and choose only.", metavar="COUNT"
     )
     full_layers: str = option(
-        "auto:+2%",
+        USUAL,
         "Layers that stay full: how many, auto:+2% (of perplexity), or which, counted from 0, such as 1,4,7-10.",
         metavar="N|auto:+P%|LAYERS",
     )
+    full_heads: str = option(
+        "none",
+        "Key-value heads that stay full, chosen one by one in place of layers: how many in all layers, or auto:+2%.",
+        metavar="N|auto:+P%",
+    )
     calibration_tokens: int = option(16_384, "Tokens of training text by which layers are chosen.", metavar="COUNT")
     price_tokens: int = option(65_536, "Tokens of held-out text on which the price is told.", metavar="COUNT")
-    candidates: int = option(4, "Layers that are tried in each round of the choice.")
+    candidates: int = option(4, "Layers, or heads, that are tried in each round of the choice.")
     second_data: Sequence[str | Path] = option((), "Files of another kind of text, on which the price is told too.")
     positions: str = option(
         "none",
@@ -121,6 +128,7 @@ class Choosing:
         for name in ("tokens", "calibration_tokens", "price_tokens"):
             object.__setattr__(self, name, parse_count(getattr(self, name), name))
         object.__setattr__(self, "full_layers", str(FullLayers.parse(self.full_layers)))
+        self._check_heads()
         for name, least in (("tokens", 0), ("calibration_tokens", 1), ("price_tokens", 1), ("candidates", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
@@ -134,3 +142,27 @@ class Choosing:
             raise InputError("position_factor", f"{self.position_factor:g}", "more than 1, at most 64")
         if self.control and not self.tokens:
             raise InputError("control", "tokens=0, so that nothing is trained", "tokens to train on")
+
+    @property
+    def wanted(self) -> FullLayers:
+        """How many layers, or heads, stay full."""
+        return FullLayers.parse(self.full_heads if self.by_heads else self.full_layers)
+
+    @property
+    def by_heads(self) -> bool:
+        return self.full_heads != "none"
+
+    @property
+    def noun(self) -> str:
+        """What is chosen."""
+        return "head" if self.by_heads else "layer"
+
+    def _check_heads(self) -> None:
+        written = str(self.full_heads).strip()
+        object.__setattr__(self, "full_heads", written)
+        if not re.fullmatch(r"none|[0-9]{1,6}|auto:\+[0-9]+(?:\.[0-9]+)?%", written):
+            allowed = "none, a number of key-value heads, or auto:+2% (of perplexity)"
+            raise InputError("full_heads", repr(written), allowed)
+        if self.by_heads and self.full_layers != USUAL:
+            found = f"full_heads={written} and full_layers={self.full_layers}"
+            raise InputError("full_heads", found, "one of the two", "heads are chosen in place of whole layers")

@@ -17,26 +17,35 @@ from jieyue.errors import InputError
 from jieyue.hf.switched_layers import SwitchedLayers, switched_layers
 from jieyue.hf.types import Tokenizer
 from jieyue.listener import ProgressListener
-from jieyue.tasks import Row
 from jieyue.tasks.sources import Sources
 from jieyue.tasks.sparsify.costs import Costs, costs_of, encoded, price
-from jieyue.tasks.sparsify.rows import Line
+from jieyue.tasks.sparsify.rows import Line, spread
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK, batches_of
 
 from .layer_choice import Choice, check_full, choose_layers, interleaved
-from .layer_options import Choosing, FullLayers
+from .layer_options import Choosing
 
-__all__ = ["ALL_FULL", "CHOSEN", "OWN", "Measured", "Text", "measure_layers", "price_as_it_was", "texts_of"]
+__all__ = [
+    "ALL_FULL",
+    "CHOSEN",
+    "CHOSEN_HEADS",
+    "OWN",
+    "Measured",
+    "Text",
+    "measure_layers",
+    "price_as_it_was",
+    "texts_of",
+]
 
-ALL_FULL, ALL_SPARSE, CHOSEN, INTERLEAVED, NO_LINEAR, OWN = (
+ALL_FULL, ALL_SPARSE, NO_LINEAR, OWN = (
     "every layer full",
     "no layer full",
-    "chosen layers full",
-    "evenly spaced layers full",
     "chosen layers full, linear branch off",
     "every layer full, positions as they were",
 )
+CHOSEN, INTERLEAVED = "chosen layers full", "evenly spaced layers full"
+CHOSEN_HEADS, INTERLEAVED_HEADS = "chosen heads full", "evenly spaced heads full"
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Measured:
-    """``attention``: the chosen list, as ``use`` takes it; ``costs``: text -> setting -> what its rows cost there."""
+    """``attention``: the chosen list, as ``use`` takes it; ``costs``: text -> setting -> what its rows cost there. ``heads``: the
+    key-value heads of a layer that are chosen one by one (head h of layer n is number n·heads + h), 1 where layers are."""
 
     attention: str
     choice: Choice
     num_layers: int
     costs: Mapping[str, Mapping[str, Costs]] = field(default_factory=dict)
+    heads: int = 1
+
+    def name(self, number: int) -> int | str:
+        """A layer by its number, a head by its layer's and its own: "3.1"."""
+        return number if self.heads == 1 else f"{number // self.heads}.{number % self.heads}"
 
     def settings(self, text: str) -> list[tuple[str, Costs]]:
         """The settings measured on a text, every layer full first."""
@@ -82,7 +97,7 @@ def texts_of(
         if not rows:
             text = f"{sum(len(line.text) for line in lines)} characters of {name} text that fill no row of {settings.row_tokens} tokens"
             raise InputError("data", text, "more running text", "add text, or take shorter rows (--row-tokens)")
-        some = _spread(rows, max(1, round(tokens / settings.row_tokens)))
+        some = spread(rows, tokens, settings.row_tokens)
         found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some)))
     return found
 
@@ -90,15 +105,16 @@ def texts_of(
 def measure_layers(
     model: nn.Module, texts: Sequence[Text], attention: str, choosing: Choosing, listener: ProgressListener
 ) -> Measured:
-    """Chooses by the first text, then measures every text with all, no, the chosen and evenly spaced layers full.
+    """Chooses by the first text, then measures every text with all, no, the chosen and evenly spaced layers (or heads) full.
 
-    Cost: a pass over the first text for each layer, up to ``choosing.candidates`` passes a round, and some over each text.
+    Cost: a pass over the first text for each layer, up to ``choosing.candidates`` passes a round, and some over each text; layers
+    before the switched one are not computed again, which saves half.
     """
     is_encoder = getattr(model, "get_output_embeddings", lambda: None)() is None
-    with switched_layers(model, attention) as switched:  # type: ignore[arg-type]
+    with switched_layers(model, attention, choosing.by_heads) as switched:  # type: ignore[arg-type]
         if not switched.free:
             raise InputError("sparsify(model)", "layers that all have a window of their own", "one that reads all keys")
-        check_full(FullLayers.parse(choosing.full_layers), switched.free)
+        check_full(choosing.wanted, switched.free, choosing.noun)
         switched.keep_full(switched.free)
         known = {text.name: encoded(model, text.batches) if is_encoder else None for text in texts}
         choice = _chosen(model, switched, texts[0], known[texts[0].name], choosing, listener)
@@ -107,7 +123,7 @@ def measure_layers(
             for number, text in enumerate(texts):
                 costs[text.name] = _settings(model, switched, text, known[text.name], choice)
                 update(number + 1, len(texts), {})
-        return Measured(switched.text(choice.full), choice, len(switched.layers), costs)
+        return Measured(switched.text(choice.full), choice, len(switched.layers), costs, switched.heads)
 
 
 def _chosen(
@@ -118,14 +134,14 @@ def _chosen(
     choosing: Choosing,
     listener: ProgressListener,
 ) -> Choice:
-    wanted, done, memory = FullLayers.parse(choosing.full_layers), [0], switched.memory
+    wanted, done, memory = choosing.wanted, [0], switched.memory
     if wanted.layers is not None:
         return choose_layers(lambda full: 0.0, switched.free, wanted)
     base = costs_of(model, text.batches, reference=known)
     rounds = len(switched.free) - (wanted.count or 0)
     most = len(switched.free) + max(0, rounds - 1) * choosing.candidates
 
-    with listener.progress("choosing layers") as update:
+    with listener.progress("choosing heads" if choosing.by_heads else "choosing layers") as update:
 
         def asked(full: frozenset[int]) -> float:
             switched.keep_full(full)
@@ -140,7 +156,9 @@ def _chosen(
                 memory.keep()
 
         with nullcontext() if memory is None else memory.remembering():
-            return choose_layers(asked, switched.free, wanted, candidates=choosing.candidates, kept=kept)
+            return choose_layers(
+                asked, switched.free, wanted, candidates=choosing.candidates, noun=choosing.noun, kept=kept
+            )
 
 
 def _settings(
@@ -150,8 +168,8 @@ def _settings(
     chosen = {
         ALL_FULL: frozenset(switched.free),
         ALL_SPARSE: frozenset[int](),
-        CHOSEN: frozenset(choice.full),
-        INTERLEAVED: spaced,
+        CHOSEN if switched.heads == 1 else CHOSEN_HEADS: frozenset(choice.full),
+        INTERLEAVED if switched.heads == 1 else INTERLEAVED_HEADS: spaced,
     }
     found = {}
     for name, full in chosen.items():
@@ -174,8 +192,3 @@ def price_as_it_was(
     listener.say("Pricing the model with its own positions")
     found = {text.name: {**measured.costs[text.name], OWN: costs_of(model, text.batches)} for text in texts}
     return replace(measured, costs=found)
-
-
-def _spread(rows: Sequence[Row], most: int) -> list[Row]:
-    """At most so many of the rows, evenly spaced."""
-    return [rows[place * len(rows) // most] for place in range(most)] if len(rows) > most else list(rows)

@@ -30,6 +30,7 @@ __all__ = ["LengthCost", "Memory", "Price", "against_length", "measured_memory",
 Key = TypeVar("Key")
 
 ROUNDS = 3  # alternating timings of each setting, after a warm one
+LONG = 60.0  # seconds after which no further round begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def savings(prepared: Prepared, planned: RunPlan, trained: Trained, measured: Me
     """One update in settings of growing thrift, measured on the run's own model: the waterfall of this run.
 
     The undivided batch comes first; what would not fit the budget has its predicted peak and is not run. The others are
-    timed warm and in turn, ``ROUNDS`` times each.
+    timed warm and in turn, ``ROUNDS`` times each or as often as ``LONG`` has room for.
     """
     plan, allowed, steps = planned.plan, planned.budget.memory_bytes, []
     run: dict[int, Plan] = {}
@@ -218,7 +219,9 @@ def _timed_step(step: TrainingStep) -> tuple[int, float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - started)
-    return measure_step(step.objective, model, batch, optimizer, micro_batch=1), min(seconds[1:])
+        if sum(seconds) > LONG:
+            break
+    return measure_step(step.objective, model, batch, optimizer, micro_batch=1), min(seconds[1:] or seconds)
 
 
 def _peak(objective: Objective, prepared: Prepared, step: TrainingStep, trained: Trained, plan: Plan) -> int:
@@ -235,15 +238,18 @@ def _peak(objective: Objective, prepared: Prepared, step: TrainingStep, trained:
 
 
 def _alternating(calls: dict[Key, Callable[[], None]]) -> dict[Key, list[float]]:
-    """Seconds of every call: a warm one first, then all of them in turn, ``ROUNDS`` times."""
-    seconds: dict[Key, list[float]] = {name: [] for name in calls}
-    for number in range(ROUNDS + 1):
+    """Seconds of every call: a warm one first, then all of them in turn, ``ROUNDS`` times, and no more rounds than ``LONG`` has room
+    for; where the warm round takes longer than that, its own seconds."""
+    rounds: list[dict[Key, float]] = []
+    begun = time.perf_counter()
+    while len(rounds) <= ROUNDS and (not rounds or time.perf_counter() - begun < LONG):
+        took: dict[Key, float] = {}
         for name, call in calls.items():
             started = time.perf_counter()
             call()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+            took[name] = time.perf_counter() - started
+        rounds.append(took)
+    return {name: [took[name] for took in rounds[1:] or rounds] for name in calls}
 
 
 def _update(objective: Objective, prepared: Prepared, trained: Trained, plan: Plan) -> None:

@@ -10,46 +10,54 @@ from jieyue.tasks.sparsify.costs import Costs, price
 from jieyue.tasks.sparsify.task import position_edges
 
 from .layer_options import Choosing
-from .layer_prices import CHOSEN, Measured
+from .layer_prices import CHOSEN, CHOSEN_HEADS, Measured
 
 __all__ = ["SECTION", "TRAINED", "choice_section", "positions_section", "prices_section"]
 
-SECTION, TRAINED = "Layers that stay full", "sparse, trained"
-TOLD = (CHOSEN, TRAINED)
+SECTION, SECTION_OF_HEADS, TRAINED = "Layers that stay full", "Heads that stay full", "sparse, trained"
+_LAYERS = ("full layers", "layer made sparse", "layer made sparse alone", "Layer by layer", "Price by full layers")
+_HEADS = ("full heads", "head made sparse", "head made sparse alone", "Head by head", "Price by full heads")
+TOLD = (CHOSEN, CHOSEN_HEADS, TRAINED)
 _HOW = "perplexity against the full model on the same rows; 95 % bootstrap over rows"
 _LIKENESS = "1 − cos of a row's mean state and the full model's; 95 % bootstrap over rows"
 
 
 def choice_section(report: Report, measured: Measured, calibration_rows: int, row_tokens: int) -> None:
-    """The chosen layers, the joint price of every round, and each layer's price alone; or the layers that were told."""
-    section, choice = report.section(SECTION), measured.choice
+    """The chosen layers or heads, the joint price of every round, and each one's price alone; or the layers that were told."""
+    by_heads, choice = measured.heads > 1, measured.choice
+    full, made, alone_made, each, drawn = _HEADS if by_heads else _LAYERS
+    section = report.section(SECTION_OF_HEADS if by_heads else SECTION)
     section.fact("attention", measured.attention, how="an entry a layer, as jieyue.use takes it")
-    section.fact(
-        "full layers", f"{len(choice.full)} of {measured.num_layers}", how=", ".join(map(str, choice.full)), key=True
-    )
+    number, those = measured.num_layers * measured.heads, ", ".join(str(measured.name(one)) for one in choice.full)
+    section.fact(full, f"{len(choice.full)} of {number}", how=those, key=True)
+    if by_heads:
+        section.note(
+            "A head 3.1 is key-value head 1 of layer 3, both counted from 0, with the query heads that read it."
+        )
     if not choice.path:
         section.fact("chosen", "as asked", how="--full-layers named them; no price was asked for")
         return
     how = f"by the joint price on {calibration_rows} rows of {row_tokens} tokens of the training part"
     section.fact("prices asked for", choice.tried, how=how)
     cells: list[list[Given]] = [
-        [left, None if place == 0 else choice.order[place - 1], f"{100 * joint:+.2f} %"]
+        [left, None if place == 0 else measured.name(choice.order[place - 1]), f"{100 * joint:+.2f} %"]
         for place, (left, joint) in enumerate(choice.path)
     ]
-    section.table(["full layers", "layer made sparse", "joint price"], cells, title="Round by round")
+    section.table([full, made, "joint price"], cells, title="Round by round")
     if choice.alone:
-        alone: list[list[Given]] = [[layer, f"{100 * own:+.3f} %"] for layer, own in choice.alone.items()]
+        alone: list[list[Given]] = [[measured.name(one), f"{100 * own:+.3f} %"] for one, own in choice.alone.items()]
         summed = 100 * sum(choice.alone[layer] for layer in choice.order)
         together = 100 * choice.path[-1][1]
+        those = "heads" if by_heads else "layers"
         note = (
-            f"The prices of the {len(choice.order)} layers made sparse add up to {summed:+.2f} %; together they cost "
+            f"The prices of the {len(choice.order)} {those} made sparse add up to {summed:+.2f} %; together they cost "
             f"{together:+.2f} %."
         )
-        section.table(["layer made sparse alone", "price"], alone, title="Layer by layer", note=note)
+        section.table([alone_made, "price"], alone, title=each, note=note)
         points = {float(left): 100 * joint for left, joint in choice.path}
         is_loss = next(iter(measured.costs["calibration"].values())).is_loss
         unit = "% of perplexity" if is_loss else "% of 1 − cos"
-        section.picture(Picture.lines("Price by full layers", {"calibration text": points}, x="full layers", y=unit))
+        section.picture(Picture.lines(drawn, {"calibration text": points}, x=full, y=unit))
 
 
 def positions_section(report: Report, choosing: Choosing, positions: int) -> None:

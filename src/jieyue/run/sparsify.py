@@ -1,7 +1,7 @@
 """A model that is there under a sparse attention: measured, its full layers chosen, then trained a little, and the price told.
 
 measure      cost of every token with all and no layer full, and of each layer sparse alone; nothing is trained
-choose       which layers stay full: greedily by the joint price on calibration text (layer_choice)
+choose       which layers or key-value heads stay full: greedily by the joint price on calibration text (layer_choice)
 train        as every training: task ``sparsify`` under the chosen list, exact accumulation under the budget
 tell         the price on held-out text, and on a second kind, beside the full model and the full model trained alike
 """
@@ -107,7 +107,7 @@ def sparsify(
             plain,
             Out(folder / "control", True),
             budget=allowed,
-            training=how,
+            training=replace(how, measure=False),
             resume=again,
             listener=listener,
         )
@@ -124,7 +124,7 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
     check_device(device, must_exist=True)
     if config.attention is None:
         raise InputError("sparsify(attention)", "none", "a pattern such as first(4)+local(512)")
-    check_sparse(config.attention)
+    check_sparse(config.attention, choosing.by_heads)
     for name in ("steps", "epochs", "seconds", "start", "curriculum", "plan"):
         if getattr(training, name) is not None:
             found = f"{name}={getattr(training, name)}"
@@ -142,7 +142,7 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
     if choosing.positions != "none":
         check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
-    settings = replace(settings, kind=kind, teacher=config.model)
+    settings = replace(settings, kind=kind, teacher=config.model, judged_tokens=choosing.price_tokens)
     if kind == "encoder" and choosing.tokens and settings.distill == "none":
         raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'")
     if kind == "encoder" and choosing.control:
@@ -215,7 +215,7 @@ def _first(
         )
         + "\n",
     )
-    listener.fact("chosen", attention=measured.attention, full_layers=len(measured.choice.full))
+    listener.fact("chosen", attention=measured.attention, **{f"full_{choosing.noun}s": len(measured.choice.full)})
     return report, measured.attention, settings, texts
 
 

@@ -21,7 +21,7 @@ from .settings import SparseSettings
 if TYPE_CHECKING:
     from jieyue.hf.types import Tokenizer
 
-__all__ = ["Line", "blocks_of", "encode_rows", "row_of"]
+__all__ = ["Line", "blocks_of", "encode_rows", "row_of", "spread"]
 
 _CHARACTERS = 12  # of a block, for each token of a row: two rows of English or more
 _BLOCKS = 20
@@ -67,6 +67,16 @@ def encode_rows(
     counts["tokens"] = len(rows) * settings.row_tokens
     counts["longest_row_tokens"] = settings.row_tokens if rows else 0
     return rows, counts
+
+
+def spread(rows: Sequence[Row], tokens: int, row_tokens: int) -> list[Row]:
+    """As many of the rows as ``tokens`` fill, at least one, evenly spaced; all of them where there are no more.
+
+    >>> spread(range(10), 64, 16)
+    [0, 2, 5, 7]
+    """
+    most = max(1, round(tokens / row_tokens))
+    return [rows[place * len(rows) // most] for place in range(most)] if len(rows) > most else list(rows)
 
 
 def row_of(ids: numpy.ndarray, tokenizer: Tokenizer, settings: SparseSettings, number: int) -> Row:

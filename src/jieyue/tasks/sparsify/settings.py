@@ -22,7 +22,8 @@ LEAST_TOKENS = 16
 class SparseSettings(Settings):
     """``row_tokens``: of a row; every row is full. ``kind``: of ``KINDS``. ``train``: what is trained (``TRAINED``; adapters are of
     rank ``rank``). ``distill``: learn from the model ``teacher`` under full attention in place of the text: the outputs of its
-    layers, or its logits. ``share``: of a masked model's tokens that are hidden.
+    layers, or its logits. ``share``: of a masked model's tokens that are hidden. ``judged_tokens``: of held-out text that judging
+    reads, at most.
     """
 
     row_tokens: int = option(2048, "Tokens of a row; at most the model's positions.")
@@ -34,6 +35,7 @@ class SparseSettings(Settings):
     kind: str = "causal"
     teacher: str | None = None
     share: float = 0.15
+    judged_tokens: int = 65_536
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ from jieyue.training.objective import Objective
 
 from .costs import Costs, costs_of, encoded
 from .objectives import Distilled, text_loss
-from .rows import Line, blocks_of, encode_rows, row_of
+from .rows import Line, blocks_of, encode_rows, row_of, spread
 from .settings import SparseSettings
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["TASK", "RowCost", "SparseTask", "batches_of", "position_edges"]
 
 QUALITY = "Quality on held-out text"
-MOST_JUDGED = 200  # rows
 TOGETHER = 4096  # tokens of a forward pass
 
 
@@ -221,15 +220,17 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         batch_size: int = 32,
         listener: ProgressListener = SILENT,
     ) -> Judged[Line, RowCost]:
-        """The cost of the rows that the held-out lines fill, by position too."""
+        """The cost of the rows that the held-out lines fill, by position too; of ``settings.judged_tokens``, evenly spaced."""
         rows, _ = self.encode(held_out, tokenizer, settings)
         if not rows:
             found = f"{len(held_out)} held-out lines that fill no row of {settings.row_tokens} tokens"
             raise InputError("held out", found, "more running text", "add text, or take shorter rows (--row-tokens)")
         started = time.perf_counter()
-        costs, answers = _costs(model, batches_of(self, rows[:MOST_JUDGED], tokenizer, settings), settings)
+        some = spread(rows, settings.judged_tokens, settings.row_tokens)
+        costs, answers = _costs(model, batches_of(self, some, tokenizer, settings), settings)
         beside: Facts = {
-            "by_position": [(stop, costs.between(first, stop)) for first, stop in position_edges(settings.row_tokens)]
+            "by_position": [(stop, costs.between(first, stop)) for first, stop in position_edges(settings.row_tokens)],
+            "rows_there": len(rows),
         }
         seconds = time.perf_counter() - started
         return Judged(held_out, answers, self.score(answers, held_out), seconds, batch_size, beside)
@@ -244,6 +245,9 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         else:
             section.fact("loss", scores["loss"], "nats", how, interval=scores.get("loss_interval"), key=True)
             section.fact("perplexity", scores["perplexity"], how="exp of the loss")
+        read, there = (count * settings.row_tokens for count in (scores["rows"], judged.beside["rows_there"]))
+        how = "of the held-out rows, evenly spaced; --price-tokens says how many"
+        section.fact("judged on", f"{read:,} of {there:,} tokens", how=how)
         cells = [[f"up to {stop}", cost] for stop, cost in judged.beside["by_position"] if cost is not None]
         section.table(["position", "cost a token"], cells, title="By position")
 
