@@ -8,7 +8,7 @@ that adapters have something to stand on), then every method goes on from those 
 rate is chosen on a third part, with a seed of its own, of three that stand around its usual multiple of AdamW's; the loss that is
 told is that of held-out lines, which nothing else saw. A seed draws the order of the rows and what is hidden; within a seed all
 methods see the same. Pieces of two rows, clipping at 1 where the method can, ten updates of warming up, then a constant rate.
-The tiny preset: about four minutes of one idle core.
+The tiny preset: about ten minutes of one core.
 """
 
 import argparse
@@ -150,7 +150,7 @@ class Course:
 def tell(found, start, preset):
     report = Report("What each saving costs in loss")
     section = report.section("After 100 updates")
-    columns = ["method", "update", "learning rate", "held-out loss", "less AdamW's, paired",
+    columns = ["method", "exactness", "learning rate", "held-out loss", "less AdamW's, paired",
                ("optimizer state", "bytes"), ("gradient kept", "bytes"), ("an update", "seconds")]  # fmt: skip
     rows, plain = [], [one["loss"] for one in found[PLAIN]]
     for name, runs in found.items():
