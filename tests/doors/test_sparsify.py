@@ -17,12 +17,14 @@ from jieyue.hf.loading import load, read_record
 from jieyue.hf.position_losses import token_losses
 from jieyue.hf.switched_layers import check_sparse, switched_layers
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
-from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part
+from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part, without_dropout
 from jieyue.run.sparsify import CHOICE
+from jieyue.tasks import RunConfig
 from jieyue.tasks.sparsify.costs import costs_of, encoded, price
 from jieyue.tasks.sparsify.objectives import Distilled, text_loss
 from jieyue.tasks.sparsify.rows import blocks_of, encode_rows
 from jieyue.tasks.sparsify.settings import SparseSettings
+from jieyue.tasks.sparsify.task import TASK
 from jieyue.training.accumulation import accumulate
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
@@ -194,7 +196,7 @@ def test_adapters_change_nothing_at_first_and_are_merged_into_the_weights(tmp_pa
     assert not torch.allclose(twin(ids).logits, before)
 
 
-@pytest.mark.parametrize("what", ["outputs", "logits"])
+@pytest.mark.parametrize("what", ["outputs", "means", "logits"])
 def test_learning_from_the_full_model(what):
     """0 for the same model, the plain formula for another, and the update of the whole batch whatever the pieces."""
     model, teacher, (batch, _) = make("llama"), make("llama"), batches()
@@ -206,8 +208,12 @@ def test_learning_from_the_full_model(what):
         p, q = full.logits.log_softmax(-1)[:, :-1], own.logits.log_softmax(-1)[:, :-1]
         expected, weight = (p.exp() * (p - q)).sum(), 46
     else:
-        pairs = zip(own.hidden_states[1:], full.hidden_states[1:], strict=True)
-        expected, weight = sum(((a - b).square().sum(-1) / b.square().sum(-1)).sum() for a, b in pairs) / 2, 48
+        expected, weight = 0.0, 48
+        for a, b in zip(own.hidden_states[1:], full.hidden_states[1:], strict=True):
+            expected += ((a - b).square().sum(-1) / b.square().sum(-1)).sum() / 2
+            if what == "means":
+                a, b = a.mean(1), b.mean(1)
+                expected += 24 * ((a - b).square().sum(-1) / b.square().sum(-1)).sum() / 2
     found = objective(model, batch)
     assert float(found.total) == pytest.approx(float(expected), rel=1e-5) and int(found.weight) == weight
     accumulate(objective, model, batch, micro_batch=2)
@@ -217,6 +223,36 @@ def test_learning_from_the_full_model(what):
     for one, own in zip(whole, [own.grad for own in model.parameters() if own.grad is not None], strict=True):
         torch.testing.assert_close(own, one, rtol=1e-4, atol=1e-7)
     assert all(own.grad is None for own in teacher.parameters())
+
+
+RATES = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "modernbert": ("embedding_dropout", "mlp_dropout", "attention_dropout"),
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "llama": ("attention_dropout",),
+    "bart": ("dropout", "activation_dropout", "attention_dropout", "encoder_layerdrop", "decoder_layerdrop"),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_without_dropout_a_model_in_training_says_what_it_says_else(name):
+    model, ids = make(name, **dict.fromkeys(RATES[name], 0.4)), inputs(9)[0]
+    if name != "bart":
+        jieyue.use(model, attention="local(2)", dropout=0.4)
+    before = model(ids).logits
+    assert not torch.allclose(model.train()(ids).logits, before), "dropout was on"
+    assert torch.equal(without_dropout(model)(ids).logits, before)
+    assert all(getattr(model.config, rate) == 0.4 for rate in RATES[name]), "what is saved keeps its rates"
+
+
+def test_who_says_what_the_full_model_says_has_nothing_to_learn(place):
+    """The model that distillation trains is the full model's equal while it trains: no dropout stands between them."""
+    settings = SparseSettings(row_tokens=32, kind="encoder", distill="outputs", teacher=str(place / "bert"))
+    model = TASK.open_model(RunConfig(model=str(place / "bert"), attention="full()"), settings, list).build().train()
+    ids = torch.randint(3, 12, (4, 32))
+    tally = accumulate(TASK.objective(settings), model, {"input_ids": ids, "labels": ids}, micro_batch=2)
+    assert tally.mean() < 1e-9
+    assert max(float(own.grad.abs().max()) for own in model.parameters() if own.grad is not None) < 1e-5
 
 
 def make_same(model):
@@ -293,7 +329,7 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
         ({"attention": "local(4"}, "local"),
         ({"model": "bert", "tokens": 100}, "distill='outputs'"),
         ({"model": "bert", "tokens": 100, "distill": "logits"}, "distill='outputs'"),
-        ({"distill": "everything"}, "one of none, outputs, logits"),
+        ({"distill": "everything"}, "one of none, outputs, means, logits"),
         ({"train": "some"}, "one of all, qkvo, adapters"),
         ({"tokens": "many"}, "a whole number of tokens"),
         ({"full_layers": "auto:+x"}, "a number of layers, or auto"),
@@ -340,6 +376,8 @@ def test_training_leaves_a_better_folder_and_is_told(name, how, place, tmp_path)
         assert facts["sparse, trained, on held out, against it trained alike"].value > -0.5, (
             "the full model learned too"
         )
+    if name == "bert":
+        assert facts["sparse, trained, on held out"].value < 0.6 * facts["chosen layers full, on held out"].value
     (losses,) = (own.series[0].y for own in done.report.pictures() if own.title == "Loss")
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     again, _ = load(tmp_path / "out")

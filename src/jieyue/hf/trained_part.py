@@ -1,4 +1,5 @@
-"""Which weights of a model are trained: all of them, the matrices of its attention, or low-rank corrections of those.
+"""Which weights of a model are trained: all of them, the matrices of its attention, or low-rank corrections of those; and dropout
+taken off a model that learns from another.
 
     adapters:  W + B·A,   A [r, n] drawn, B [m, r] = 0 at the start, W [m, n] as it is
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .attention import attention_modules
+from .layers import SLOT, LayerAttention
 
-__all__ = ["attention_matrices", "merged_weights", "train_part"]
+__all__ = ["attention_matrices", "merged_weights", "train_part", "without_dropout"]
 
 _LEFT = "parametrizations.weight."
 
@@ -77,3 +79,21 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor] | None:
         assert isinstance(weight, Tensor)
         kept[f"{name}.weight"] = weight.detach()
     return kept
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model, in place, with every rate of dropout 0; its configuration keeps the rates.
+
+    A model that is to say what another says in eval mode would otherwise learn to say it with a tenth of its states missing.
+    Rates are found where transformers' models keep them: in dropout layers, and in numbers of modules whose names hold "drop".
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and type(value) in (int, float):
+                setattr(module, name, 0.0)
+        layer = vars(module).get(SLOT)
+        if isinstance(layer, LayerAttention) and layer.dropout is not None:
+            layer.dropout = 0.0
+    return model

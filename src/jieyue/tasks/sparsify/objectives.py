@@ -3,6 +3,10 @@
     none      Σ −log p of the tokens that are asked for
     logits    Σ KL(full ‖ sparse) over the vocabulary, at the same positions
     outputs   Σ over tokens of the mean over layers of ‖h − h_full‖² / ‖h_full‖²
+    means     outputs, and with as much weight the same of a row's mean state m: tokens · mean over layers of ‖m − m_full‖² / ‖m_full‖²
+
+Where a token cannot know what full attention told it, the nearest guess is the average over texts: the tokens come nearer to the full
+model's states while what they all lack, their text's own, goes missing in their mean. Of ``means`` that mean is a part.
 
 All are sums over tokens with their number, so that they can be divided. Logits are formed some positions at a time, and again in
 the backward pass.
@@ -38,7 +42,7 @@ def text_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
 
 
 class Distilled:
-    """Learning from ``teacher``, a model that stays as it is; ``what``: "outputs" or "logits"."""
+    """Learning from ``teacher``, a model that stays as it is; ``what``: "outputs", "means" or "logits"."""
 
     def __init__(self, teacher: nn.Module, what: str) -> None:
         self.teacher, self.what = teacher.eval().requires_grad_(False), what
@@ -46,24 +50,34 @@ class Distilled:
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
         own = next(model.parameters())
         teacher = model if isinstance(own, FakeTensor) else self.teacher.to(own.device)  # a trace: of the same shapes
-        if self.what == "outputs":
-            return _outputs_loss(model, teacher, batch)
-        return _logits_loss(model, teacher, batch)
+        if self.what == "logits":
+            return _logits_loss(model, teacher, batch)
+        return _outputs_loss(model, teacher, batch, self.what == "means")
 
 
 def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor | bool]:
     return {name: value for name, value in batch.items() if name != "labels"} | {"use_cache": False}
 
 
-def _outputs_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor]) -> Tally:
+def _outputs_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor], with_means: bool) -> Tally:
     inputs = {name: value for name, value in batch.items() if name != "labels"} | {"output_hidden_states": True}
     with torch.no_grad():
         full: _Layered = teacher(**inputs)
     said: _Layered = model(**inputs)
     layers = list(zip(said.hidden_states[1:], full.hidden_states[1:], strict=True))
     counted = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).to(layers[0][0].dtype)
-    each = [((own - whole).square().sum(-1) / whole.square().sum(-1).clamp(min=1e-9)) for own, whole in layers]
-    return Tally((torch.stack(each).mean(0) * counted).sum(), counted.sum())
+    total = (torch.stack([_apart(*pair) for pair in layers]).mean(0) * counted).sum()
+    if with_means:
+        tokens = counted.sum(1)
+        shares = counted / tokens.clamp(min=1)[:, None]
+        rows = [_apart(*((shares[..., None] * states).sum(1) for states in pair)) for pair in layers]
+        total = total + (torch.stack(rows).mean(0) * tokens).sum()
+    return Tally(total, counted.sum())
+
+
+def _apart(own: Tensor, whole: Tensor) -> Tensor:
+    """‖own − whole‖² / ‖whole‖² over the last axis."""
+    return (own - whole).square().sum(-1) / whole.square().sum(-1).clamp(min=1e-9)
 
 
 def _logits_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, Tensor]) -> Tally:

@@ -14,7 +14,7 @@ __all__ = ["DISTILLED", "KINDS", "TRAINED", "SparseSettings"]
 KINDS = {"causal": "causal-lm", "masked": "masked-lm", "encoder": "saved"}
 """kind of model -> the head it is opened with: the next token, hidden tokens, no head at all."""
 TRAINED = ("all", "qkvo", "adapters")
-DISTILLED = ("none", "outputs", "logits")
+DISTILLED = ("none", "outputs", "means", "logits")
 LEAST_TOKENS = 16
 
 
@@ -22,14 +22,16 @@ LEAST_TOKENS = 16
 class SparseSettings(Settings):
     """``row_tokens``: of a row; every row is full. ``kind``: of ``KINDS``. ``train``: what is trained (``TRAINED``; adapters are of
     rank ``rank``). ``distill``: learn from the model ``teacher`` under full attention in place of the text: the outputs of its
-    layers, or its logits. ``share``: of a masked model's tokens that are hidden. ``judged_tokens``: of held-out text that judging
-    reads, at most.
+    layers, these and each row's mean of them, or its logits. ``share``: of a masked model's tokens that are hidden.
+    ``judged_tokens``: of held-out text that judging reads, at most.
     """
 
     row_tokens: int = option(2048, "Tokens of a row; at most the model's positions.")
     train: str = option("all", "What is trained: all weights, qkvo (attention's matrices) or adapters.", metavar="WHAT")
     distill: str = option(
-        "none", "Learn from the full model: none (the text), outputs (of every layer) or logits.", metavar="WHAT"
+        "none",
+        "Learn from the full model: none (the text), outputs (of every layer), means (outputs, and each row's mean) or logits.",
+        metavar="WHAT",
     )
     rank: int = option(8, "Of the adapters.")
     kind: str = "causal"

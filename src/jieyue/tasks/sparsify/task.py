@@ -26,7 +26,7 @@ from jieyue.data.findings import Findings
 from jieyue.data.plain import read_lines, shared_lines
 from jieyue.errors import InputError
 from jieyue.hf.loading import load_model
-from jieyue.hf.trained_part import train_part
+from jieyue.hf.trained_part import train_part, without_dropout
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Report
@@ -127,8 +127,12 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         head = None if settings.kind == "encoder" else settings.head(self.head)
         source = open_model(config, head, texts, seed=seed)  # type: ignore[arg-type]
 
+        def prepared(make: Callable[[], nn.Module]) -> nn.Module:
+            model = train_part(make(), settings.train, settings.rank)
+            return model if settings.distill == "none" else without_dropout(model)
+
         def part(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-            return lambda: train_part(make(), settings.train, settings.rank)
+            return lambda: prepared(make)
 
         return replace(source, build=part(source.build), blueprint=part(source.blueprint))
 
