@@ -65,9 +65,9 @@ def distilled(given, out, held_out, tokens, rate, seed):
         return Report.load(out)
     text = excerpts(books_of(given.train), tokens * CHARACTERS, given.runs / f"train-{tokens}.txt")
     return jieyue.sparsify(
-        given.model, attention=given.attention, data=text, held_out=held_out, full_layers=0, tokens=tokens, distill="outputs",
-        learning_rate=rate, effective_batch=4, row_tokens=ROW, calibration_tokens=1024, candidates=1, price_tokens=given.price_tokens,
-        evaluate_every=10**6, seed=seed, out=out, overwrite=True,
+        given.model, attention=given.attention, data=text, held_out=held_out, full_layers=0, tokens=tokens, distill=given.distill,
+        learning_rate=rate, effective_batch=given.effective_batch, row_tokens=ROW, calibration_tokens=1024, candidates=1,
+        price_tokens=given.price_tokens, evaluate_every=10**6, seed=seed, out=out, overwrite=True,
     ).report  # fmt: skip
 
 
@@ -98,7 +98,10 @@ def distillations(given, section):
         rows.append([seed, cosine(report, "chosen layers full"), cosine(report, "sparse, trained")])
         folders.append(out)
         print(json.dumps({"what": "distilled", "seed": seed, "cosine": rows[-1][2].value}), flush=True)
-    note = f"No layer full, {given.tokens:,} tokens, rate {best:g}, rows of {ROW} tokens of books that were not learned from."
+    learned = (
+        f"{given.tokens:,} tokens in updates of {given.effective_batch} rows, distill {given.distill}, rate {best:g}"
+    )
+    note = f"No layer full; {learned}; rows of {ROW} tokens of books that were not learned from."
     section.table(["seed", "mean cosine before", "mean cosine after"], rows, title="Distilled", note=note)
     if len(rows) > 1:
         section.fact("mean cosine over seeds", student([row[2].value for row in rows]), key=True)
@@ -230,6 +233,8 @@ def main():
     for name in ("train", "choose", "test", "books"):
         parser.add_argument(f"--{name}", type=Path, nargs="+", default=[])
     parser.add_argument("--runs", type=Path, default=Path("runs/long-encoder"))
+    parser.add_argument("--distill", default="means")
+    parser.add_argument("--effective-batch", type=int, default=4)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--rate-tokens", type=int, default=60_000)
     parser.add_argument("--tokens", type=int, default=300_000)
