@@ -219,6 +219,55 @@ def test_masked_keys_may_hold_anything():
     assert torch.equal(found, expected)
 
 
+ODD = {
+    "q": lambda q, k, v: q[:, :, 7].fill_(math.nan),
+    "one number of q": lambda q, k, v: q[:, :, 7, 0].fill_(math.nan),
+    "k, first of a panel": lambda q, k, v: k[:, :, 16].fill_(math.nan),
+    "k": lambda q, k, v: k[:, :, 17].fill_(math.nan),
+    "v": lambda q, k, v: v[:, :, 7].fill_(math.nan),
+    "infinite q": lambda q, k, v: q[:, :, 7].fill_(math.inf),
+    "infinite scores": lambda q, k, v: k[:, :, 16, 0].fill_(math.inf),
+}
+AROUND = {
+    "nothing": {},
+    "a mask": {"key_mask": torch.arange(50)[None] % 3 > 0},
+    "a mask that hides all of some rows": {"key_mask": torch.arange(50)[None] > 12},
+    "segments": {"runs": runs_of(torch.arange(50)[None] // 20)},
+    "sinks": {"sinks": torch.tensor([0.5, math.inf])},
+    "softcap": {"softcap": 2.0},
+    "biases": {"offset_bias": torch.linspace(-1, 1, 198).view(2, 99)},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("text", ["causal(local(3))", "sparse(8)", "full()", "global(2)+local(3)"])
+def test_what_is_no_number_stays_so(text, odd):
+    """NaN scores must not pass for no scores, whose row would be zeros; and reach no row that the dense definition keeps clean."""
+    for options in AROUND.values():
+        q, k, v, grad = tensors((1, 2, 2, 50, 50, 8, 8))
+        clean = Call(q, k, v, parse(text), scale=0.4, **options)
+        dirty = replace(clean, q=q.clone(), k=k.clone(), v=v.clone())
+        ODD[odd](dirty.q, dirty.k, dirty.v)
+        seen = DENSE.sees(clean)[0]
+        rows = seen[:, {"k": 17, "v": 7}.get(odd, 16)] if odd[0] in "kv" else (torch.arange(50) == 7) & seen.any(1)
+        exact = both(DENSE, replace(dirty, **{name: getattr(dirty, name).double() for name in "qkv"}), grad.double())
+        for rank, build in enumerate(native.builds()):
+            expected, found = both(Native(rank), clean, grad), both(Native(rank), dirty, grad)
+            for name, x, e, c in zip(("out", "lse", "dq", "dk", "dv"), found, exact, expected, strict=False):
+                assert not (e.isfinite() & ~x.isfinite()).any(), (build, name)
+                if name == "lse":
+                    assert torch.equal(x.isnan(), e.isnan()) and torch.equal(x.isinf(), e.isinf()), build
+                    assert torch.equal(x == -math.inf, e == -math.inf), build
+                if name in ("out", "lse") and odd != "infinite scores":
+                    unmoved = x.isfinite() & ~rows.view(-1, *[1] * (x.ndim - 3))
+                    assert torch.equal(x[unmoved], c[unmoved]), (build, name)
+                if odd[0] == "i":
+                    continue
+                lost = seen[rows].any(0) if name in ("dk", "dv") else rows
+                if odd != "v" or name not in ("lse", "dv"):
+                    assert x[:, :, lost].isnan().all(), (build, name)
+
+
 def test_parts_know_the_whole():
     """Each band alone, its backward given the merged lse and delta: the contract of the operator."""
     shape, bands = CASES["sparse"]
@@ -411,3 +460,26 @@ def test_what_lay_in_memory_before_is_never_read():
             found.append((out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)))
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CASES, "dressed"])
+def test_nothing_is_read_before_it_is_written(name, monkeypatch):
+    """Workspace and outputs full of NaN, and of large numbers, change no bit of a result."""
+    if name == "dressed":
+        inputs = [dressed(6, text=text) for text in DRESSED]
+    else:
+        shape, bands = CASES[name]
+        q, k, v, grad = tensors(shape)
+        inputs = [(call_of(q, k, v, bands, scale=0.3, dropout=0.1, seed=8), grad)]
+    for call, grad in inputs:
+        found = []
+        for dirt in (0.0, math.nan, 3e38):
+            patch = {
+                "workspace": lambda floats, dirt=dirt: library.workspace(floats).fill_(dirt),
+                "room": lambda *sizes, dirt=dirt: library.room(*sizes).fill_(dirt),
+            }
+            for one, dirty in patch.items():
+                monkeypatch.setattr(native, one, dirty)
+            found.append(both(NATIVE, call, grad))
+        for other in found[1:]:
+            assert all(x is y or torch.equal(x, y) for x, y in zip(found[0], other, strict=True))

@@ -75,7 +75,7 @@ void blame(const Row& row, float* s, const Dice& dice, const Blame& with) {
   const vf l = all(with.lse), d = all(with.delta), c = all(with.factor), g = all(with.grad_factor);
   for (int j = from; j < to; j += VL) {
     const vf score = E::PER == 1 ? load(p + j) : load(p + j) * c, back = E::PER == 1 ? load(s + j) : load(s + j) * g;
-    const vf e = exp2_of((MASK ? score + load(row.bias + j) : score) - l);
+    const vf e = exp2_of((MASK ? load(row.bias + j) < 0.f ? all(-INF) : score : score) - l);
     if (DROP) {
       const vi kept = dice.kept(row.hash, j);
       store(p + j, kept ? e : vf{});

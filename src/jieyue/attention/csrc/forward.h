@@ -55,8 +55,15 @@ template <class E> inline void clear_weights(const Row& row, int from, int to) {
   for (int j = from; j < to; j += VL) put_weights<E>(row, j, vf{});
 }
 
+// The highest of scores [from, to), whole panels, that no finite number is: NaN where there is one, else as it was found.
+inline float highest_not_finite(const float* s, int from, int to, float found) {
+  for (int j = from; j < to; j++)
+    if (s[j] != s[j]) return s[j];
+  return found;
+}
+
 // Turns scores, times `factor` where they are not made of scaled keys, into weights 2^(s - top), 0 outside the row's keys,
-// and updates its state.
+// and updates its state.  A NaN score makes the sum NaN, and the top too where no other score is finite.
 template <class E, bool MASK, bool DROP>
 void soften(const Row& row, const Dice& dice, float factor, float& top, float& sum, float* acc, int V) {
   float* s = row.s;
@@ -75,13 +82,15 @@ void soften(const Row& row, const Dice& dice, float factor, float& top, float& s
   const auto score = [&](int at) { return E::PER == 1 ? load(s + at) : load(s + at) * c; };
   if (MASK)
     for (; j < to; j += VL) {
-      const vf x = load(s + j) + load(row.bias + j);
+      const vf x = load(row.bias + j) < 0.f ? none : load(s + j);  // a sum would keep NaN
       store(s + j, x);
-      high = highest(high, E::PER == 1 ? x : x * c);
+      high = highest(E::PER == 1 ? x : x * c, high);
     }
-  for (; j + 2 * VL <= to; j += 2 * VL) high = highest(high, score(j)), high2 = highest(high2, score(j + VL));
-  for (; j < to; j += VL) high = highest(high, score(j));
-  const float before = top, now = larger(before, highest_of(highest(high, high2)));
+  for (; j + 2 * VL <= to; j += 2 * VL) high = highest(score(j), high), high2 = highest(score(j + VL), high2);
+  for (; j < to; j += VL) high = highest(score(j), high);
+  const float before = top;
+  float now = larger(before, highest_of(highest(high, high2)));
+  if (now - now != 0.f) now = highest_not_finite(s, from, to, now);
   if (now == -INF) return clear_weights<E>(row, from, to);
   const vf t = all(now);
   vf total = {}, total2 = {};
@@ -119,11 +128,12 @@ inline void begin_row(const Plan& plan, const Outputs& to, int i, float& top, fl
 
 // `sink` is one more score, times log2 e, or minus infinity.
 inline void end_row(const Plan& plan, const Outputs& to, int i, float top, float sum, const float* acc, float sink) {
+  const bool infinite = top == INF && sink == sink;  // then sum is NaN
   float fade = 1;
   if (sink != -INF) {
     const float now = larger(top, sink);
     fade = sum == 0.f ? 0.f : exp2_of(top - now);
-    sum = sum * fade + exp2_of(sink - now);
+    sum = sum * fade + (sink == now ? 1.f : exp2_of(sink - now));  // both may be infinite
     top = now;
   }
   const float share = sum == 0.f ? 0.f : plan.call.kept_scale * fade / sum;
@@ -135,7 +145,7 @@ inline void end_row(const Plan& plan, const Outputs& to, int i, float top, float
     to.out.put(i, d, y);
   }
   if (watched && sum_of(odd) != 0.f) *plan.call.nonfinite = 1;
-  to.lse[i * to.lse_stride] = sum == 0.f ? -INF : (top + log2_of(sum)) * LN2;
+  to.lse[i * to.lse_stride] = sum == 0.f ? -INF : infinite ? INF : (top + log2_of(sum)) * LN2;
 }
 
 template <class E> using Weights = void (*)(const Row&, const Dice&, float, float&, float&, float*, int);

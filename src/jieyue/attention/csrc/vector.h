@@ -56,7 +56,7 @@ inline vh narrow(vf x) {  // to the nearest, ties to even; NaN stays NaN
 inline vf load_any(const bf16* p) { return widen(*(const vh_unaligned*)p); }
 inline void store_any(bf16* p, vf x) { *(vh_unaligned*)p = narrow(x); }
 inline vf all(float x) { return x - vf{}; }
-inline vf highest(vf a, vf b) { return a > b ? a : b; }
+inline vf highest(vf a, vf b) { return a > b ? a : b; }  // b where one of them is NaN
 inline vi lanes() {
   vi r;
   for (int i = 0; i < VL; i++) r[i] = i;
@@ -106,8 +106,9 @@ inline vf exp2_of(vf x) {
 
 inline float exp2_of(float x) { return exp2_of(all(x))[0]; }
 
-// log2 of a positive normal number, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
+// log2 of a positive normal number or NaN, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
 inline float log2_of(float x) {
+  if (x != x) return x;
   int32_t bits;
   memcpy(&bits, &x, 4);
   const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2) <= m < sqrt(2)
