@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from jieyue import __version__, machine
-from jieyue.attention import State, full, parse
+from jieyue.attention import State
 from jieyue.data.batch import IGNORED
-from jieyue.hf.entries import split_layers
+from jieyue.hf.entries import HeadsEntry, parse_entry, split_layers
 from jieyue.hf.loading import load
 from jieyue.hf.positions import ROTARY, stretch
 from jieyue.hf.use import use
@@ -37,7 +37,7 @@ from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK, batches_of
 
 CHOSEN, PRICE, CACHE, FORWARD = "Layers that stay full", "Price by length", "Cache", "Forward pass"
-STEP, TOKEN = "Training step", "One more token"
+CHOSEN_HEADS, STEP, TOKEN = "Heads that stay full", "Training step", "One more token"
 SECOND, TRAINED, POSITIONS = "Price by length, second text", "Trained", "Beyond the trained length"
 
 
@@ -130,12 +130,15 @@ def beyond(given, model, tokenizer, attention, length):
     return found
 
 
-def kept_bytes(config, pattern, length):
-    """What one layer's state holds after so many tokens."""
-    heads, size = (
-        config.num_key_value_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-    )
+def kept_bytes(config, entry, length):
+    """What one layer's states hold after so many tokens."""
+    heads = config.num_key_value_heads
+    groups = entry.groups(heads) if isinstance(entry, HeadsEntry) else [(entry, range(heads))]
+    return sum(state_bytes(config, one.pattern, len(own), length) for one, own in groups)
+
+
+def state_bytes(config, pattern, heads, length):
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     state = State(pattern.causal())
     for first in range(0, length, 1024):
         keys = torch.zeros(1, heads, min(1024, length - first), size)
@@ -145,12 +148,12 @@ def kept_bytes(config, pattern, length):
 
 
 def caches(config, attention, lengths):
-    entries = [parse(text) for text in split_layers(attention)]
+    entries = [parse_entry(text) for text in split_layers(attention)]
     layers = [entries[number % len(entries)] for number in range(config.num_hidden_layers)]
     found = []
     for length in lengths:
-        each = {str(one): kept_bytes(config, one, length) for one in {*layers, full()}}
-        whole, sparse = each[str(full())] * len(layers), sum(each[str(one)] for one in layers)
+        each = {str(one): kept_bytes(config, one, length) for one in {*layers, parse_entry("full()")}}
+        whole, sparse = each["full()"] * len(layers), sum(each[str(one)] for one in layers)
         found.append([length, whole, sparse, sparse / whole])
         print(json.dumps({"what": "cache", "tokens": length, "full": whole, "sparse": sparse}), flush=True)
     return found
@@ -239,7 +242,7 @@ def chosen_of(name, folder):
             [item for item in one.items if not isinstance(item, Picture)],
         )
         for one in found
-        if one.title == CHOSEN or one.title.startswith("Price without")
+        if one.title in (CHOSEN, CHOSEN_HEADS) or one.title.startswith("Price without")
     ]
 
 

@@ -103,7 +103,7 @@ def test_bad_input_is_refused_at_the_door(given, says, place, tmp_path):
 
 def test_one_key_value_head_leaves_nothing_to_choose():
     with (
-        pytest.raises(InputError, match="1 key-value heads, expected as many in every layer"),
+        pytest.raises(InputError, match="1 key-value head, expected as many in every layer"),
         switched_layers(make("llama", num_key_value_heads=1), NEAR, by_heads=True),
     ):
         pass

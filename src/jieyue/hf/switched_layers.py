@@ -125,11 +125,14 @@ def switched_layers(model: PreTrainedModel, attention: str, by_heads: bool = Fal
 
 
 def _heads_of(name: str, layers: Sequence[LayerAttention]) -> int:
+    """How many key-value heads each of these layers has; ``InputError`` where these are not as many, or one, or were not seen."""
     counts = sorted({0 if layer.heads is None else layer.heads for layer in layers})
-    if len(counts) > 1 or counts[0] < 2:
-        found = f"{name}, whose layers have {' or '.join(map(str, counts))} key-value heads"
-        raise InputError("full_heads", found, "as many in every layer, at least 2", "choose layers with full_layers")
-    return counts[0]
+    if len(counts) == 1 and counts[0] > 1:
+        return counts[0]
+    found = f"{name}, whose layers have {' or '.join(map(str, counts))} key-value head{'' if counts == [1] else 's'}"
+    if counts[0] == 0:
+        found = f"{name}, of which use() could not see how many key-value heads a layer has"
+    raise InputError("full_heads", found, "as many in every layer, at least 2", "choose layers: full_layers")
 
 
 def _around(model: PreTrainedModel, paths: Sequence[str]) -> RememberedLayers | None:

@@ -1,0 +1,154 @@
+"""Key-value heads that stay full beside whole layers, in a pretrained model: as many heads, so the same cache, and the price of each.
+
+    python benchmarks/long_heads.py MODEL --choice CHOICE --calibrate OTHER --text VALID --length 1024 --rows 4 --out FOLDER
+
+--choice is the folder that ``jieyue sparsify --full-layers N`` left; as many heads as those layers have stay full. They are ranked on
+rows of --calibrate: by the derivative of the loss to a gate between a head's full and sparse output (one forward and backward
+pass), and at queries drawn from the text (``jieyue verify attention``) by how far the pattern moves the head's output and by the
+softmax mass that it drops (one pass). No joint price is asked for, as ``jieyue sparsify --full-heads`` does; that needs some hundred
+passes. The price is told on rows of --text, without training. Writes ``long-heads.json``, anew after each choice.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from long import batches_for, caches
+
+from jieyue import machine
+from jieyue.hf.attention import attention_modules
+from jieyue.hf.attention_deviation import measure_deviation
+from jieyue.hf.entries import parse_entry, split_layers
+from jieyue.hf.layers import SLOT
+from jieyue.hf.loading import load
+from jieyue.hf.use import use
+from jieyue.report import Report
+from jieyue.run.sparsify import CHOICE
+from jieyue.tasks.sparsify.costs import costs_of, price
+from jieyue.tasks.sparsify.objectives import text_loss
+
+TITLE = "Heads that stay full, beside layers"
+
+
+def ranks(model, batches, sparse, queries, heads):
+    """(mass, distance) of each key-value head, numbered through all layers: means over the drawn queries and its query heads."""
+    given = [{**batch, "attention_mask": torch.ones_like(batch["input_ids"])} for batch in batches]
+    found = measure_deviation(model, given, sparse, num_queries=queries)
+    return [
+        torch.cat([getattr(one.found, what).mean(1).view(heads, -1).mean(1) for one in found]).tolist()
+        for what in ("mass", "distance")
+    ]
+
+
+def derivatives(model, batches, sparse, heads):
+    """What the loss of a token would rise by if each head's output were the sparse one, to first order."""
+    use(model, attention="full()")
+    model.requires_grad_(False)
+    modules = [module for _, module in attention_modules(model)]
+    gates = {module: torch.zeros(heads, requires_grad=True) for module in modules}
+    whole, near = (parse_entry(text).causal() for text in ("full()", sparse))
+
+    def gated(module, q, k, v, ask, scale):
+        vars(module)[SLOT].called = True
+        out = whole.attend(q, k, v, ask, scale=scale)
+        moved = near.attend(q, k, v, ask, scale=scale) - out
+        return out + gates[module].repeat_interleave(q.shape[1] // heads)[None, :, None, None] * moved
+
+    for module in modules:
+        vars(module)[SLOT].watch = gated
+    weight = 0.0
+    for batch in batches:
+        for row in range(len(batch["input_ids"])):
+            tally = text_loss(model, {name: one[row : row + 1] for name, one in batch.items()})
+            tally.total.backward()
+            weight += float(tally.weight)
+    use(model, attention=None)
+    return (torch.cat([gates[module].grad for module in modules]) / weight).tolist()
+
+
+def listed(chosen, heads, sparse, num_layers):
+    """The list that ``use`` takes for these full heads."""
+    entries = []
+    for layer in range(num_layers):
+        own = [head for head in range(heads) if layer * heads + head in chosen]
+        named = f"heads({','.join(map(str, own))}: full(), else: {sparse})" if own else sparse
+        entries.append("full()" if len(own) == heads else named)
+    return ",".join(entries)
+
+
+def ways(given, model, tokenizer):
+    """Name -> attention of everything that is priced."""
+    attention = json.loads((given.choice / CHOICE).read_text(encoding="utf-8"))["attention"]
+    layers, heads = split_layers(attention), model.config.num_key_value_heads
+    (sparse,) = {one for one in layers if one != "full()"}
+    count, total = layers.count("full()") * heads, len(layers) * heads
+    calibration = batches_for(tokenizer, given.calibrate, given.length, given.calibration_rows)
+    mass, distance = ranks(model, calibration, sparse, given.queries, heads)
+    found = {"chosen layers": attention}
+    for name, own in (
+        ("heads by the loss's derivative", derivatives(model, calibration, sparse, heads)),
+        ("heads by moved output", distance),
+        ("heads by dropped mass", mass),
+    ):
+        best = sorted(range(total), key=lambda head: -own[head])[:count]
+        found[name] = listed(best, heads, sparse, len(layers))
+        print(json.dumps({"what": "ranked", "by": name, "full": sorted(best)}), flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--choice", type=Path, required=True)
+    parser.add_argument("--calibrate", type=Path, nargs="+", required=True, help="text by which heads are ranked")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="text on which the price is told")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--calibration-rows", type=int, default=2)
+    parser.add_argument("--queries", type=int, default=128)
+    parser.add_argument("--cache", type=int, default=16384)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    model, tokenizer = load(given.model, "causal-lm")
+    asked = ways(given, model, tokenizer)
+    batches = batches_for(tokenizer, given.text, given.length, given.rows)
+    base, half, rows = costs_of(model, batches), given.length // 2, []
+    for name, attention in asked.items():
+        use(model, attention=attention)
+        own = costs_of(model, batches)
+        use(model, attention=None)
+        late = own.between(half, given.length) - base.between(half, given.length)
+        share = caches(model.config, attention, [given.cache])[0][3]
+        rows.append([name, own.mean, price(own, base), late, share])
+        print(json.dumps({"what": "price", "full": name, "loss": own.mean, "price": rows[-1][2].value}), flush=True)
+        if given.out is not None:
+            print(told(given, base, batches, rows, asked).save(given.out, "long-heads").json, flush=True)
+
+
+def told(given, base, batches, rows, asked):
+    """The report of what was priced until now."""
+    report = Report("Key-value heads that stay full", about="untrained; by benchmarks/long_heads.py")
+    columns = [
+        "full",
+        ("loss", "nats"),
+        ("price", "share"),
+        ("in the later half", "nats"),
+        (f"cache at {given.cache:,}", "share"),
+    ]
+    count = sum(len(batch["input_ids"]) for batch in batches)
+    note = (
+        f"{count} rows of {given.length:,} tokens; every layer full: {base.mean:.4f} nats. Heads ranked on "
+        f"{given.calibration_rows} rows of other text, {given.queries} queries; layers chosen by joint prices."
+    )
+    report.section(TITLE).table(columns, rows, title=TITLE, note=note)
+    report.section("Settings").facts(
+        {"processor": machine.cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+         "date": time.strftime("%Y-%m-%d"), **asked}
+    )  # fmt: skip
+    return report
+
+
+if __name__ == "__main__":
+    main()
