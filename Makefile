@@ -124,8 +124,11 @@ sparsify-demo: setup
 	@if [ ! -f $(DEMO)/chat/report.html ]; then \
 	  $(BIN)/jieyue train chat --model tiny --budget 1GiB --time 225s --out $(DEMO)/chat; \
 	fi
-	$(BIN)/jieyue sparsify $(DEMO)/chat --attention "first(4)+local(16)" --row-tokens 256 --full-layers auto:+1% --tokens 100k \
-	  --learning-rate 2e-4 --control --budget 2GiB --out $(DEMO)/sparse --overwrite
+	@$(BIN)/python -c "from jieyue.data.corpora.everyday import compose_talks, heldout_talks; from pathlib import Path; \
+	  [Path('$(DEMO)', name).write_text('\n'.join(turn.text for talk in talks for turn in talk), encoding='utf-8') \
+	  for name, talks in (('talks.txt', compose_talks(0)), ('talks-held-out.txt', heldout_talks()))]"
+	$(BIN)/jieyue sparsify $(DEMO)/chat --attention "first(4)+local(16)" --data $(DEMO)/talks.txt --held-out $(DEMO)/talks-held-out.txt \
+	  --row-tokens 256 --full-layers auto:+1% --tokens 100k --learning-rate 2e-4 --control --budget 2GiB --out $(DEMO)/sparse --overwrite
 	@echo; echo "Model   $(DEMO)/sparse"; echo "Report  $(DEMO)/sparse/report.html"; echo "Try next:"
 	@echo "  $(BIN)/jieyue chat $(DEMO)/sparse"
 

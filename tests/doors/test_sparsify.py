@@ -306,8 +306,8 @@ def test_named_layers_stay_full_and_nothing_is_chosen(place, tmp_path, monkeypat
     monkeypatch.setattr(
         "jieyue.run.layer_prices.costs_of", lambda *some, **named: (priced.append(1), costs_of(*some, **named))[1]
     )
-    done = jieyue.sparsify(place / "llama", **given, full_layers=[0, 2], out=tmp_path / "out")
-    assert list(attention_of(done.model).values()) == ["full()", "local(4)", "full()"]
+    done = jieyue.sparsify(place / "llama", **given, full_layers=[0, 1], out=tmp_path / "out")
+    assert list(attention_of(done.model).values()) == ["full()", "full()", "local(4)"]
     assert len(priced) == 2 * 4, "the told settings on two texts, and no price besides"
     facts = told(done.report)
     assert facts["full layers"] == "2 of 3" and facts["chosen"] == "as asked" and "prices asked for" not in facts

@@ -12,7 +12,7 @@ from jieyue.tasks.sparsify.task import position_edges
 from .layer_options import Choosing
 from .layer_prices import CHOSEN, CHOSEN_HEADS, Measured
 
-__all__ = ["SECTION", "TRAINED", "choice_section", "positions_section", "prices_section"]
+__all__ = ["SECTION", "TRAINED", "choice_section", "positions_section", "prices_section", "unlearned_note"]
 
 SECTION, SECTION_OF_HEADS, TRAINED = "Layers that stay full", "Heads that stay full", "sparse, trained"
 _LAYERS = ("full layers", "layer made sparse", "layer made sparse alone", "Layer by layer", "Price by full layers")
@@ -58,6 +58,17 @@ def choice_section(report: Report, measured: Measured, calibration_rows: int, ro
         is_loss = next(iter(measured.costs["calibration"].values())).is_loss
         unit = "% of perplexity" if is_loss else "% of 1 − cos"
         section.picture(Picture.lines(drawn, {"calibration text": points}, x=full, y=unit))
+
+
+def unlearned_note(report: Report, measured: Measured) -> None:
+    """Says of a model that knows a text no better than a guess that prices on it mean nothing; of others nothing."""
+    for text, costs in measured.costs.items():
+        base = next(iter(costs.values()))
+        if base.is_loss and base.mean >= measured.guess:
+            report.section(SECTION_OF_HEADS if measured.heads > 1 else SECTION).note(
+                f"On the {text} text the full model's loss is {base.mean:.2f} nats, no better than a guess among all tokens of its "
+                f"vocabulary ({measured.guess:.2f}): it has not learned this kind of text, and a price there means nothing."
+            )
 
 
 def positions_section(report: Report, choosing: Choosing, positions: int) -> None:

@@ -40,7 +40,7 @@ from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_
 from .plan import check_budget
 from .resume import RESOLVED
 from .sections import settings_section
-from .sparse_sections import TRAINED, choice_section, positions_section, prices_section
+from .sparse_sections import TRAINED, choice_section, positions_section, prices_section, unlearned_note
 
 __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 
@@ -225,6 +225,7 @@ def _told(config: RunConfig, measured: Measured, texts: Sequence[Text], settings
         title = f"Price without training, {text.name}"
         prices_section(report, title, text.name, measured.settings(text.name), settings.row_tokens)
     choice_section(report, measured, texts[0].num_rows, settings.row_tokens)
+    unlearned_note(report, measured)
     prices_section(
         report, "Price on the calibration text", "calibration", measured.settings("calibration"), settings.row_tokens
     )
