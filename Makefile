@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all gpu-check sanitize demo chat bench long long-seeds long-trained long-encoder sparsify-demo docs dist clean
+.PHONY: setup test test-all gpu-check sanitize demo chat bench long long-seeds long-heads long-trained long-encoder sparsify-demo docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -107,6 +107,10 @@ long: setup
 # The same model trained a little beside the full one trained alike, three seeds: LEARN is a file of text that neither chose nor judges.
 long-seeds: setup
 	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 100k --lengths 2048 --runs runs/long-seeds --out benchmarks/results
+
+# As many key-value heads full as the choice has in its full layers, so the same cache: LEARN is a file of text by which heads are ranked.
+long-heads: setup
+	$(BIN)/python benchmarks/long_heads.py $(MODEL) --choice $(CHOICE) --calibrate $(LEARN) --text $(TEXT) --length 1024 --rows 4 --out benchmarks/results
 
 # Folders that were trained, each beside the model as it is and beside the first of them, on a second kind of text too.
 # make long-trained MODEL=… CHOICE=… TEXT=… SECOND=file of other text TRAINED="control=folder sparse=folder distilled=folder"

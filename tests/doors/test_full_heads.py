@@ -2,6 +2,7 @@
 
 import json
 
+import numpy
 import pytest
 import torch
 import transformers
@@ -15,9 +16,12 @@ from jieyue.hf.attention_deviation import measure_deviation
 from jieyue.hf.dense import patterns_of
 from jieyue.hf.switched_layers import switched_layers
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.run.layer_choice import Choice
 from jieyue.run.layer_options import Choosing
+from jieyue.run.layer_prices import Measured
+from jieyue.run.sparse_sections import unlearned_note
 from jieyue.run.sparsify import CHOICE
-from jieyue.tasks.sparsify.costs import costs_of
+from jieyue.tasks.sparsify.costs import Costs, costs_of
 
 NEAR = "first(1)+local(2)"
 THREE = {"num_key_value_heads": 3, "num_attention_heads": 6, "hidden_size": 48}
@@ -134,6 +138,15 @@ def test_judging_reads_as_many_held_out_tokens_as_pricing_and_says_so(place, tmp
     titles = {section.title for section in rest.sections}
     assert "What each saving was worth" not in titles, "the control's savings are the other's: measured once"
     assert "What each saving was worth" in {section.title for section in done.report.sections}
+
+
+def test_a_text_that_the_model_does_not_know_is_told():
+    one, choice = numpy.array([1.0, 1.0]), Choice((), (), (), {}, 0)
+    costs = Costs(4.5 * one, one, one, one, True)
+    for guess, is_told in ((4.0, True), (5.0, False)):
+        report = jieyue.Report("")
+        unlearned_note(report, Measured("local(2)", choice, 2, {"held out": {"every layer full": costs}}, guess=guess))
+        assert bool(report.sections) == is_told
 
 
 def test_slow_updates_are_timed_fewer_times(monkeypatch):

@@ -319,6 +319,7 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
         report = jieyue.sparsify(place / "llama", **given, out=tmp_path).report
     rows = {row[0] for section in report.sections for item in section.items for row in getattr(item, "rows", ())}
     assert "chosen layers full, linear branch off" in rows
+    assert "chosen layers full" in rows and "evenly spaced layers full" not in rows, "no layer is full to be spaced"
 
 
 @pytest.mark.parametrize(
