@@ -27,7 +27,9 @@ def test_the_engine_told_is_the_one_that_is_picked():
     import torch
 
     from jieyue.attention import Call, full, pick
+    from jieyue.attention.engines import native
 
     q = torch.zeros(1, 1, 1024, 64)
     facts = {item.what: item.value for item in environment().sections[2].items if hasattr(item, "what")}
     assert facts["engine"] == pick(Call(q, q, q, full())).name
+    assert facts.get("kernel build") == (native.builds()[0] if facts["engine"] == "native" else None)

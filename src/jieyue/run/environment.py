@@ -10,6 +10,7 @@ import torch
 
 from jieyue import __version__
 from jieyue.attention import Call, full, why
+from jieyue.attention.engines.native import NATIVE, builds
 from jieyue.machine import available_bytes, cpu_name, malloc_name, usable_cores
 from jieyue.report import Report, Section
 
@@ -80,6 +81,9 @@ def _engines(section: Section) -> None:
     refusals = why(Call(q, q, q, full()))
     used = next(name for name, refusal in refusals if refusal is None)
     section.fact("engine", used, how="float32, 1,024 tokens, on the CPU", key=True)
+    if used == NATIVE.name:
+        fastest, *others = builds()
+        section.fact("kernel build", fastest, how=f"the fastest here; also {', '.join(others)}" if others else "")
     section.fact("vector instructions", torch.backends.cpu.get_cpu_capability(), how="as torch sees them")
     section.table(["engine", "can", "why not"], [[name, refusal is None, refusal or ""] for name, refusal in refusals])
 

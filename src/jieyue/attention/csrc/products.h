@@ -4,6 +4,9 @@
 // probabilities read rows.
 #pragma once
 #include "vector.h"
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && VL == 4
+#include "blocks.h"
+#endif
 
 #if VL == 16 || defined(__aarch64__)  // 32 registers
 #define QM 8  // queries of a score tile
@@ -64,6 +67,7 @@ template <int to_write> inline void prefetch(const Rows& x, int from, int to) {
 // product sums over.  Sums are floats either way.
 struct Floats {
   static const int PER = 1;
+  static const bool BLOCKS = false;  // multiplies number by number, not block by block
   static vf spread(const float* cell) { return all(*cell); }
   static vf add_product(vf sum, vf x, vf y) { return sum + x * y; }
 };
@@ -72,6 +76,7 @@ struct Floats {
 #define PAIRS 1
 struct Pairs {
   static const int PER = 2;
+  static const bool BLOCKS = false;
   static vf spread(const float* cell) {
     int32_t bits;
     memcpy(&bits, cell, 4);
@@ -81,13 +86,6 @@ struct Pairs {
 };
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && VL == 4
 #define PAIRS 1
-struct Pairs {
-  static const int PER = 2;
-  static vf spread(const float* cell) { return (vf)vld1q_dup_s32((const int32_t*)cell); }
-  static vf add_product(vf sum, vf x, vf y) {
-    return (vf)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)y);
-  }
-};
 #else
 #define PAIRS 0
 typedef Floats Pairs;
@@ -165,61 +163,73 @@ void pack_summed(const Rows& x, int first, int rows, const float* bias, int ld, 
 // s[M queries][N panels] = query rows . key panels
 template <class E, int M, int N>
 inline void score_tile(const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds) {
-  vf a[M][N];
-  UNROLL for (int i = 0; i < M; i++) {
-    UNROLL for (int j = 0; j < N; j++) a[i][j] = vf{};
-  }
-  const int64_t panel = (int64_t)depth * VL;
-  for (int d = 0; d < depth; d++, q++, keys += VL) {
-    vf b[N];
-    UNROLL for (int j = 0; j < N; j++) b[j] = load(keys + j * panel);
+  if constexpr (E::BLOCKS) {
+    E::template multiply<M, N, false>({q, 1, ldq}, {keys, VL, (int64_t)depth * VL}, depth, nullptr, s, lds);
+  } else {
+    vf a[M][N];
     UNROLL for (int i = 0; i < M; i++) {
-      const vf x = E::spread(q + i * ldq);
-      UNROLL for (int j = 0; j < N; j++) a[i][j] = E::add_product(a[i][j], x, b[j]);
+      UNROLL for (int j = 0; j < N; j++) a[i][j] = vf{};
     }
-  }
-  UNROLL for (int i = 0; i < M; i++) {
-    UNROLL for (int j = 0; j < N; j++) store(s + i * lds + j * VL, a[i][j]);
+    const int64_t panel = (int64_t)depth * VL;
+    for (int d = 0; d < depth; d++, q++, keys += VL) {
+      vf b[N];
+      UNROLL for (int j = 0; j < N; j++) b[j] = load(keys + j * panel);
+      UNROLL for (int i = 0; i < M; i++) {
+        const vf x = E::spread(q + i * ldq);
+        UNROLL for (int j = 0; j < N; j++) a[i][j] = E::add_product(a[i][j], x, b[j]);
+      }
+    }
+    UNROLL for (int i = 0; i < M; i++) {
+      UNROLL for (int j = 0; j < N; j++) store(s + i * lds + j * VL, a[i][j]);
+    }
   }
 }
 
 // out[M][N vectors] += sum over keys of p[M][key] * rows[key]
 template <class E, int M, int N>
 inline void weigh_tile(const float* p, int64_t ldp, const float* rows, int64_t ld, int keys, float* out) {
-  vf a[M][N];
-  UNROLL for (int i = 0; i < M; i++) {
-    UNROLL for (int j = 0; j < N; j++) a[i][j] = load(out + i * ld + j * VL);
-  }
-  for (int k = 0; k < keys; k++, rows += ld) {
-    vf b[N];
-    UNROLL for (int j = 0; j < N; j++) b[j] = load(rows + j * VL);
+  if constexpr (E::BLOCKS) {
+    E::template multiply<M, N, false>({p, 1, ldp}, {rows, ld, VL}, keys, out, out, ld);
+  } else {
+    vf a[M][N];
     UNROLL for (int i = 0; i < M; i++) {
-      const vf x = E::spread(p + i * ldp + k);
-      UNROLL for (int j = 0; j < N; j++) a[i][j] = E::add_product(a[i][j], x, b[j]);
+      UNROLL for (int j = 0; j < N; j++) a[i][j] = load(out + i * ld + j * VL);
     }
-  }
-  UNROLL for (int i = 0; i < M; i++) {
-    UNROLL for (int j = 0; j < N; j++) store(out + i * ld + j * VL, a[i][j]);
+    for (int k = 0; k < keys; k++, rows += ld) {
+      vf b[N];
+      UNROLL for (int j = 0; j < N; j++) b[j] = load(rows + j * VL);
+      UNROLL for (int i = 0; i < M; i++) {
+        const vf x = E::spread(p + i * ldp + k);
+        UNROLL for (int j = 0; j < N; j++) a[i][j] = E::add_product(a[i][j], x, b[j]);
+      }
+    }
+    UNROLL for (int i = 0; i < M; i++) {
+      UNROLL for (int j = 0; j < N; j++) store(out + i * ld + j * VL, a[i][j]);
+    }
   }
 }
 
 // out[M keys][N vectors] += sum over queries of p[query][M keys] * rows[query]
 template <class E, int M, int N>
 inline void gather_tile(const float* p, int64_t ldp, const float* rows, int64_t ld, int queries, float* out) {
-  vf a[M][N];
-  UNROLL for (int i = 0; i < M; i++) {
-    UNROLL for (int j = 0; j < N; j++) a[i][j] = load(out + i * ld + j * VL);
-  }
-  for (int r = 0; r < queries; r++, p += ldp, rows += ld) {
-    vf b[N];
-    UNROLL for (int j = 0; j < N; j++) b[j] = load(rows + j * VL);
+  if constexpr (E::BLOCKS) {
+    E::template multiply<M, N, true>({p, ldp, 1}, {rows, ld, VL}, queries, out, out, ld);
+  } else {
+    vf a[M][N];
     UNROLL for (int i = 0; i < M; i++) {
-      const vf x = E::spread(p + i);
-      UNROLL for (int j = 0; j < N; j++) a[i][j] = E::add_product(a[i][j], x, b[j]);
+      UNROLL for (int j = 0; j < N; j++) a[i][j] = load(out + i * ld + j * VL);
     }
-  }
-  UNROLL for (int i = 0; i < M; i++) {
-    UNROLL for (int j = 0; j < N; j++) store(out + i * ld + j * VL, a[i][j]);
+    for (int r = 0; r < queries; r++, p += ldp, rows += ld) {
+      vf b[N];
+      UNROLL for (int j = 0; j < N; j++) b[j] = load(rows + j * VL);
+      UNROLL for (int i = 0; i < M; i++) {
+        const vf x = E::spread(p + i);
+        UNROLL for (int j = 0; j < N; j++) a[i][j] = E::add_product(a[i][j], x, b[j]);
+      }
+    }
+    UNROLL for (int i = 0; i < M; i++) {
+      UNROLL for (int j = 0; j < N; j++) store(out + i * ld + j * VL, a[i][j]);
+    }
   }
 }
 

@@ -48,6 +48,8 @@ inline vf widen(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
 inline vh narrow(vf x) {  // to the nearest, ties to even; NaN stays NaN
 #if defined(__AVX512BF16__)
   return (vh)_mm512_cvtneps_pbh((__m512)x);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && VL == 4
+  return (vh)vcvt_bf16_f32((float32x4_t)x);
 #else
   const vu u = (vu)x, rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
   return __builtin_convertvector(x == x ? rounded : u >> 16 | 64u, vh);
