@@ -67,7 +67,8 @@ def distilled(given, out, held_out, tokens, rate, seed):
     return jieyue.sparsify(
         given.model, attention=given.attention, data=text, held_out=held_out, full_layers=0, tokens=tokens, distill=given.distill,
         learning_rate=rate, effective_batch=given.effective_batch, row_tokens=ROW, calibration_tokens=1024, candidates=1,
-        price_tokens=given.price_tokens, evaluate_every=10**6, seed=seed, out=out, overwrite=True,
+        price_tokens=given.price_tokens, evaluate_every=10**6, save_steps=50, seed=seed, out=out, overwrite=True,
+        resume=(out / "choice.json").is_file(),
     ).report  # fmt: skip
 
 
@@ -234,8 +235,8 @@ def main():
         parser.add_argument(f"--{name}", type=Path, nargs="+", default=[])
     parser.add_argument("--runs", type=Path, default=Path("runs/long-encoder"))
     parser.add_argument("--distill", default="means")
-    parser.add_argument("--effective-batch", type=int, default=4)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--effective-batch", type=int, default=1)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-5, 6e-5])
     parser.add_argument("--rate-tokens", type=int, default=60_000)
     parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--price-tokens", type=int, default=32_768)

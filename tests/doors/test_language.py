@@ -104,7 +104,7 @@ def test_every_reported_message_has_its_chinese():
 
 
 SHORT = {"a folder", "files", "none", "one", "one for {}", "text", "the same", "{} text"}  # what data may say as well
-SHORT |= {"UTF-8", "columns", "distill='outputs'", "dtype=float32"}  # or is said so in Chinese too
+SHORT |= {"UTF-8", "columns", "distill='means'", "dtype=float32"}  # or is said so in Chinese too
 
 
 def mistakes(path):

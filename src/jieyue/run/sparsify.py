@@ -144,7 +144,7 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
     settings = replace(settings, kind=kind, teacher=config.model, judged_tokens=choosing.price_tokens)
     if kind == "encoder" and choosing.tokens and settings.distill == "none":
-        raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'")
+        raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='means'")
     if kind == "encoder" and choosing.control:
         raise InputError("control", "an encoder: the full model has nothing to learn from itself", "no control")
     return settings

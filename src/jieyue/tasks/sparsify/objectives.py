@@ -3,10 +3,10 @@
     none      Σ −log p of the tokens that are asked for
     logits    Σ KL(full ‖ sparse) over the vocabulary, at the same positions
     outputs   Σ over tokens of the mean over layers of ‖h − h_full‖² / ‖h_full‖²
-    means     outputs, and with as much weight the same of a row's mean state m: tokens · mean over layers of ‖m − m_full‖² / ‖m_full‖²
+    means     outputs, and with as much weight the same of a row's mean last state m: tokens · ‖m − m_full‖² / ‖m_full‖²
 
 Where a token cannot know what full attention told it, the nearest guess is the average over texts: the tokens come nearer to the full
-model's states while what they all lack, their text's own, goes missing in their mean. Of ``means`` that mean is a part.
+model's states while what they all lack, their text's own, goes missing in their mean. An encoder is judged by that mean.
 
 All are sums over tokens with their number, so that they can be divided. Logits are formed some positions at a time, and again in
 the backward pass.
@@ -70,8 +70,8 @@ def _outputs_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, Tens
     if with_means:
         tokens = counted.sum(1)
         shares = counted / tokens.clamp(min=1)[:, None]
-        rows = [_apart(*((shares[..., None] * states).sum(1) for states in pair)) for pair in layers]
-        total = total + (torch.stack(rows).mean(0) * tokens).sum()
+        own, whole = ((shares[..., None] * states).sum(1) for states in layers[-1])
+        total = total + (_apart(own, whole) * tokens).sum()
     return Tally(total, counted.sum())
 
 

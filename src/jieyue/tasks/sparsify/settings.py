@@ -22,7 +22,7 @@ LEAST_TOKENS = 16
 class SparseSettings(Settings):
     """``row_tokens``: of a row; every row is full. ``kind``: of ``KINDS``. ``train``: what is trained (``TRAINED``; adapters are of
     rank ``rank``). ``distill``: learn from the model ``teacher`` under full attention in place of the text: the outputs of its
-    layers, these and each row's mean of them, or its logits. ``share``: of a masked model's tokens that are hidden.
+    layers, these and each row's mean state, or its logits. ``share``: of a masked model's tokens that are hidden.
     ``judged_tokens``: of held-out text that judging reads, at most.
     """
 
@@ -30,7 +30,7 @@ class SparseSettings(Settings):
     train: str = option("all", "What is trained: all weights, qkvo (attention's matrices) or adapters.", metavar="WHAT")
     distill: str = option(
         "none",
-        "Learn from the full model: none (the text), outputs (of every layer), means (outputs, and each row's mean) or logits.",
+        "Learn from the full model: none (the text), outputs (of every layer), means (outputs, and each row's mean state) or logits.",
         metavar="WHAT",
     )
     rank: int = option(8, "Of the adapters.")
@@ -49,7 +49,7 @@ class SparseSettings(Settings):
                 found = repr(getattr(self, name))
                 raise InputError(f"{name}={found}", found, f"one of {', '.join(allowed)}")
         if self.distill == "logits" and self.kind == "encoder":
-            raise InputError("distill='logits'", "an encoder without a head", "distill='outputs'")
+            raise InputError("distill='logits'", "an encoder without a head", "distill='means'")
 
     def head(self, default: str) -> str:
         return KINDS[self.kind]

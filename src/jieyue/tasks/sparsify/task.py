@@ -153,7 +153,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         if settings.distill != "none":
             return Distilled(_teacher(settings), settings.distill)
         if settings.kind == "encoder":
-            raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='outputs'")
+            raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='means'")
         return text_loss
 
     def example_batch(self, settings: SparseSettings, rows: int, positions: int) -> dict[str, Tensor]:
