@@ -5,8 +5,8 @@
 --choice is the folder that ``jieyue sparsify --full-layers N`` left; as many heads as those layers have stay full. They are ranked on
 rows of --calibrate: by the derivative of the loss to a gate between a head's full and sparse output (one forward and backward
 pass), and at queries drawn from the text (``jieyue verify attention``) by how far the pattern moves the head's output and by the
-softmax mass that it drops (one pass). No joint price is asked for, as ``jieyue sparsify --full-heads`` does; that needs some hundred
-passes. The price is told on rows of --text, without training. Writes ``long-heads.json``, anew after each choice.
+softmax mass that it drops (one pass). ``jieyue sparsify --full-heads`` begins with the first of these and goes on by joint prices,
+which are not asked for here. The price is told on rows of --text, without training. Writes ``long-heads.json``, anew after each choice.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import torch
 from long import batches_for, caches
 
 from jieyue import machine
-from jieyue.hf.attention import attention_modules
 from jieyue.hf.attention_deviation import measure_deviation
-from jieyue.hf.entries import parse_entry, split_layers
-from jieyue.hf.layers import SLOT
+from jieyue.hf.entries import split_layers
+from jieyue.hf.gates import gate_derivatives
 from jieyue.hf.loading import load
+from jieyue.hf.switched_layers import switched_layers
 from jieyue.hf.use import use
 from jieyue.report import Report
 from jieyue.run.sparsify import CHOICE
@@ -40,32 +40,6 @@ def ranks(model, batches, sparse, queries, heads):
         torch.cat([getattr(one.found, what).mean(1).view(heads, -1).mean(1) for one in found]).tolist()
         for what in ("mass", "distance")
     ]
-
-
-def derivatives(model, batches, sparse, heads):
-    """What the loss of a token would rise by if each head's output were the sparse one, to first order."""
-    use(model, attention="full()")
-    model.requires_grad_(False)
-    modules = [module for _, module in attention_modules(model)]
-    gates = {module: torch.zeros(heads, requires_grad=True) for module in modules}
-    whole, near = (parse_entry(text).causal() for text in ("full()", sparse))
-
-    def gated(module, q, k, v, ask, scale):
-        vars(module)[SLOT].called = True
-        out = whole.attend(q, k, v, ask, scale=scale)
-        moved = near.attend(q, k, v, ask, scale=scale) - out
-        return out + gates[module].repeat_interleave(q.shape[1] // heads)[None, :, None, None] * moved
-
-    for module in modules:
-        vars(module)[SLOT].watch = gated
-    weight = 0.0
-    for batch in batches:
-        for row in range(len(batch["input_ids"])):
-            tally = text_loss(model, {name: one[row : row + 1] for name, one in batch.items()})
-            tally.total.backward()
-            weight += float(tally.weight)
-    use(model, attention=None)
-    return (torch.cat([gates[module].grad for module in modules]) / weight).tolist()
 
 
 def listed(chosen, heads, sparse, num_layers):
@@ -86,9 +60,11 @@ def ways(given, model, tokenizer):
     count, total = layers.count("full()") * heads, len(layers) * heads
     calibration = batches_for(tokenizer, given.calibrate, given.length, given.calibration_rows)
     mass, distance = ranks(model, calibration, sparse, given.queries, heads)
+    with switched_layers(model, sparse, by_heads=True) as switched:
+        rises = gate_derivatives(model, switched, calibration, text_loss)
     found = {"chosen layers": attention}
     for name, own in (
-        ("heads by the loss's derivative", derivatives(model, calibration, sparse, heads)),
+        ("heads by the loss's derivative", [rises[head] for head in range(total)]),
         ("heads by moved output", distance),
         ("heads by dropped mass", mass),
     ):

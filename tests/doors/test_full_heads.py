@@ -162,7 +162,7 @@ def test_slow_updates_are_timed_fewer_times(monkeypatch):
 
         return call
 
-    for seconds, rounds in ((1.0, 3), (14.0, 1), (40.0, 0)):
+    for seconds, rounds in ((1.0, 3), (5.0, 1), (12.0, 0)):
         calls.clear()
         found = measure._alternating({"a": taking("a", seconds), "b": taking("b", 2 * seconds)})
         assert calls.count("a") == calls.count("b") == 1 + rounds

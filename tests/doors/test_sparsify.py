@@ -374,7 +374,7 @@ def test_training_leaves_a_better_folder_and_is_told(name, how, place, tmp_path)
     facts = told(done.report)
     if "distill" not in how:
         assert facts["sparse, trained, on held out"].value < facts["chosen layers full, on held out"].value
-        assert facts["sparse, trained, on held out, against it trained alike"].value > -0.5, (
+        assert facts["sparse, trained, on held out, against the full model trained alike"].value > -0.5, (
             "the full model learned too"
         )
     if name == "bert":

@@ -58,7 +58,7 @@ class Stopped(KeyboardInterrupt):
 DEFAULT_BUDGET = "4GiB"
 _SAVINGS = (
     "Forward and backward of one update of the whole effective batch, with the run's own model, on the longest rows of the "
-    "data; warm, in turn, the median of three, of as many as a minute holds where they are slow, and cold where it holds none."
+    "data; warm, in turn, the median of three, or of those that begin within twenty seconds; cold where none does."
 )
 
 

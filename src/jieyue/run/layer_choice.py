@@ -7,8 +7,8 @@ Key-value heads, numbered through all layers, are chosen in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jieyue.errors import InputError
 
@@ -23,13 +23,15 @@ Price = Callable[[frozenset[int]], float]
 class Choice:
     """``full``: the layers that stay full, ascending. ``path``: (number of full layers, joint price) of every round, from all full;
     ``order``: the layers in the order in which they became sparse; ``alone``: layer -> price of it alone being sparse;
-    ``tried``: how many prices were asked for. Without path, order and prices where the layers were told and not chosen."""
+    ``tried``: how many prices were asked for. Without path, order and prices where the layers were told and not chosen.
+    ``estimates``: what was taken in place of the prices alone, to order what is tried; ``alone`` is then empty."""
 
     full: tuple[int, ...]
     path: tuple[tuple[int, float], ...]
     order: tuple[int, ...]
     alone: dict[int, float]
     tried: int
+    estimates: Mapping[int, float] = field(default_factory=dict)
 
 
 def choose_layers(
@@ -39,12 +41,14 @@ def choose_layers(
     *,
     candidates: int = 4,
     noun: str = "layer",
+    estimates: Mapping[int, float] | None = None,
     kept: Callable[[frozenset[int]], None] = lambda full: None,
 ) -> Choice:
     """Greedy choice among ``layers``. ``price(full)``: of these layers full and the others sparse, 0 for all of them full.
 
     With ``wanted.most`` it stops at the first round whose cheapest choice costs more; with ``wanted.count`` when so many are left;
     ``wanted.layers`` are the choice, and no price is asked. ``kept(full)``: told of the choice that later ones differ from.
+    ``estimates``: of what each costs alone, in place of asking for those prices; they only order what is tried first.
     ``noun``: what is chosen, for messages. ``InputError`` where other or more are wanted than there are. Cost: a price a layer, then
     up to ``candidates`` a round.
     """
@@ -57,14 +61,15 @@ def choose_layers(
     kept(whole)
     if wanted.count == len(layers):
         return Choice(tuple(sorted(whole)), ((len(layers), 0.0),), (), {}, 0)
-    alone = {layer: price(whole - {layer}) for layer in layers}
-    tried, full, reached = len(layers), whole, 0.0
-    gain = dict(alone)  # what each layer added when it was last tried
+    alone = {layer: price(whole - {layer}) for layer in layers} if estimates is None else {}
+    tried, full, reached = len(alone), whole, 0.0
+    gain = dict(alone if estimates is None else estimates)  # what each layer added when it was last tried
     path, order = [(len(whole), 0.0)], list[int]()
     while len(full) > (wanted.count or 0):
         some = sorted(full, key=lambda layer: (gain[layer], layer))[:candidates]
-        prices = {layer: alone[layer] if full == whole else price(full - {layer}) for layer in some}
-        tried += 0 if full == whole else len(some)
+        known = full == whole and estimates is None
+        prices = {layer: alone[layer] if known else price(full - {layer}) for layer in some}
+        tried += 0 if known else len(some)
         best = min(prices, key=lambda layer: (prices[layer], layer))
         if wanted.most is not None and prices[best] > wanted.most:
             break
@@ -73,7 +78,7 @@ def choose_layers(
         order.append(best)
         kept(full)
         path.append((len(full), reached))
-    return Choice(tuple(sorted(full)), tuple(path), tuple(order), alone, tried)
+    return Choice(tuple(sorted(full)), tuple(path), tuple(order), alone, tried, estimates or {})
 
 
 def check_full(wanted: FullLayers, layers: Sequence[int], noun: str = "layer") -> None:

@@ -30,7 +30,7 @@ __all__ = ["LengthCost", "Memory", "Price", "against_length", "measured_memory",
 Key = TypeVar("Key")
 
 ROUNDS = 3  # alternating timings of each setting, after a warm one
-LONG = 60.0  # seconds after which no further round begins
+LONG = 20.0  # seconds after which no further round begins
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,15 @@ from jieyue.tasks.sparsify.task import position_edges
 from .layer_options import Choosing
 from .layer_prices import CHOSEN, CHOSEN_HEADS, Measured
 
-__all__ = ["SECTION", "TRAINED", "choice_section", "positions_section", "prices_section", "unlearned_note"]
+__all__ = ["ALIKE", "SECTION", "TRAINED", "choice_section", "positions_section", "prices_section", "unlearned_note"]
 
 SECTION, SECTION_OF_HEADS, TRAINED = "Layers that stay full", "Heads that stay full", "sparse, trained"
 _LAYERS = ("full layers", "layer made sparse", "layer made sparse alone", "Layer by layer", "Price by full layers")
 _HEADS = ("full heads", "head made sparse", "head made sparse alone", "Head by head", "Price by full heads")
+ALIKE = "against the full model trained alike"
 TOLD = (CHOSEN, CHOSEN_HEADS, TRAINED)
 _HOW = "perplexity against the full model on the same rows; 95 % bootstrap over rows"
+_HOW_ALIKE = "perplexity against the full model trained alike, on the same rows; 95 % bootstrap over rows"
 _LIKENESS = "1 − cos of a row's mean state and the full model's; 95 % bootstrap over rows"
 
 
@@ -40,19 +42,25 @@ def choice_section(report: Report, measured: Measured, calibration_rows: int, ro
     how = f"by the joint price on {calibration_rows} rows of {row_tokens} tokens of the training part"
     section.fact("prices asked for", choice.tried, how=how)
     cells: list[list[Given]] = [
-        [left, None if place == 0 else measured.name(choice.order[place - 1]), f"{100 * joint:+.2f} %"]
+        [left, "none" if place == 0 else measured.name(choice.order[place - 1]), f"{100 * joint:+.2f} %"]
         for place, (left, joint) in enumerate(choice.path)
     ]
     section.table([full, made, "joint price"], cells, title="Round by round")
-    if choice.alone:
-        alone: list[list[Given]] = [[measured.name(one), f"{100 * own:+.3f} %"] for one, own in choice.alone.items()]
-        summed = 100 * sum(choice.alone[layer] for layer in choice.order)
+    single = choice.alone or choice.estimates
+    if single:
+        alone: list[list[Given]] = [[measured.name(one), f"{100 * own:+.3f} %"] for one, own in single.items()]
+        summed = 100 * sum(single[layer] for layer in choice.order)
         together = 100 * choice.path[-1][1]
         those = "heads" if by_heads else "layers"
         note = (
             f"The prices of the {len(choice.order)} {those} made sparse add up to {summed:+.2f} %; together they cost "
             f"{together:+.2f} %."
         )
+        if choice.estimates:
+            section.note(
+                "Heads were not priced alone: their prices alone are first-order estimates from one backward pass, which only order "
+                "what is tried."
+            )
         section.table([alone_made, "price"], alone, title=each, note=note)
         points = {float(left): 100 * joint for left, joint in choice.path}
         is_loss = next(iter(measured.costs["calibration"].values())).is_loss
@@ -88,9 +96,9 @@ def positions_section(report: Report, choosing: Choosing, positions: int) -> Non
 
 
 def prices_section(
-    report: Report, title: str, text: str, settings: Sequence[tuple[str, Costs]], row_tokens: int
+    report: Report, title: str, text: str, settings: Sequence[tuple[str, Costs]], row_tokens: int, *, key: bool = True
 ) -> None:
-    """Loss and price of each setting, the first one the base; then by position."""
+    """Loss and price of each setting, the first one the base; then by position. ``key``: the price stands at the report's top."""
     section, (_, base) = report.section(title), settings[0]
     kind = ("loss", "nats") if base.is_loss else ("mean cost", "")
     cells: list[list[Given]] = []
@@ -100,8 +108,9 @@ def prices_section(
             [name, _told(costs.mean), f"{100 * own.value:+.2f} % [{100 * own.low:+.2f}, {100 * own.high:+.2f}]"]
         )
         if name in TOLD:
-            how = f"{_HOW if base.is_loss else _LIKENESS}, {len(base.rows)} rows of {row_tokens} tokens"
-            section.fact(f"{name}, on {text}", own, "share", how, key=text != "calibration")
+            loss_how = _HOW_ALIKE if text.endswith(ALIKE) else _HOW
+            how = f"{loss_how if base.is_loss else _LIKENESS}, {len(base.rows)} rows of {row_tokens} tokens"
+            section.fact(f"{name}, on {text}", own, "share", how, key=key and text != "calibration")
     section.table(["setting", kind, "price"], cells, title=f"On {text}")
     edges = position_edges(row_tokens)
     found = [[_told(costs.between(*edge)) for _, costs in settings] for edge in edges]

@@ -40,7 +40,7 @@ from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_
 from .plan import check_budget
 from .resume import RESOLVED
 from .sections import settings_section
-from .sparse_sections import TRAINED, choice_section, positions_section, prices_section, unlearned_note
+from .sparse_sections import ALIKE, TRAINED, choice_section, positions_section, prices_section, unlearned_note
 
 __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 
@@ -254,11 +254,12 @@ def _tell_trained(
             found[text.name].append((name, costs_of(model, text.batches, reference=known[text.name])))
     told = Report("")
     for name, settings_of in found.items():
-        prices_section(told, f"Price after training, {name}", name, settings_of, settings.row_tokens)
-        if len(settings_of) > 2:  # against the full model trained alike
+        alike = len(settings_of) > 2
+        if alike:  # beside the full model trained alike: what training on the text did for both is not counted
             (_, _), sparse, control = settings_of
             section = f"Price against the full model trained alike, {name}"
-            prices_section(told, section, f"{name}, against it trained alike", [control, sparse], settings.row_tokens)
+            prices_section(told, section, f"{name}, {ALIKE}", [control, sparse], settings.row_tokens)
+        prices_section(told, f"Price after training, {name}", name, settings_of, settings.row_tokens, key=not alike)
     report.sections[:0] = told.sections
 
 
