@@ -1,5 +1,7 @@
 """Predicted equals measured within 1 % for two dozen families x optimizers x checkpointing x dtype; adapters, packed rows."""
 
+import logging
+
 import pytest
 import torch
 import transformers
@@ -158,6 +160,24 @@ def test_what_could_not_be_planned(head, name, setting):
     config = FAMILIES[head][name]()
     step = Subject(config=config, head=head, positions=32).step(setting)
     assert abs(error(step, setting)) <= 0.01
+
+
+def test_what_is_refused_is_told_in_one_line_alone():
+    """BART changes its logits after the output layer; torch would log a page for each trace that finds out."""
+    log, heard = logging.getLogger("torch._subclasses.fake_tensor"), []
+    listener = logging.Handler()
+    listener.emit = heard.append
+    step = Subject(config=FAMILIES["sequence-to-sequence"]["bart"](), head="sequence-to-sequence", positions=8).step(
+        Setting(micro_batch=2, chunked=True)
+    )
+    log.addHandler(listener)
+    try:
+        with pytest.raises(InputError, match="logits"):
+            predict(step, effective_batch=2, micro_batch=2)
+    finally:
+        log.removeHandler(listener)
+    assert heard == []
+    assert not log.disabled
 
 
 @pytest.mark.parametrize("name", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
