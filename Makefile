@@ -110,7 +110,7 @@ long-seeds: setup
 
 # As many key-value heads full as the choice has in its full layers, so the same cache: LEARN is a file of text by which heads are ranked.
 long-heads: setup
-	$(BIN)/python benchmarks/long_heads.py $(MODEL) --choice $(CHOICE) --calibrate $(LEARN) --text $(TEXT) --length 1024 --rows 4 --out benchmarks/results
+	$(BIN)/python benchmarks/long_heads.py $(MODEL) --choice $(CHOICE) --calibrate $(LEARN) --text $(TEXT) --tell 1024 2048 --rows 4 --out benchmarks/results
 
 # Folders that were trained, each beside the model as it is and beside the first of them, on a second kind of text too.
 # make long-trained MODEL=… CHOICE=… TEXT=… SECOND=file of other text TRAINED="control=folder sparse=folder distilled=folder"

@@ -1,6 +1,6 @@
 """Key-value heads that stay full beside whole layers, in a pretrained model: as many heads, so the same cache, and the price of each.
 
-    python benchmarks/long_heads.py MODEL --choice CHOICE --calibrate OTHER --text VALID --length 1024 --rows 4 --out FOLDER
+    python benchmarks/long_heads.py MODEL --choice CHOICE --calibrate OTHER --text VALID --tell 1024 2048 --rows 4 --out FOLDER
 
 --choice is the folder that ``jieyue sparsify --full-layers N`` left; as many heads as those layers have stay full. They are ranked on
 rows of --calibrate: by the derivative of the loss to a gate between a head's full and sparse output (one forward and backward
@@ -80,7 +80,8 @@ def main():
     parser.add_argument("--choice", type=Path, required=True)
     parser.add_argument("--calibrate", type=Path, nargs="+", required=True, help="text by which heads are ranked")
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="text on which the price is told")
-    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--length", type=int, default=1024, help="of the rows by which heads are ranked")
+    parser.add_argument("--tell", type=int, nargs="+", default=[1024], help="lengths at which prices are told")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--calibration-rows", type=int, default=2)
     parser.add_argument("--queries", type=int, default=128)
@@ -88,35 +89,32 @@ def main():
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     model, tokenizer = load(given.model, "causal-lm")
-    asked = ways(given, model, tokenizer)
-    batches = batches_for(tokenizer, given.text, given.length, given.rows)
-    base, half, rows = costs_of(model, batches), given.length // 2, []
-    for name, attention in asked.items():
-        use(model, attention=attention)
-        own = costs_of(model, batches)
-        use(model, attention=None)
-        late = own.between(half, given.length) - base.between(half, given.length)
-        share = caches(model.config, attention, [given.cache])[0][3]
-        rows.append([name, own.mean, price(own, base), late, share])
-        print(json.dumps({"what": "price", "full": name, "loss": own.mean, "price": rows[-1][2].value}), flush=True)
-        if given.out is not None:
-            print(told(given, base, batches, rows, asked).save(given.out, "long-heads").json, flush=True)
+    asked, rows = ways(given, model, tokenizer), []
+    share = {name: caches(model.config, attention, [given.cache])[0][3] for name, attention in asked.items()}
+    for place, length in enumerate(given.tell):
+        batches = batches_for(tokenizer, given.text, length, given.rows)
+        base, layers = costs_of(model, batches), None
+        for name, attention in list(asked.items())[: 2 if place else None]:
+            use(model, attention=attention)
+            own = costs_of(model, batches)
+            use(model, attention=None)
+            layers = own if layers is None else layers
+            late = own.between(length // 2, length) - base.between(length // 2, length)
+            beside = None if own is layers else price(own, layers)
+            rows.append([length, name, base.mean, own.mean, price(own, base), beside, late, share[name]])
+            print(json.dumps({"what": "price", "full": name, "tokens": length, "price": rows[-1][4].value}), flush=True)
+            if given.out is not None:
+                print(told(given, rows, asked).save(given.out, "long-heads").json, flush=True)
 
 
-def told(given, base, batches, rows, asked):
+def told(given, rows, asked):
     """The report of what was priced until now."""
     report = Report("Key-value heads that stay full", about="untrained; by benchmarks/long_heads.py")
-    columns = [
-        "full",
-        ("loss", "nats"),
-        ("price", "share"),
-        ("in the later half", "nats"),
-        (f"cache at {given.cache:,}", "share"),
-    ]
-    count = sum(len(batch["input_ids"]) for batch in batches)
+    columns = ["tokens", "full", ("every layer full", "nats"), ("loss", "nats"), ("price", "share")]
+    columns += [("beside the layers", "share"), ("in the later half", "nats"), (f"cache at {given.cache:,}", "share")]
     note = (
-        f"{count} rows of {given.length:,} tokens; every layer full: {base.mean:.4f} nats. Heads ranked on "
-        f"{given.calibration_rows} rows of other text, {given.queries} queries; layers chosen by joint prices."
+        f"{given.rows} rows of each length. Heads ranked on {given.calibration_rows} rows of {given.length:,} tokens of other text, "
+        f"{given.queries} queries; layers chosen by joint prices. Past the first length the first two are priced."
     )
     report.section(TITLE).table(columns, rows, title=TITLE, note=note)
     report.section("Settings").facts(
