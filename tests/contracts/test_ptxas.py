@@ -67,7 +67,8 @@ def test_what_ptxas_says_is_read(ptxas):
 
 
 def test_the_published_cells_spill_nothing_and_fit(ptxas):
-    """Each is of the tile that is launched today; plain attention is there for all six architectures, two types and two widths."""
+    """Each is of the tile that is launched today. Plain attention and all that it wears together are there for all six
+    architectures, two types and two widths."""
     lines = (ROOT / "benchmarks" / "results" / "ptxas.jsonl").read_text(encoding="utf-8").splitlines()
     cells = [json.loads(line) for line in lines]
     for cell in cells:
@@ -79,7 +80,9 @@ def test_the_published_cells_spill_nothing_and_fit(ptxas):
             assert cell["tile"] == tiles(cell["kernel"], ptxas.DTYPES[cell["dtype"]], cell["width"], worn, limit), cell
     known = {tuple(cell[key] for key in ptxas.KEYS) for cell in cells}
     kernels = ("attend_band", "add_query_gradients", "add_key_gradients", "row_products")
-    assert known >= set(itertools.product(ptxas.LIMITS, ["bfloat16", "float32"], [64, 128], ["plain"], kernels))
+    types = ["bfloat16", "float32"]
+    assert known >= set(itertools.product(ptxas.LIMITS, types, [64, 128], ["plain"], kernels))
+    assert known >= set(itertools.product(ptxas.LIMITS, types, [64, 128], ["together"], kernels[:3]))
 
 
 @pytest.mark.parametrize("room", [99 * 1024, 163 * 1024, 227 * 1024])
