@@ -124,7 +124,21 @@ def attention_files(folder: Path) -> list[Path]:
         most = 8 * torch.finfo(torch.float32).eps * product.abs().sum(-1).max().item()
         recorder = BandRecorder(files[-1], {"delta": Allowed(product.sum(-1), most)})
         recorder.delta(grad.to(dtype), out)
-    return [*files, _long_rows(folder)]
+    return [*files, _long_rows(folder), *_not_a_number(folder)]
+
+
+def _not_a_number(folder: Path) -> Iterator[Path]:
+    """A query that is NaN stays so, and its row alone."""
+    for name, call, grad, _ in list(_calls())[:3:2]:
+        clean, rounded = (_defined(call, grad, None, x) for x in (torch.float64, call.q.dtype))
+        spoilt = replace(call, q=call.q.clone())
+        spoilt.q[0, 0, 7] = torch.nan
+        exact = _defined(spoilt, grad, None, torch.float64)
+        assert exact["out"].isnan().any(-1).sum() == 1
+        allowed = {one: Allowed(exact[one], _tolerance(one, clean, rounded[one]).most) for one in ("out", "lse")}
+        path = folder / f"{name}-not-a-number-forward"
+        BandRecorder(path, allowed).attend(spoilt)
+        yield path
 
 
 def _long_rows(folder: Path) -> Path:

@@ -75,7 +75,7 @@ static double share_of(const Check& check, const char* data) {
   double worst = 0, square = 0, sum = 0, row_square = 0, row = 0;
   for (int64_t i = 0; i < check.count; i++) {
     const double x = value(data + check.result, i, check.half), e = ((const double*)(data + check.expected))[i];
-    const double error = x == e ? 0 : x - e;
+    const double error = x == e || (x != x && e != e) ? 0 : x - e;
     if (error != error) return INFINITY;
     worst = fmax(worst, fabs(error) / check.most);
     square += error * error, row += error / check.columns;
