@@ -42,7 +42,7 @@ def test_engines_are_reported_with_reasons():
 
 def test_grouped_heads_reach_the_kernel_as_they_are(monkeypatch):
     """Each layer calls it once, with the keys' own two heads for four of the queries."""
-    import jieyue.hf.entries as entries
+    import jieyue.hf.pattern_entries as entries
 
     model = make("llama")
     jieyue.use(model, attention="sparse(4)")
