@@ -119,7 +119,7 @@ def test_what_else_reads_an_attention_honours_heads_or_refuses_them_by_name():
     text, batch = f"heads(1: full(), else: {NEAR})", {"input_ids": ids, "attention_mask": mask}
     found = {row.name: row.entropies[0] for row in verify_attention(model, [batch], (text, NEAR)).rows}
     assert found[NEAR] < found[text] < found["softmax"]
-    with pytest.raises(InputError, match=r"no linear\(\.\.\.\) or heads"):
+    with pytest.raises(InputError, match=r"patterns alone, without linear\(\.\.\.\) or heads"):
         measure_deviation(model, [batch], text)
     jieyue.use(model, attention=text)
     with pytest.raises(InputError, match="a mask for each head"):

@@ -71,7 +71,8 @@ def measure_deviation(
     entries = [parse_entry(text) for text in split_layers(attention)]
     patterns = [entry.pattern for entry in entries if isinstance(entry, PatternEntry)]
     if len(patterns) < len(entries):
-        raise InputError("measure_deviation(attention)", repr(attention), "patterns, no linear(...) or heads(...)")
+        allowed = "patterns alone, without linear(...) or heads(...)"
+        raise InputError("measure_deviation(attention)", repr(attention), allowed)
     kept = [{name: x.to(model.device) for name, x in batch.items() if name != "labels"} for batch in batches]
     if not kept:
         raise InputError("measure_deviation: found no batch, expected at least one")
