@@ -100,7 +100,7 @@ bench: setup
 # needles in long text.
 # make long MODEL=folder CHOICE=the folder that jieyue sparsify left TEXT=a file of held-out text ALSO="NAME=another such folder"
 long: setup
-	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --rows 8 --cache 1024 4096 16384 --forward 16384 --step 8192 --repeats 1 --also $(ALSO) --add --out benchmarks/results
+	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --rows 8 --cache 1024 4096 16384 --forward 16384 --step 8192 --token 1024 4096 16384 --repeats 1 --also $(ALSO) --add --out benchmarks/results
 	$(BIN)/python benchmarks/needle.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 --needles 5 --out benchmarks/results
 	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --positions 16384 --rows 2 --name-of-result long-positions --out benchmarks/results
 
@@ -120,7 +120,7 @@ long-trained: setup
 # A pretrained encoder: distilled from itself under sparse attention, which book a passage is from, its speed (a quiet machine).
 # make long-encoder ENCODER=folder LEARN="files of books" CHOOSE=… TELL=… BOOKS="files of other books"
 long-encoder: setup
-	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --books $(BOOKS) --speed 2048 4096 --add --out benchmarks/results
+	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --books $(BOOKS) --speed 2048 4096 --repeats 15 --add --out benchmarks/results
 
 # Sparse attention in a small dialogue model that `make chat` trained (it is trained first where it is not there), about ten minutes
 # in all: prices measured, layers chosen, 100,000 tokens trained, beside the full model trained alike.

@@ -269,6 +269,7 @@ def main():
                 if "ran" not in cell or given.again:
                     ran = measured(cell)
                     note(cell | {"ran": ran | {"how": "" if given.alone else "shared"}})
+    tell(list(cells.values()), fixed).save(given.out, "memory-goals")
 
 
 if __name__ == "__main__":

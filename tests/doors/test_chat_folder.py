@@ -70,6 +70,7 @@ def outside(tmp_path_factory):
     return place, kept | {"PYTHONPATH": str(place), "TERM": "dumb", "COLUMNS": "200"}
 
 
+@pytest.mark.slow
 def test_transformers_alone_says_the_same(folder, own, outside):
     place, environment = outside
     command = [sys.executable, "-c", ALONE, folder, str(MOST), *TURNS]

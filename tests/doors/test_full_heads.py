@@ -72,6 +72,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_heads_are_chosen_and_the_folder_has_them(place, tmp_path):
     given = {"attention": NEAR, "data": place / "text.txt", "full_heads": 1, **SMALL}
     done = jieyue.sparsify(place / "llama", **given, out=tmp_path / "out")

@@ -53,6 +53,7 @@ def test_rows_and_files_are_the_same(in_hand, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_plan_is_obeyed(in_hand, tmp_path):
     model, tokenizer = in_hand
     plan = jy.plan(model, tokenizer, data=ROWS, task="classify", effective_batch=8, budget="2GiB")
