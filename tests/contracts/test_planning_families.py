@@ -97,7 +97,11 @@ FAMILIES = {
     "classification": {"bert-classes": lambda: BertConfig(**M), "gpt2-classes": lambda: GPT2Config(n_embd=128, n_layer=2, n_head=4)},
     "span": {"bert-span": lambda: BertConfig(**M)},
 }  # fmt: skip
-BOUND, TOO_MUCH = 0.01, {"mpnet": 0.014}  # with checkpointing and the chunked loss its plan says 1.1 to 1.3 % too much
+KNOWN = {  # strict: who mends one is told so
+    "mpnet": pytest.mark.xfail(
+        strict=True, reason="1.1 and 1.3 % too much with checkpointing and the chunked loss, unexplained"
+    )
+}
 SETTINGS = [
     Setting(micro_batch=4, optimizer=optimizer, checkpointing=checkpointing, dtype=dtype, chunked=chunked)
     for chunked in (False, True)
@@ -126,7 +130,9 @@ def error(step, setting, effective=10):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "name"), [(head, name) for head, own in FAMILIES.items() for name in own], ids=lambda value: value
+    ("head", "name"),
+    [pytest.param(head, name, marks=KNOWN.get(name, ())) for head, own in FAMILIES.items() for name in own],
+    ids=lambda value: value,
 )
 def test_every_family_in_every_setting(head, name):
     config = FAMILIES[head][name]()
@@ -141,8 +147,7 @@ def test_every_family_in_every_setting(head, name):
             continue
         known += 1
     assert known >= len(SETTINGS) // 2  # the chunked loss alone may be refused
-    too_far = {key: found for key, found in errors.items() if not -BOUND <= found <= TOO_MUCH.get(name, BOUND)}
-    assert too_far == {}
+    assert {setting: found for setting, found in errors.items() if abs(found) > 0.01} == {}
 
 
 @pytest.mark.parametrize(
