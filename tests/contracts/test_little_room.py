@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from test_planning import Reader, step_of
 
+from jieyue import timer
 from jieyue.budget import Budget
 from jieyue.planning.choice import choose
 from jieyue.planning.setting import Setting
@@ -71,3 +72,12 @@ def test_seconds_are_of_the_whole_update(tight):
     plan = replace(tight.plan, micro_batch=4)
     one, whole = (little_room.update_seconds(tight.step, each) for each in (replace(plan, effective_batch=4), plan))
     assert 0 < one < whole < 30 * one
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [(0.5, 3), (4.0, 2), (60.0, 1)])
+def test_a_piece_that_takes_long_is_not_run_again_and_again(tight, monkeypatch, seconds, passes):
+    run = []
+    monkeypatch.setattr(timer, "timed", lambda call: run.append(call) or seconds)
+    plan = replace(tight.plan, micro_batch=4, effective_batch=12)
+    assert little_room.update_seconds(tight.step, plan) == 3 * seconds
+    assert len(run) == passes

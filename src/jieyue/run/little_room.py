@@ -36,6 +36,7 @@ _TCMALLOC = (
     "LD_PRELOAD=libtcmalloc_minimal.so.4"
 )
 REPEATS = 2  # after a first one; the fastest counts
+SLOW_SECONDS, COLD_SECONDS = 2.0, 6.0  # a piece slower than the first is timed once, than the second by its first run
 
 
 def settled(
@@ -44,7 +45,7 @@ def settled(
     """The plan to obey, malloc told accordingly, and what to say of it; as it came, and "", where there is room.
 
     ``timed``: seconds of an update under a plan (``update_seconds``). Of several processes each keeps the plan, as they would
-    time differently. Cost under glibc: a few passes of one piece, within the budget.
+    time differently. Cost under glibc: a few passes of one piece of each, within the budget; one, where a piece takes long.
     """
     if not planned.tight:
         return planned, ""
@@ -108,4 +109,5 @@ def _passes(step: TrainingStep, plan: Plan) -> float:
     micro = MicroBatch(plan.micro_batch, mask=step.mask, columns=step.columns)
     pieces = list(micro.pieces(step.example_batch(plan.micro_batch, step.length)))
     with checkpointed(model, plan.checkpointing):
-        return min(take_turns({"": partial(backward_pieces, step.objective, model, pieces)}, REPEATS)[""])
+        piece = {"": partial(backward_pieces, step.objective, model, pieces)}
+        return min(take_turns(piece, REPEATS, slow_seconds=SLOW_SECONDS, cold_seconds=COLD_SECONDS)[""])
