@@ -73,6 +73,10 @@ def trained(name, folder, *, resume=False, at=None, course=COURSE, **materials):
     return fit(prepared, planned, course, folder, resume=resume, curve=None).model.state_dict()
 
 
+def noted(folder):
+    return [json.loads(line) for line in (folder / "checkpoints" / "course.jsonl").read_text().splitlines()]
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -85,7 +89,12 @@ def test_resumed_is_the_whole_run(name, tmp_path):
     with pytest.raises(Interrupted) as stopped:
         trained(name, tmp_path / "run", at=8)
     assert stopped.value.checkpoint == tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    before = noted(tmp_path / "run")
     assert same(whole, trained(name, tmp_path / "run", resume=True))
+    lived, again = noted(tmp_path / "whole"), noted(tmp_path / "run")
+    assert [one["step"] for one in again] == list(range(1, len(lived) + 1))
+    assert [one["loss"] for one in again] == [one["loss"] for one in lived]
+    assert again[: len(before)] == before and again[len(before)]["seconds"] > before[-1]["seconds"]
 
 
 def test_the_alarm_rings(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
     files = [] if place.data is None or "data" not in asked else [place.data / asked["data"]]
     config = RunConfig(model="tiny", data=files, limit=asked["limit"], settings=settings)
     training = TrainingConfig(steps=asked["updates"], effective_batch=asked["batch"], seed=cell.seed)
-    prepared, _, trained, _ = train_on(task("chat"), config, training, place.folder / "training", Budget.parse("4GiB"))
+    prepared, _, trained = train_on(task("chat"), config, training, place.folder / "training", Budget.parse("4GiB"))
     model, tokenizer = trained.model, prepared.model.tokenizer
     held = [one for one in prepared.sources.held_out if len(one) > 1][: asked["judged"]]
     numbers: Facts = {"dialogues": len(held), "seconds": trained.facts["seconds"]}
@@ -66,7 +66,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
         tally, _ = log_probability(model, tokenizer, held, replace(settings, loss_on=part))
         numbers[f"loss {part}"] = float(tally.mean())
     epoch = len(prepared.rows) / asked["batch"]  # in updates
-    numbers["curve"] = [(update / epoch, loss) for update, loss in trained.curve]
+    numbers["curve"] = [(update / epoch, loss) for update, loss in trained.course.scores]
     if asked["loss_on"] == "all":
         histories, golds = [one[:-1] for one in held], [one[-1].text for one in held]
         for name, way in WAYS.items():

@@ -83,7 +83,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
         steps=asked["updates"], effective_batch=asked["batch"], learning_rate=asked["learning_rate"], seed=cell.seed,
         remedies=remedies,
     )  # fmt: skip
-    prepared, _, trained, _ = train_on(TASK, config, training, place.folder / "training", Budget.parse("4GiB"))
+    prepared, _, trained = train_on(TASK, config, training, place.folder / "training", Budget.parse("4GiB"))
     model, tokenizer, settings = (
         trained.model,
         prepared.model.tokenizer,

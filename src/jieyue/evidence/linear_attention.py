@@ -58,7 +58,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
     config = RunConfig(attention=pattern, data=[train], held_out=[held], settings=settings)
     training = TrainingConfig(steps=asked["updates"], learning_rate=asked["learning_rate"], seed=cell.seed)
     work, allowed = place.folder / "training", Budget.parse("4GiB")
-    prepared, _, trained, _ = train_on(TASK, config, training, work, allowed, curve=None)
+    prepared, _, trained = train_on(TASK, config, training, work, allowed, curve=None)
     model, tokenizer = trained.model, prepared.model.tokenizer
     found = TASK.numbers(TASK.judge(model, tokenizer, prepared.sources.held_out, settings))
     numbers = {"score": found["accuracy"], "loss": found["loss"], "seconds": trained.facts["seconds"]}

@@ -101,7 +101,7 @@ def _trained(name: str, cell: Cell, place: Place) -> tuple[Prepared, nn.Module, 
     training = TrainingConfig(
         steps=wanted["updates"], effective_batch=32, seed=cell.seed, curriculum=wanted.get("curriculum")
     )
-    prepared, _, trained, _ = train_on(TASK, config, training, place.folder / name, Budget.parse("3GiB"), curve=None)
+    prepared, _, trained = train_on(TASK, config, training, place.folder / name, Budget.parse("3GiB"), curve=None)
     return prepared, trained.model, settings.fitted(prepared.model.positions)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -140,28 +139,25 @@ def _settings(sizes: Facts) -> ClassifySettings | ReadSettings:
 
 
 def _trained(config: RunConfig, sizes: Facts, seed: int, folder: Path) -> Facts:
-    """One way, from its beginning (an interrupted one would lack the points before); judging is not part of its seconds."""
+    """One way, from its beginning alone."""
     shutil.rmtree(folder, ignore_errors=True)
-    job, judging = task(sizes["task"]), list[float]()
+    job = task(sizes["task"])
 
     def measured(model: nn.Module, prepared: Prepared) -> float:
-        started = time.perf_counter()
         asked = prepared.sources.held_out[: sizes["judged"]]
         facts = job.score(job.answer(model, prepared.model.tokenizer, asked, prepared.settings), asked)
-        judging.append(time.perf_counter() - started)
         return float(facts[MEASURES[job.name]])
 
     training = TrainingConfig(
         steps=sizes["updates"], learning_rate=sizes["rate"], seed=seed, save_steps=10_000, curriculum="none"
     )
-    prepared, planned, trained, _ = train_on(job, config, training, folder, Budget.parse("4GiB"), curve=measured)
+    prepared, planned, trained = train_on(job, config, training, folder, Budget.parse("4GiB"), curve=measured)
     assert planned.plan.predicted is not None
-    seconds = trained.facts["seconds"] - sum(judging)
     return {
         "score": measured(trained.model, prepared),
         "constant": _constant(prepared.sources, sizes["judged"]),
-        "curve": trained.curve,
-        "seconds": seconds,
+        "curve": trained.course.scores,
+        "seconds": trained.facts["seconds"],
         "step_bytes": planned.plan.predicted.peak_bytes,
         "parameters": sum(p.numel() for p in trained.model.parameters()),
     }

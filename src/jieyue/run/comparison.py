@@ -7,7 +7,6 @@ interrupted comparison goes on where it stopped, a cell whose settings or data h
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,12 +47,11 @@ class Variant:
 
 
 class OneTraining(NamedTuple):
-    """One training of a comparison; ``resumed``: it went on from a checkpoint, so its seconds are not the whole's."""
+    """One training of a comparison."""
 
     prepared: Prepared
     planned: RunPlan
     trained: Trained
-    resumed: bool
 
 
 def compare(
@@ -110,9 +108,7 @@ def _cell(
     if found is not None:
         return found
     work = folder / "work" / digest
-    started = time.perf_counter()
-    prepared, _, trained, resumed = train_on(job, config, training, work, budget, listener)
-    seconds = trained.facts["seconds"] if not resumed else time.perf_counter() - started
+    prepared, _, trained = train_on(job, config, training, work, budget, listener)
     sources, tokenizer = prepared.sources, prepared.model.tokenizer
     settings, _ = job.fitted(prepared.settings, trained.model, tokenizer, sources.set_aside)
     judged = job.judge(trained.model, tokenizer, sources.held_out, settings, prepared.memory(), listener=listener)
@@ -121,9 +117,8 @@ def _cell(
         "key": key,
         "numbers": job.numbers(judged),
         "curves": judged.beside,
-        "losses": trained.losses,
-        "seconds": seconds,
-        "resumed": resumed,
+        "losses": trained.course.losses,
+        "seconds": trained.facts["seconds"],
         "steps": trained.facts["steps"],
     }
     return write_cell(folder, digest, json.dumps(cell, ensure_ascii=False, indent=1))
@@ -146,7 +141,7 @@ def train_on(
     prepared, training, planned = decided.prepared, decided.training, decided.planned
     begun = (work / RESOLVED).is_file() and any((work / "checkpoints").glob("checkpoint-*"))
     trained = fit(prepared, planned, training, work, resume=begun, device=budget.device, listener=listener, curve=curve)
-    return OneTraining(prepared, planned, trained, begun)
+    return OneTraining(prepared, planned, trained)
 
 
 def _key(job: AnyTask, config: RunConfig, training: TrainingConfig) -> Facts:
@@ -177,10 +172,7 @@ def _sections(
     gains: dict[str, Estimate] = {}
     for name, own in cells.items():
         scores = [student([cell["numbers"][one] for cell in own]) for one in names]
-        seconds = sum(cell["seconds"] for cell in own if not cell["resumed"]) / max(
-            1, sum(not c["resumed"] for c in own)
-        )
-        rows.append([name, *scores, seconds])
+        rows.append([name, *scores, sum(cell["seconds"] for cell in own) / len(own)])
         if name != baseline:
             pairs = zip(own, cells[baseline], strict=True)
             gains[name] = student([one["numbers"][names[0]] - other["numbers"][names[0]] for one, other in pairs])

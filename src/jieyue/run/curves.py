@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from jieyue.report import Picture
 from jieyue.tasks import Deciding
 
-__all__ = ["Curves", "Points", "course", "smoothed"]
+from .course import Course, Points
 
-Points = Sequence[tuple[int, float]]
+__all__ = ["curves_of", "smoothed"]
+
 _PARTS = 40  # a mean is over so small a part of the run
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curves:
-    """What was noted while training, each as (update, value): loss and rate at every update, the deciding score now and then.
-
-    ``aside``: the loss of the examples set aside, where the deciding score is another one.
-    """
-
-    losses: Points
-    rates: Points
-    points: Points
-    aside: Points = ()
-
-
-def course(curves: Curves, deciding: Deciding) -> list[Picture]:
+def curves_of(course: Course, deciding: Deciding) -> list[Picture]:
     """Loss in training and on examples set aside; the deciding score where it is another one; the rate; without what was not noted."""
     both = deciding.quantity == "loss"
-    aside = {"set aside": curves.points} if curves.points else {}
+    aside = {"set aside": course.scores} if course.scores else {}
     pictures = []
-    if curves.losses:
-        beside = aside if both else {"set aside": curves.aside} if curves.aside else {}
-        means = smoothed(curves.losses)
-        drawn = {"training": curves.losses, **means, **beside}
+    if course.losses:
+        beside = aside if both else {"set aside": course.aside} if course.aside else {}
+        means = smoothed(course.losses)
+        drawn = {"training": course.losses, **means, **beside}
         pictures.append(_lines("Loss", drawn, ("nats per label", ""), thin=["training"] if means else []))
     if aside and not both:
         pictures.append(_lines(deciding.title, aside, (deciding.quantity, deciding.unit)))
-    if curves.rates:
-        pictures.append(_lines("Learning rate", {"": curves.rates}, ("learning rate", "")))
+    if course.rates:
+        pictures.append(_lines("Learning rate", {"": course.rates}, ("learning rate", "")))
     return pictures
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .aside import AsideLoss
 from .batches import Visited, num_positions, seconds_per_position, staged_batches, updates_within, visits
 from .best import BestWeights
 from .config import TrainingConfig
+from .course import Course
 from .packing import packed_run
 from .plan import RunPlan
 from .prepare import Prepared
@@ -53,12 +54,9 @@ class Trained:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    losses: list[tuple[int, float]]
-    curve: list[tuple[int, float]]
+    course: Course
     facts: Facts
     is_first_process: bool = True
-    rates: list[tuple[int, float]] = field(default_factory=list)
-    aside: list[tuple[int, float]] = field(default_factory=list)
 
 
 def fit(
@@ -94,13 +92,16 @@ def fit(
     if training.patience is not None and arguments.world_size > 1:
         raise InputError("patience: found several processes, which would stop at different updates; expected none")
     packed = packed_run(prepared, training, model.to(arguments.device), batches, micro)
-    best = _best(prepared, training, checkpoints, resume)
+    last = intact_checkpoint(checkpoints) if resume else None
+    done_before = 0 if last is None else int(last.name.rpartition("-")[2])
+    best = _best(prepared, training, checkpoints, done_before)
     watched = _Watched(prepared, listener, curve, best, training.evaluate_every or max(1, len(batches) // CURVE_POINTS))
     if planned.plan.predicted is not None and device == "cpu":
         watched.process_bytes = planned.plan.predicted.process_bytes
     if curve is set_aside_curve and arguments.world_size == 1:
         watched.measure_loss = AsideLoss.of(prepared, planned.plan)
-    started = time.perf_counter()
+    if arguments.process_index == 0:
+        watched.course = Course.begun(checkpoints, done_before)
     with listener.progress("training") as watched.update:
         work = Work(
             objective=packed.objective(prepared, training),
@@ -112,14 +113,17 @@ def fit(
         )
         trainer = EffectiveBatchTrainer(model, arguments, work, progress=watched, callbacks=[later])
         watched.model, watched.control = model, trainer.control
+        watched.begin()
         trainer.train(resume_from_checkpoint=resume)
     packed.end()
     done = batches[: trainer.state.global_step]
+    tokens = [sum(int(prepared.lengths[number]) for number in batch) for batch in done]
     facts: Facts = {
         "steps": len(done),
         "rows": sum(len(batch) for batch in done),
-        "tokens": sum(int(prepared.lengths[number]) for batch in done for number in batch),
-        "seconds": time.perf_counter() - started,
+        "tokens": sum(tokens),
+        "seconds": watched.course.seconds,
+        "tokens_per_second": watched.speed(tokens),
         "process_peak_bytes": peak_resident_bytes(),
         "micro_batch": micro.rows,
         "halvings": micro.halvings,
@@ -134,61 +138,64 @@ def fit(
         facts["kept"] = "best" if trainer.model is not None and best.restore(trainer.model) else "last"
     assert trainer.model is not None and trainer.optimizer is not None
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper has torch's own inside
-    noted = watched.rates, watched.aside
-    is_first = trainer.is_world_process_zero()
-    return Trained(trainer.model, inner, watched.losses, watched.curve, facts, is_first, *noted)
+    return Trained(trainer.model, inner, watched.course, facts, trainer.is_world_process_zero())
 
 
 class _Watched:
-    """Hears of every update: keeps the losses, tells the listener, and measures the curve now and then."""
+    """Hears of every update: notes the course, tells the listener, and measures the deciding score now and then."""
 
     def __init__(
         self, prepared: Prepared, listener: ProgressListener, measure: Curve | None, best: BestWeights, every: int
     ) -> None:
         self.prepared, self.listener, self.measure = prepared, listener, measure
         self.best, self.every = best, every
-        self.losses: list[tuple[int, float]] = []
-        self.rates: list[tuple[int, float]] = []
-        self.curve: list[tuple[int, float]] = []
-        self.aside: list[tuple[int, float]] = []
+        self.course = Course()
+        self.since, self.before = time.perf_counter(), 0.0
         self.measure_loss: AsideLoss | None = None
         self.model: nn.Module | None = None
         self.control: Control | None = None
         self.process_bytes: int | None = None  # what was predicted, to be kept
         self.update: Update = lambda done, total, facts: None
 
+    def begin(self) -> None:
+        """From here on seconds count, beside those of the starts before."""
+        self.since, self.before = time.perf_counter(), self.course.seconds
+
+    def speed(self, tokens: Sequence[int]) -> float:
+        """Tokens a second over the updates whose seconds are known; ``tokens``: of each update."""
+        known = sum(count for step, count in enumerate(tokens, 1) if step in self.course.updates)
+        return known / max(self.course.seconds, 1e-9)
+
     def __call__(self, state: Progress) -> None:
+        seconds = self.before + time.perf_counter() - self.since
         if self.process_bytes is not None:
             give_back_beyond(self.process_bytes)
-        self.losses.append((state.step, state.loss))
-        self.rates.append((state.step, state.learning_rate))
         facts = {
             "loss": state.loss,
             "tokens_per_second": state.tokens_per_second,
             "remaining_seconds": state.remaining_seconds,
         }
         self.update(state.step, state.steps, facts)
+        score = loss = None
         due = state.step % self.every == 0 or (state.step == state.steps and bool(self.best.scores))
         if due and self.model is not None and self.measure is not None:
             score = self.measure(self.model, self.prepared)
-            self.curve.append((state.step, score))
             loss = None if self.measure_loss is None else self.measure_loss(self.model)
-            if loss is not None:
-                self.aside.append((state.step, loss))
             chooses = self.best.keeps or self.best.patience is not None
             if chooses and state.step >= self.prepared.unshare_after:  # before, its layers have other weights
                 self.best.take(state.step, score, self.model)
             if self.best.is_over and self.control is not None:
                 self.control.should_training_stop = True
+        self.course.note(state.step, seconds, loss=state.loss, rate=state.learning_rate, score=score, aside=loss)
+        self.since, self.before = time.perf_counter(), seconds
 
 
-def _best(prepared: Prepared, training: TrainingConfig, checkpoints: Path, resume: bool) -> BestWeights:
+def _best(prepared: Prepared, training: TrainingConfig, checkpoints: Path, done_before: int) -> BestWeights:
     """What is known of the best weights before the first update of this start."""
     higher = prepared.task.deciding.higher_is_better
     found = BestWeights(checkpoints, higher, training.keep == "best", training.patience)
-    last = intact_checkpoint(checkpoints) if resume and training.chooses else None
-    if last is not None:
-        found.resumed(int(last.name.rpartition("-")[2]))
+    if training.chooses and done_before:
+        found.resumed(done_before)
     return found
 
 

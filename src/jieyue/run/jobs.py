@@ -24,7 +24,6 @@ from jieyue.tasks.table import AnyTask, task
 
 from .cards import write_card
 from .config import TrainingConfig
-from .curves import Curves
 from .devices import check_device
 from .fit import Trained, fit, store
 from .folder import MEMORY, Out, check_folder, check_unfinished, locked, read_memory
@@ -175,8 +174,7 @@ def train(
         clock.lap("judging")
         job.report(report, judged, settings, fitted)
         leakage_facts(report, job.quality, prepared.sources)
-        curves = Curves(losses=trained.losses, rates=trained.rates, points=trained.curve, aside=trained.aside)
-        training_section(report, curves, trained.facts, job.deciding_of(settings))
+        training_section(report, trained.course, trained.facts, job.deciding_of(settings))
         if training.measure:
             _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")

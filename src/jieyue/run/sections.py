@@ -16,7 +16,8 @@ from jieyue.tasks import Deciding, Facts, Sources
 from jieyue.tasks.models import ModelSource
 from jieyue.training.techniques import EXACT
 
-from .curves import Curves, course
+from .course import Course
+from .curves import curves_of
 from .measure import LengthCost, Memory, Price
 from .plan import RunPlan
 
@@ -104,7 +105,7 @@ def leakage_facts(report: Report, quality: str, sources: Sources[Any]) -> None:
             report.section(quality).fact(f"{name} that stand in training", count, how=how)
 
 
-def training_section(report: Report, curves: Curves, facts: Facts, deciding: Deciding) -> None:
+def training_section(report: Report, course: Course, facts: Facts, deciding: Deciding) -> None:
     """Loss by update, the task's own curve on the examples set aside, the rate, and what training took."""
     section = report.section("Training")
     for name in ("steps", "rows", "tokens"):
@@ -117,12 +118,10 @@ def training_section(report: Report, curves: Curves, facts: Facts, deciding: Dec
         )
         section.fact("stopped early", facts["stopped_early"])
     section.fact("time", facts["seconds"], "seconds", how="training alone", key=True)
-    section.fact(
-        "speed", facts["tokens"] / max(facts["seconds"], 1e-9), "per second", how="tokens, padding not counted"
-    )
+    section.fact("speed", facts["tokens_per_second"], "per second", how="tokens, padding not counted")
     if "packed" in facts:
         _tell_packing(section, facts)
-    for picture in course(curves, deciding):
+    for picture in curves_of(course, deciding):
         section.picture(picture)
 
 

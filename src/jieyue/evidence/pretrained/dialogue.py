@@ -82,7 +82,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
         plan=Plan(effective_batch=asked["batch"], micro_batch=asked["piece"]),
     )
     config = RunConfig(model=str(place.weights), limit=rows, settings=settings, **_files(asked, place))
-    prepared, _, trained, _ = train_on(
+    prepared, _, trained = train_on(
         TASK, config, training, place.folder / "pretrained", Budget.parse("8GiB"), curve=None
     )
     held = [one for one in prepared.sources.held_out if len(one) > 1]
@@ -107,7 +107,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
     judged(TRAINER, model.eval(), tokenizer, time.perf_counter() - began)
     scratch = TrainingConfig(steps=LONGER * asked["updates"], effective_batch=asked["scratch_batch"], seed=cell.seed)
     config = replace(config, model="tiny", limit=asked["scratch_limit"])
-    own, _, small, _ = train_on(TASK, config, scratch, place.folder / "scratch", Budget.parse("4GiB"), curve=None)
+    own, _, small = train_on(TASK, config, scratch, place.folder / "scratch", Budget.parse("4GiB"), curve=None)
     judged(SCRATCH, small.model, own.model.tokenizer, small.facts["seconds"])
     return numbers | {"dialogues": len(held)}
 

@@ -64,7 +64,7 @@ def _measure(cell: Cell, place: Place) -> Facts:
         folder = place.weights if way == PRETRAINED else _fresh(place.weights, place.folder / "fresh", cell.seed)
         config = RunConfig(model=str(folder), data=[train], held_out=[held], settings=settings, new_head=True)
         work = place.folder / way.replace(" ", "-")
-        prepared, _, trained, _ = train_on(TASK, config, training, work, Budget.parse("4GiB"), curve=None)
+        prepared, _, trained = train_on(TASK, config, training, work, Budget.parse("4GiB"), curve=None)
         questions = prepared.sources.held_out
         answers = TASK.answer(
             trained.model, prepared.model.tokenizer, questions, settings.fitted(prepared.model.positions)
