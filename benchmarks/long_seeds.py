@@ -3,10 +3,12 @@
     python benchmarks/long_seeds.py MODEL --choice CHOICE --data TRAIN --text VALID --tokens 100k --runs RUNS --out FOLDER
 
 --choice is the folder that ``jieyue sparsify`` left. Each arm of each seed is one training of the task ``sparsify``, the very one that
-``jieyue sparsify --tokens N --control`` runs; an arm that RUNS already holds is not trained again, so that a stopped run goes on
-(``--arms sparse``: only those). The price is told on --text, of which nothing was trained on or chosen by: perplexity of the sparse
-model against the control of the same seed, a bootstrap over rows for each seed and Student's interval over seeds. Writes
-``long-seeds.json``. Cost: two trainings a seed; SmolLM2-135M at 100k tokens takes about 15 minutes each on one core.
+``jieyue sparsify --tokens N --control`` runs; an arm that RUNS already holds is not trained again, and one that was stopped goes on
+from its last checkpoint (``--arms sparse``: only those). The price is told on --text, of which nothing was trained on or chosen by:
+perplexity of the sparse model against the control of the same seed, a bootstrap over rows for each seed and Student's interval over
+seeds. --every N: the loss of text set aside is looked at every N updates, and drawn by tokens, as far as training has come; --curve:
+only that. Writes ``long-seeds.json``, or --name-of-result. Cost: two trainings a seed; SmolLM2-135M at 200k tokens takes 25 minutes
+each on one core.
 """
 
 import argparse
@@ -17,10 +19,12 @@ from pathlib import Path
 import torch
 
 from jieyue import machine
+from jieyue.hf.checkpoints import intact_checkpoint
 from jieyue.hf.loading import load_model, load_tokenizer
 from jieyue.metrics.intervals import student
-from jieyue.report import Report
+from jieyue.report import Picture, Report
 from jieyue.run.config import TrainingConfig
+from jieyue.run.course import Course
 from jieyue.run.folder import Out
 from jieyue.run.jobs import train
 from jieyue.run.layer_options import parse_count
@@ -64,12 +68,36 @@ def train_arm(given, arm, seed, attention, judged):
         attention=attention if arm == SPARSE else "full()",
     )
     updates = max(1, round(given.tokens / (given.effective_batch * given.row_tokens)))
+    every = given.every or updates
     how = TrainingConfig(
-        effective_batch=given.effective_batch, steps=updates, seed=seed, evaluate_every=updates, save_steps=updates
+        effective_batch=given.effective_batch,
+        steps=updates,
+        seed=seed,
+        evaluate_every=every,
+        save_steps=every,
+        measure=False,
     )
-    train("sparsify", config, Out(folder, True), budget=given.budget, training=how)
+    begun = intact_checkpoint(folder / "checkpoints") is not None
+    train("sparsify", config, Out(folder, True), budget=given.budget, training=how, resume=begun)
     print(json.dumps({"what": "trained", "arm": arm, "seed": seed, "updates": updates}), flush=True)
     return folder
+
+
+def drawn(report, given):
+    """Loss of the text set aside by tokens, of every arm and seed, as far as it is trained."""
+    lines, seconds = {}, {}
+    for arm, seed in ((arm, seed) for seed in given.seeds for arm in given.arms):
+        course = Course.read(given.runs / f"{arm}-{seed}" / "checkpoints")
+        tokens = given.effective_batch * given.row_tokens
+        lines[f"{arm}, seed {seed}"] = [(step * tokens, score) for step, score in course.scores]
+        seconds[f"{arm}, seed {seed}"] = (len(course.losses) * tokens, course.seconds)
+    section = report.section("By tokens")
+    unzipped = {name: tuple(zip(*points, strict=True)) for name, points in lines.items() if points}
+    section.picture(Picture.lines("Loss while training", unzipped, x="tokens", y=("loss", "nats")))
+    rows = [[name, tokens, loss] for name, points in lines.items() for tokens, loss in points]
+    section.table(["arm", "tokens", ("loss", "nats")], rows, title="Loss of text set aside")
+    rows = [[name, tokens, took] for name, (tokens, took) in seconds.items()]
+    section.table(["arm", "tokens", ("training", "seconds")], rows, title="What it took")
 
 
 def rows_of(paths, tokenizer, length, most):
@@ -119,26 +147,30 @@ def main():
     parser.add_argument("--arms", nargs="+", default=[SPARSE, CONTROL])
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--every", type=int, default=0)
+    parser.add_argument("--curve", action="store_true")
     parser.add_argument("--budget", default="5GiB")
+    parser.add_argument("--name-of-result", default="long-seeds")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
     attention = json.loads((given.choice / CHOICE).read_text(encoding="utf-8"))["attention"]
     judged = first_characters(given.text, given.runs)
-    folders = {
-        (arm, seed): train_arm(given, arm, seed, attention, judged) for seed in given.seeds for arm in given.arms
-    }
+    pairs = [] if given.curve else [(arm, seed) for seed in given.seeds for arm in given.arms]
+    folders = {(arm, seed): train_arm(given, arm, seed, attention, judged) for arm, seed in pairs}
     report = Report("Sparse attention in pretrained models, trained")
-    if {SPARSE, CONTROL} <= set(given.arms):
+    if folders and {SPARSE, CONTROL} <= set(given.arms):
         told(report, given, folders)
+    if given.every or given.curve:
+        drawn(report, given)
     report.section("Settings").facts(
         {"model": Path(given.model).name, "attention": attention, "tokens": given.tokens, "row tokens": given.row_tokens,
          "effective batch": given.effective_batch, "trained": given.train, "processor": machine.cpu_name(),
          "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     )  # fmt: skip
     if given.out is not None:
-        print(report.save(given.out, "long-seeds").json)
+        print(report.save(given.out, given.name_of_result).json)
 
 
 if __name__ == "__main__":
