@@ -153,7 +153,7 @@ def test_equals_dense(name, layout):
     agree(*CASES[name], layout=layout)
 
 
-@pytest.mark.parametrize("rank", range(3))
+@pytest.mark.parametrize("rank", range(4))
 @pytest.mark.parametrize("name", ["local", "odd sizes", "sparse", "causal, several chunks"])
 def test_every_build(rank, name):
     if rank >= len(native.builds()):

@@ -49,6 +49,14 @@ template <class E> struct BackwardSpace {
   }
 };
 
+struct Row {          // what one row of scores needs; s, bias are indexed by key
+  float* s;
+  const float* bias;
+  int from, to, low, high;  // keys that it sees; panels that are read of it afterwards
+  int hole_from, hole_to;
+  uint32_t hash;
+};
+
 // Scores, times `factor` where they are not made of scaled keys, become P (with the dropped ones 0) and scale kept grad.v
 // becomes S; both 0 outside the row's keys.
 struct Blame {
@@ -100,7 +108,7 @@ void blame(const Row& row, float* s, const Dice& dice, const Blame& with) {
 inline void pair_up(const float* even, const float* odd, int count, float* summed, float* rows, int64_t ld_row) {
   for (int j = 0; j < count; j += VL) {
     const vh a = narrow(load(even + j)), b = narrow(load(odd + j));
-    store(summed + j, (vf)(__builtin_convertvector(a, vu) | __builtin_convertvector(b, vu) << 16));
+    store(summed + j, paired(a, b));
     if (rows) *(vh_unaligned*)((bf16*)rows + j) = a, *(vh_unaligned*)((bf16*)(rows + ld_row) + j) = b;
   }
 }

@@ -61,7 +61,7 @@ template <class E> struct Head {
     float* bias_grads = plan.band.bias_grad ? at.slot.band(number) + at.bias_shift : nullptr;
     for (int i = 0; i < m; i++) {
       const int row = r + i, a = larger(at.low, fold.from(row)), z = smaller(at.high, fold.to(row));
-      const Row scores = {p + i * w.lds - visit.first, nullptr, w.bias - base, a, z,
+      const Row scores = {p + i * w.lds - visit.first, w.bias - base, a, z,
                           visit.from[i / QM] - SPARE, visit.to[i / QM] + SPARE,
                           larger(a, row + fold.hole_from), smaller(z, row + fold.hole_to), 0};
       blame_row(scores, s + i * w.lds - visit.first, row, 0, bias_grads ? bias_grads - row : nullptr);
@@ -164,7 +164,7 @@ template <class E> struct Head {
         clear_row(p, s, 0, panels);
         continue;
       }
-      const Row row = {p, nullptr, w.column_bias, 0, fold.columns_of(r + x), 0, panels, 0, 0, 0};
+      const Row row = {p, w.column_bias, 0, fold.columns_of(r + x), 0, panels, 0, 0, 0};
       blame_row(row, s, r + x, (int)loaded, grads ? grads - (r + x) : nullptr);
     }
     for (int x = 0; P == 2 && x < GROUP; x += 2) {

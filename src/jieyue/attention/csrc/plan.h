@@ -207,7 +207,9 @@ struct Dice {
     first_key = (uint32_t)fold.first_key * 0x9E3779B9u;
   }
   uint32_t of_row(int64_t i_abs) const { return mix(row + (uint32_t)i_abs); }
-  // lanes of keys j, j + 1, ...: all ones where the pair is kept
+  // lanes of queries: all ones where the pair with key j is kept
+  vi kept(vu row_hashes, int j) const { return (vi)(mix((first_key + (uint32_t)j * key_step) ^ row_hashes) >= threshold); }
+  // lanes of keys j, j + 1, ...
   vi kept(uint32_t row_hash, int j) const {
     const vu key = (vu)lanes() * key_step + (first_key + (uint32_t)j * key_step);
     return (vi)(mix(key ^ row_hash) >= threshold);

@@ -30,6 +30,7 @@
 #endif
 #define SUBS (GROUP / QM)     // in so many score tiles
 #define SPARE ((KM + VL - 2) / VL * VL)  // cells beside the panels of a row that a tile of keys may touch
+#define TILE __attribute__((noinline))  // inside a larger function the strides of a tile's rows do not stay in registers
 #define KEYS_AT_ONCE 96       // values that stay in the first cache while a group's rows pass
 
 namespace {
@@ -162,7 +163,7 @@ void pack_summed(const Rows& x, int first, int rows, const float* bias, int ld, 
 
 // s[M queries][N panels] = query rows . key panels
 template <class E, int M, int N>
-inline void score_tile(const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds) {
+TILE void score_tile(const float* q, int64_t ldq, const float* keys, int depth, float* s, int64_t lds) {
   if constexpr (E::BLOCKS) {
     E::template multiply<M, N, false>({q, 1, ldq}, {keys, VL, (int64_t)depth * VL}, depth, nullptr, s, lds);
   } else {
@@ -187,7 +188,7 @@ inline void score_tile(const float* q, int64_t ldq, const float* keys, int depth
 
 // out[M][N vectors] += sum over keys of p[M][key] * rows[key]
 template <class E, int M, int N>
-inline void weigh_tile(const float* p, int64_t ldp, const float* rows, int64_t ld, int keys, float* out) {
+TILE void weigh_tile(const float* p, int64_t ldp, const float* rows, int64_t ld, int keys, float* out) {
   if constexpr (E::BLOCKS) {
     E::template multiply<M, N, false>({p, 1, ldp}, {rows, ld, VL}, keys, out, out, ld);
   } else {
@@ -211,7 +212,7 @@ inline void weigh_tile(const float* p, int64_t ldp, const float* rows, int64_t l
 
 // out[M keys][N vectors] += sum over queries of p[query][M keys] * rows[query]
 template <class E, int M, int N>
-inline void gather_tile(const float* p, int64_t ldp, const float* rows, int64_t ld, int queries, float* out) {
+TILE void gather_tile(const float* p, int64_t ldp, const float* rows, int64_t ld, int queries, float* out) {
   if constexpr (E::BLOCKS) {
     E::template multiply<M, N, true>({p, ldp, 1}, {rows, ld, VL}, queries, out, out, ld);
   } else {

@@ -55,6 +55,9 @@ inline vh narrow(vf x) {  // to the nearest, ties to even; NaN stays NaN
   return __builtin_convertvector(x == x ? rounded : u >> 16 | 64u, vh);
 #endif
 }
+inline vf paired(vh even, vh odd) {  // two numbers a lane
+  return (vf)(__builtin_convertvector(even, vu) | __builtin_convertvector(odd, vu) << 16);
+}
 inline vf load_any(const bf16* p) { return widen(*(const vh_unaligned*)p); }
 inline void store_any(bf16* p, vf x) { *(vh_unaligned*)p = narrow(x); }
 inline vf all(float x) { return x - vf{}; }
@@ -71,11 +74,6 @@ inline vi within(int base, int from, int to) {  // which of the lanes base, base
 inline float sum_of(vf a) {
   float s = 0;
   for (int i = 0; i < VL; i++) s += a[i];
-  return s;
-}
-inline float highest_of(vf a) {
-  float s = a[0];
-  for (int i = 1; i < VL; i++) s = larger(s, a[i]);
   return s;
 }
 
@@ -106,19 +104,16 @@ inline vf exp2_of(vf x) {
   return x < -100.f ? vf{} : (vf)((vu)p + e);
 }
 
-inline float exp2_of(float x) { return exp2_of(all(x))[0]; }
-
-// log2 of a positive normal number or NaN, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
-inline float log2_of(float x) {
-  if (x != x) return x;
-  int32_t bits;
-  memcpy(&bits, &x, 4);
-  const int32_t e = (bits - 0x3f3504f3) >> 23;  // sqrt(1/2) <= m < sqrt(2)
-  bits -= e << 23;
-  float m;
-  memcpy(&m, &bits, 4);
-  const double s = (m - 1.) / (m + 1.), t = s * s;
-  return (float)(e + s * 2.885390081777927 * (1 + t * (1. / 3 + t * (1. / 5 + t * (1. / 7 + t * (1. / 9 + t / 11))))));
+// log2 of positive normal numbers, infinity and NaN, by atanh: x = 2^e m, log2 m = 2 / ln 2 * (s + s^3/3 + s^5/5 + ...), s = (m-1)/(m+1).
+inline vf log2_of(vf x) {
+  const vi e = ((vi)x - 0x3f3504f3) >> 23;  // sqrt(1/2) <= m < sqrt(2)
+  const vf m = (vf)((vi)x - (e << 23)), s = (m - 1.f) / (m + 1.f), t = s * s;
+  vf p = t * (1.f / 11) + 1.f / 9;
+  p = p * t + 1.f / 7;
+  p = p * t + 1.f / 5;
+  p = p * t + 1.f / 3;
+  p = p * t + 1.f;
+  return x < INF ? __builtin_convertvector(e, vf) + p * s * 2.885390081777927f : x;
 }
 
 // The rows r[0], ..., r[VL-1] become columns, by log2(VL) perfect shuffles.
@@ -146,6 +141,16 @@ inline void transpose(vf* r) {
     }
     UNROLL for (int i = 0; i < VL; i++) r[i] = t[i];
   }
+}
+
+inline vf reversed(vf x) {  // the last lane first
+#if VL == 16
+  return SHUFFLE(x, x, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#elif VL == 8
+  return SHUFFLE(x, x, 7, 6, 5, 4, 3, 2, 1, 0);
+#else
+  return SHUFFLE(x, x, 3, 2, 1, 0);
+#endif
 }
 
 // The counter hash of dropout: element (b, h, i, j) is kept when mix(row ^ j * 0x9E3779B9) >= p * 2^32.
