@@ -134,6 +134,24 @@ def test_tiger_refuses():
         Tiger(sparse.parameters()).step()
 
 
+@pytest.mark.parametrize("kind", [Tiger, AdamMini])
+def test_a_refusal_comes_before_any_weight_moves(kind):
+    dense, wrong = nn.Parameter(torch.ones(2, 3)), nn.Embedding(3, 2, sparse=True)
+    dense.grad = torch.ones(2, 3)
+    F.embedding(torch.tensor([1]), wrong.weight, sparse=True).sum().backward()
+    with pytest.raises(InputError, match="sparse"):
+        kind([dense, wrong.weight]).step()
+    assert torch.equal(dense, torch.ones(2, 3))
+
+
+def test_tiger_refuses_a_matrix_of_zeros_before_any_weight_moves():
+    dense, empty = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.zeros(2, 3))
+    dense.grad = empty.grad = torch.ones(2, 3)
+    with pytest.raises(InputError, match="matrix of zeros"):
+        Tiger([dense, empty]).step()
+    assert torch.equal(dense, torch.ones(2, 3))
+
+
 def mini_groups(model, rows=3):
     """The inner layer as queries of two heads of three rows, the rest by output rows."""
     rest = [p for p in model.parameters() if p is not model.layer.weight]

@@ -13,7 +13,7 @@ Source: Zhang et al. 2024, arXiv 2406.16793 (algorithms 1 and 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from jieyue.errors import InputError
 
-from .tiger import Group
+from .parameter_groups import Closure, Group, computed_again, with_gradients
 
 __all__ = ["AdamMini"]
 
@@ -55,20 +55,12 @@ class AdamMini(Optimizer):
                     raise InputError("AdamMini", found, "a number of rows that divides them")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One update with the gradients that there are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.is_sparse:
-                    raise InputError("AdamMini", "a sparse gradient", "dense ones", "use sparse=False")
-                rows, columns = group["rows"], group["columns"]
-                self._move(parameter, _blocks(parameter, rows, columns), _blocks(parameter.grad, rows, columns), group)
+        loss = computed_again(closure)
+        for parameter, group in with_gradients(self):
+            rows, columns = group["rows"], group["columns"]
+            self._move(parameter, _blocks(parameter, rows, columns), _blocks(parameter.grad, rows, columns), group)
         return loss
 
     def _move(self, parameter: Tensor, weights: Tensor, gradient: Tensor, group: Group) -> None:

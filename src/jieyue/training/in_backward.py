@@ -27,8 +27,9 @@ from .accumulation import backward_pieces
 from .checkpointing import checkpointed
 from .microbatch import MicroBatch, is_out_of_memory
 from .objective import Batch, Objective, num_rows
+from .parameter_groups import Group
 from .ranks import Ranks
-from .tiger import MOMENTUM, Group, Tiger
+from .tiger import MOMENTUM, Tiger
 from .trained import check_whole_batch_layers
 
 __all__ = ["Folding", "update_in_backward", "update_in_backward_approx"]

@@ -17,6 +17,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from jieyue.errors import InputError
 
+from .parameter_groups import Closure, computed_again
+
 __all__ = ["MuonAdamW", "hidden_matrices"]
 
 _MUON = "ns_steps"  # a field of Muon's groups alone
@@ -64,12 +66,9 @@ class MuonAdamW(Optimizer):
         super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One update of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = computed_again(closure)
         for part in (self._muon, self._adamw):
             if part is not None:  # what schedules and loaded states changed is here, and the parts work on it
                 part.param_groups = [group for group in self.param_groups if (_MUON in group) == (part is self._muon)]

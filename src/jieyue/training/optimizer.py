@@ -28,7 +28,7 @@ from jieyue.errors import InputError
 
 from .accumulation import gradient_norm, scale_gradients
 from .overstepping import Watch, holders
-from .tiger import Group
+from .parameter_groups import Closure, Group, computed_again
 
 __all__ = ["AccumulatedOptimizer"]
 
@@ -123,15 +123,12 @@ class AccumulatedOptimizer(Optimizer):
         return self._counted
 
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, weight: float | Tensor | None = None
+        self, closure: Closure | None = None, *, weight: float | Tensor | None = None
     ) -> float | None:
         """Counts one micro-step, and updates when the window is full. ``weight``: what its loss is a sum over."""
         self._watch.look((self, self.optimizer), self.updates)
         self._check_accelerate()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = computed_again(closure)
         self._count(weight)
         self._absorb()
         self.updated = False

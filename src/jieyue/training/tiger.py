@@ -11,8 +11,7 @@ shrinking that it does at a NaN is left out, a gradient that is not finite is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -20,9 +19,10 @@ from torch.optim import Optimizer
 
 from jieyue.errors import InputError
 
-__all__ = ["Group", "Tiger"]
+from .parameter_groups import Closure, computed_again, with_gradients
 
-Group: TypeAlias = dict[str, Any]  # one of any optimizer's ``param_groups``
+__all__ = ["Tiger"]
+
 MOMENTUM = "momentum_buffer"
 
 
@@ -47,20 +47,15 @@ class Tiger(Optimizer):
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One update with the gradients that there are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    if parameter.grad.is_sparse:
-                        raise InputError("Tiger", "a sparse gradient", "dense ones", "use sparse=False")
-                    self.decay(parameter, group["beta"])
-                    self.state[parameter][MOMENTUM].add_(parameter.grad, alpha=1 - group["beta"])
-                    self.move(parameter, group["lr"], group["weight_decay"])
+        loss = computed_again(closure)
+        moved = with_gradients(self)
+        for parameter, group in moved:  # of all first: what is refused here is refused before a weight moves
+            self.decay(parameter, group["beta"])
+        for parameter, group in moved:
+            self.state[parameter][MOMENTUM].add_(parameter.grad, alpha=1 - group["beta"])
+            self.move(parameter, group["lr"], group["weight_decay"])
         return loss
 
     def decay(self, parameter: Tensor, beta: float) -> None:
