@@ -16,8 +16,20 @@ import torch
 from jieyue.report import Picture, save_picture, write_whole
 
 from .fitting import Fit, fit, given
-from .forms import FORMS, limit
-from .page_numbers import COMMAND, digits, error_on, left_tail, number, rounding, table, up
+from .forms import FORMS
+from .page_numbers import (
+    COMMAND,
+    certified_row,
+    constants_row,
+    digits,
+    error_row,
+    form_rows,
+    left_tail,
+    number,
+    rounding,
+    table,
+    turning_point,
+)
 from .page_zh import chinese_page
 from .pictures import criterion_picture, error_picture, function_picture
 
@@ -134,10 +146,6 @@ The page retells how, checks every digit, and then does better at the same cost.
 
 
 def _shapes(fits: dict[str, Fit]) -> str:
-    rows = [
-        [f"`{name}`", form.formula, str(len(form.constants)), number(fits[f"{name} phi"].error)]
-        for name, form in FORMS.items()
-    ]
     ratio = fits["tanh-powers phi"].error / fits["tanh phi"].error
     return f"""## Which shapes can stand for erf
 
@@ -145,7 +153,7 @@ erf is odd and rises from −1 to 1, and it comes within $e^{{-x^2/2}}$ of its e
 the polynomial tells it to; a sum of tanh, or a polynomial in tanh, has the tails of tanh itself, $e^{{-2|x|}}$, far too
 heavy. The best that each form can do on Φ (all constants free, largest error on [−8, 8] as small as possible) decides:
 
-{table(["form", "s(x), for erf(x/√2)", "constants", "max error on Φ"], rows)}
+{table(["form", "s(x), for erf(x/√2)", "constants", "max error on Φ"], form_rows(fits))}
 
 A cubic *inside* tanh errs {ratio:.0f} times less than a cubic *of* tanh. From here on the form is
 $\\tanh(ax + bx^3)$, or its simplest case $2\\sigma(\\lambda x) - 1 = \\tanh(\\lambda x/2)$."""
@@ -208,9 +216,9 @@ def _logistic(fits: dict[str, Fit]) -> str:
         fits[name] for name in ("logistic", "logistic continuous", "sigmoid gelu", "sigmoid paper", "slope matched")
     )
     rows = [
-        [f"slope at 0, 2√(2/π) = {matched.constants['l']:.4f}", number(matched.error), f"{matched.at:.2f}"],
-        ["smallest maximum on Φ, published as 1.702", number(paper.error), f"{paper.at:.2f}"],
-        [f"smallest maximum on GELU, {best.constants['l']:.6f}", number(best.error), f"{best.at:.2f}"],
+        error_row(f"slope at 0, 2√(2/π) = {matched.constants['l']:.4f}", matched),
+        error_row("smallest maximum on Φ, published as 1.702", paper),
+        error_row(f"smallest maximum on GELU, {best.constants['l']:.6f}", best),
     ]
     return f"""## The logistic form: 1.702
 
@@ -228,29 +236,15 @@ checkpoint *trained* with 1.702, such as OpenAI's CLIP, 1.702 is of course the r
 
 
 def _better(fits: dict[str, Fit]) -> str:
-    def row(label: str, found: Fit) -> list[str]:
-        constants = ", ".join(f"{name} = {value:.7f}" for name, value in found.constants.items())
-        ratio = f"{found.ratios['b/a']:.7f}"
-        return [
-            label,
-            constants,
-            ratio,
-            number(error_on(found, "gelu")),
-            number(error_on(found, "phi")),
-            number(error_on(found, "gelu'")),
-        ]
-
     rows = [
-        row("published", fits["tanh paper"]),
-        row("local", fits["local"]),
-        row("minimax on GELU, a = √(2/π)", fits["tanh fixed gelu"]),
-        row("**minimax on GELU**", fits["tanh gelu"]),
-        row("minimax on GELU′", fits["tanh slope"]),
-        row("**with x⁵, minimax on GELU**", fits["tanh5 gelu"]),
+        constants_row("published", fits["tanh paper"]),
+        constants_row("local", fits["local"]),
+        constants_row("minimax on GELU, a = √(2/π)", fits["tanh fixed gelu"]),
+        constants_row("**minimax on GELU**", fits["tanh gelu"]),
+        constants_row("minimax on GELU′", fits["tanh slope"]),
+        constants_row("**with x⁵, minimax on GELU**", fits["tanh5 gelu"]),
     ]
-    a, b, c = fits["tanh5 gelu"].approximation.constants
-    turn = limit((2 * a, 2 * b, 2 * c))
-    shut = float(torch.sigmoid(torch.tensor(-2 * (a * turn + b * turn**3 + c * turn**5), dtype=torch.float64)))
+    turn, shut = turning_point(fits["tanh5 gelu"])
     two, three, paper = fits["tanh gelu"], fits["tanh5 gelu"], fits["tanh paper"]
     return f"""## Better constants at the same cost
 
@@ -269,7 +263,7 @@ is below 10⁻⁵."""
 
 def _proof(fits: dict[str, Fit]) -> str:
     rows = [
-        [label, number(fits[name].error, 7), f"{fits[name].at:.4f}", number(up(fits[name].bound), 5)]
+        certified_row(label, fits[name])
         for label, name in (("tanh, published", "tanh paper"), ("tanh, minimax on GELU", "tanh gelu"), ("with x⁵", "tanh5 gelu"),
                             ("σ(1.702x)", "sigmoid paper"), ("σ(1.772934x)", "sigmoid gelu"))
     ]  # fmt: skip

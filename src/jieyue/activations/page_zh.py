@@ -7,8 +7,19 @@ import re
 import torch
 
 from .fitting import Fit
-from .forms import FORMS, limit
-from .page_numbers import COMMAND, digits, error_on, left_tail, number, rounding, table, up
+from .page_numbers import (
+    COMMAND,
+    certified_row,
+    constants_row,
+    digits,
+    error_row,
+    form_rows,
+    left_tail,
+    number,
+    rounding,
+    table,
+    turning_point,
+)
 
 __all__ = ["chinese_page"]
 
@@ -50,10 +61,6 @@ FENCE
 
 
 def _shapes(fits: dict[str, Fit]) -> str:
-    rows = [
-        [f"`{name}`", form.formula, str(len(form.constants)), number(fits[f"{name} phi"].error)]
-        for name, form in FORMS.items()
-    ]
     ratio = fits["tanh-powers phi"].error / fits["tanh phi"].error
     return f"""## 什么形状可以代替 erf
 
@@ -61,7 +68,7 @@ erf 是奇函数，从 −1 升到 1，与两端的距离约为 $e^{{-x^2/2}}$�
 或 tanh 的多项式，尾部与 tanh 自己一样是 $e^{{-2|x|}}$，太重了。每种形式在 Φ 上最好能做到多少
 （所有常数都自由，使 [−8, 8] 上的最大误差尽可能小），结果一目了然：
 
-{table(["形式", "s(x)，代替 erf(x/√2)", "常数个数", "Φ 上的最大误差"], rows)}
+{table(["形式", "s(x)，代替 erf(x/√2)", "常数个数", "Φ 上的最大误差"], form_rows(fits))}
 
 三次多项式放在 tanh *里面*，误差比 tanh *的*三次多项式小到 {ratio:.0f} 分之一。下面都用
 $\\tanh(ax + bx^3)$，或者它最简单的情形 $2\\sigma(\\lambda x) - 1 = \\tanh(\\lambda x/2)$。"""
@@ -116,9 +123,9 @@ def _logistic(fits: dict[str, Fit]) -> str:
         fits[name] for name in ("logistic", "logistic continuous", "sigmoid gelu", "sigmoid paper", "slope matched")
     )
     rows = [
-        [f"0 处的斜率，2√(2/π) = {matched.constants['l']:.4f}", number(matched.error), f"{matched.at:.2f}"],
-        ["Φ 上的最大误差最小，即已发表的 1.702", number(paper.error), f"{paper.at:.2f}"],
-        [f"GELU 上的最大误差最小，{best.constants['l']:.6f}", number(best.error), f"{best.at:.2f}"],
+        error_row(f"0 处的斜率，2√(2/π) = {matched.constants['l']:.4f}", matched),
+        error_row("Φ 上的最大误差最小，即已发表的 1.702", paper),
+        error_row(f"GELU 上的最大误差最小，{best.constants['l']:.6f}", best),
     ]
     return f"""## logistic 形式：1.702
 
@@ -136,22 +143,15 @@ GELU 还要乘上 x，所以 x = 2 处的误差要算作 1 处的两倍：
 
 
 def _better(fits: dict[str, Fit]) -> str:
-    def row(label: str, found: Fit) -> list[str]:
-        constants = ", ".join(f"{name} = {value:.7f}" for name, value in found.constants.items())
-        errors = [number(error_on(found, target)) for target in ("gelu", "phi", "gelu'")]
-        return [label, constants, f"{found.ratios['b/a']:.7f}", *errors]
-
     rows = [
-        row("已发表", fits["tanh paper"]),
-        row("泰勒展开", fits["local"]),
-        row("GELU 上极小化极大，a = √(2/π)", fits["tanh fixed gelu"]),
-        row("**GELU 上极小化极大**", fits["tanh gelu"]),
-        row("GELU′ 上极小化极大", fits["tanh slope"]),
-        row("**加上 x⁵，GELU 上极小化极大**", fits["tanh5 gelu"]),
+        constants_row("已发表", fits["tanh paper"]),
+        constants_row("泰勒展开", fits["local"]),
+        constants_row("GELU 上极小化极大，a = √(2/π)", fits["tanh fixed gelu"]),
+        constants_row("**GELU 上极小化极大**", fits["tanh gelu"]),
+        constants_row("GELU′ 上极小化极大", fits["tanh slope"]),
+        constants_row("**加上 x⁵，GELU 上极小化极大**", fits["tanh5 gelu"]),
     ]
-    a, b, c = fits["tanh5 gelu"].approximation.constants
-    turn = limit((2 * a, 2 * b, 2 * c))
-    shut = float(torch.sigmoid(torch.tensor(-2 * (a * turn + b * turn**3 + c * turn**5), dtype=torch.float64)))
+    turn, shut = turning_point(fits["tanh5 gelu"])
     two, three, paper = fits["tanh gelu"], fits["tanh5 gelu"], fits["tanh paper"]
     return f"""## 同样的计算量，更好的常数
 
@@ -169,10 +169,7 @@ x⁵ 的系数是负的，所以多项式在 |x| = {turn:.2f} 处折返；jieyue
 def _proof(fits: dict[str, Fit]) -> str:
     named = (("tanh，已发表", "tanh paper"), ("tanh，GELU 上极小化极大", "tanh gelu"), ("加上 x⁵", "tanh5 gelu"),
              ("σ(1.702x)", "sigmoid paper"), ("σ(1.772934x)", "sigmoid gelu"))  # fmt: skip
-    rows = [
-        [label, number(fits[name].error, 7), f"{fits[name].at:.4f}", number(up(fits[name].bound), 5)]
-        for label, name in named
-    ]
+    rows = [certified_row(label, fits[name]) for label, name in named]
     return f"""## 证明了什么
 
 在若干点上取最大，只是真正最大值的一个下界。因此每次拟合还带有一个由区间算术得到的上界：把定义域切成小区间，在每个小区间上，
