@@ -9,7 +9,9 @@ a history of each length (goal: flat with local and linear attention).
 
 import argparse
 import json
+import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from jieyue.hf.causal_presets import build_causal
 from jieyue.hf.lossless_pieces import learn_lossless_vocabulary, make_lossless_tokenizer
 from jieyue.hf.use import use
 from jieyue.report import Report
+from jieyue.timer import take_turns
 
 
 def ours(model, prompts, tokens):
@@ -38,20 +41,12 @@ def theirs(model, prompts, tokens):
     ]
 
 
-def seconds(call, *arguments):
-    started = time.perf_counter()
-    found = call(*arguments)
-    return time.perf_counter() - started, found
-
-
 def against_generate(model, rows, tokens, repeats):
     prompts = [[5 + (7 * row + place) % 90 for place in range(32)] for row in range(rows)]
     assert torch.equal(ours(model, prompts, tokens), theirs(model, prompts, tokens))
-    taken = {"ours": [], "generate": []}
-    for _ in range(repeats):
-        taken["ours"].append(seconds(ours, model, prompts, tokens)[0])
-        taken["generate"].append(seconds(theirs, model, prompts, tokens)[0])
-    middle = {name: sorted(values)[len(values) // 2] for name, values in taken.items()}
+    calls = {"ours": partial(ours, model, prompts, tokens), "generate": partial(theirs, model, prompts, tokens)}
+    taken = take_turns(calls, repeats, warmup=0)
+    middle = {name: statistics.median(values) for name, values in taken.items()}
     return {
         "what": "against generate", "rows": rows, "tokens": tokens,
         "tokens_per_second": rows * tokens / middle["ours"],
@@ -75,8 +70,9 @@ def against_length(name, tokenizer, attention, lengths, tokens, chunk=2048):
     for _ in range(tokens):
         for talk in talks:
             chosen = talk[1].argmax(-1).tolist()
-            taken, talk[1] = seconds(stepper.step, talk[0], chosen)
-            talk[2].append(taken)
+            started = time.perf_counter()
+            talk[1] = stepper.step(talk[0], chosen)
+            talk[2].append(time.perf_counter() - started)
     return [
         {"what": "against length", "attention": attention, "history": length,
          "seconds_per_token": sorted(times)[len(times) // 2], "state_bytes": rows.nbytes}

@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from jieyue.tasks.sparsify.objectives import text_loss
 from jieyue.tasks.sparsify.rows import encode_rows
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK, batches_of
+from jieyue.timer import take_turns
 
 CHOSEN, PRICE, CACHE, FORWARD = "Layers that stay full", "Price by length", "Cache", "Forward pass"
 CHOSEN_HEADS, STEP, TOKEN = "Heads that stay full", "Training step", "One more token"
@@ -159,49 +161,42 @@ def caches(config, attention, lengths):
     return found
 
 
-def seconds(model, ids):
-    started = time.perf_counter()
+def in_turn(model, attention, call, repeats):
+    """Median seconds of a call under torch's SDPA and under the pattern, alternating; putting it on is not timed."""
+    ready = {"sdpa": lambda: use(model, attention=None), "sparse": lambda: use(model, attention=attention)}
+    taken = take_turns(dict.fromkeys(ready, call), repeats, before=ready)
+    use(model, attention=None)
+    return {name: statistics.median(own) for name, own in taken.items()}
+
+
+def forward(model, ids):
     with torch.inference_mode():
         model.base_model(input_ids=ids, use_cache=False)
-    return time.perf_counter() - started
 
 
 def forwards(model, attention, lengths, repeats):
     found = []
     for length in lengths:
-        ids, taken = torch.arange(length)[None] % min(1000, model.config.vocab_size), {"sdpa": [], "sparse": []}
-        for _ in range(repeats + 1):
-            taken["sdpa"].append(seconds(model, ids))
-            use(model, attention=attention)
-            taken["sparse"].append(seconds(model, ids))
-            use(model, attention=None)
-        middle = {name: statistics.median(own[1:] or own) for name, own in taken.items()}
+        ids = torch.arange(length)[None] % min(1000, model.config.vocab_size)
+        middle = in_turn(model, attention, partial(forward, model, ids), repeats)
         found.append([length, middle["sdpa"], middle["sparse"], middle["sdpa"] / middle["sparse"]])
         print(json.dumps({"what": "forward", "tokens": length, **middle}), flush=True)
     return found
 
 
-def step_seconds(model, ids):
-    """One training step's forward and backward pass, each layer computed again in the backward pass."""
+def training_step(model, ids):
+    """Forward and backward pass, each layer computed again in the backward pass; the gradients are let go."""
     labels = torch.cat([ids[:, 1:], torch.full((1, 1), IGNORED)], 1)
-    started = time.perf_counter()
     text_loss(model, {"input_ids": ids, "labels": labels}).total.backward()
-    taken = time.perf_counter() - started
     model.zero_grad()
-    return taken
 
 
 def training_steps(model, attention, lengths, repeats):
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     found = []
     for length in lengths:
-        ids, taken = torch.arange(length)[None] % min(1000, model.config.vocab_size), {"sdpa": [], "sparse": []}
-        for _ in range(repeats + 1):
-            taken["sdpa"].append(step_seconds(model, ids))
-            use(model, attention=attention)
-            taken["sparse"].append(step_seconds(model, ids))
-            use(model, attention=None)
-        middle = {name: statistics.median(own[1:] or own) for name, own in taken.items()}
+        ids = torch.arange(length)[None] % min(1000, model.config.vocab_size)
+        middle = in_turn(model, attention, partial(training_step, model, ids), repeats)
         found.append([length, middle["sdpa"], middle["sparse"], middle["sdpa"] / middle["sparse"]])
         print(json.dumps({"what": "step", "tokens": length, **middle}), flush=True)
     model.gradient_checkpointing_disable()
@@ -323,6 +318,8 @@ def main():
     parser.add_argument("--name-of-result", default="long")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.repeats < 1:
+        parser.error(f"--repeats: found {given.repeats}, expected at least 1")
     if given.lengths and not given.text:
         parser.error("--lengths: found no --text, expected files to tell the price on")
     if (given.trained and not given.lengths) or (given.positions and not given.text):

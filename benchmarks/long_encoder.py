@@ -14,12 +14,13 @@ import json
 import lzma
 import random
 import re
-import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from long import in_turn
 
 import jieyue
 from jieyue import machine
@@ -109,11 +110,9 @@ def distillations(given, section):
     return folders
 
 
-def seconds(model, ids):
-    started = time.perf_counter()
+def forward(model, ids):
     with torch.inference_mode():
         model(input_ids=ids)
-    return time.perf_counter() - started
 
 
 def speeds(given, section):
@@ -122,13 +121,8 @@ def speeds(given, section):
         model, _ = load(given.model, None)
         if length > model.config.max_position_embeddings:
             extend_positions(model, length)
-        ids, taken = torch.arange(length)[None] % model.config.vocab_size, {"sdpa": [], "sparse": []}
-        for _ in range(given.repeats + 1):
-            taken["sdpa"].append(seconds(model, ids))
-            use(model, attention=given.attention)
-            taken["sparse"].append(seconds(model, ids))
-            use(model, attention=None)
-        middle = {name: statistics.median(own[1:]) for name, own in taken.items()}
+        ids = torch.arange(length)[None] % model.config.vocab_size
+        middle = in_turn(model, given.attention, partial(forward, model, ids), given.repeats)
         rows.append([length, middle["sdpa"], middle["sparse"], middle["sdpa"] / middle["sparse"]])
         print(json.dumps({"what": "speed", "tokens": length, **middle}), flush=True)
     columns = ["tokens", ("SDPA", "seconds"), ("no layer full", "seconds"), "times faster"]

@@ -9,7 +9,7 @@ greedy walk, the comparison of all n-grams. Writes a report into --out.
 
 import argparse
 import json
-import time
+import statistics
 from pathlib import Path
 
 import numpy
@@ -23,6 +23,7 @@ from jieyue.decoding.constraints import SuffixOrder, best_slots, read_slots
 from jieyue.report import Report
 from jieyue.tasks.read.masked import answer
 from jieyue.tasks.read.settings import ReadSettings
+from jieyue.timer import take_turns
 
 SIZES = {"tiny": (128, 2, 256), "small": (256, 4, 1024)}  # width, layers, feed-forward
 
@@ -58,13 +59,7 @@ def rebuilt(tokens, probabilities, closing):
 
 
 def seconds(call, repeats=5):
-    call()
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken)[repeats // 2]
+    return statistics.median(take_turns({"": call}, repeats)[""])
 
 
 def constraint_rows(passage_tokens, answer_tokens, generator):

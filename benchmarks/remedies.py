@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from jieyue.planning.measurement import measure_step
 from jieyue.report import Estimate, Report
 from jieyue.tally import Tally
 from jieyue.tasks.title.writing import title_loss as objective
+from jieyue.timer import take_turns
 from jieyue.training.remedies.texts import parse_remedy
 
 LIMITS = {
@@ -109,12 +111,9 @@ def replacements(arguments: argparse.Namespace, plain: float) -> list[dict]:
     for text in LIMITS:
         if not text.startswith("replace_tokens"):
             continue
-        run, times = parse_remedy(text)(nothing), []
-        for _ in range(20 * arguments.repeats):
-            started = time.perf_counter()
-            run(model, batch)
-            times.append(time.perf_counter() - started)
-        seconds = statistics.median(times)
+        run = parse_remedy(text)(nothing)
+        times = take_turns({text: partial(run, model, batch)}, 20 * arguments.repeats, warmup=0)
+        seconds = statistics.median(times[text])
         found.append({"objective": text, "seconds": seconds, "share": seconds / plain, "limit": 0.01})
     return found
 
@@ -155,13 +154,9 @@ def writing(arguments: argparse.Namespace) -> list[dict]:
                 texts = [row.tolist() for row in found]
                 return [tuple(row[: row.index(2)] if 2 in row else row) for row in texts]
 
-            same = ours() == theirs()
-            times: dict[str, list[float]] = {"ours": [], "theirs": []}
-            for _ in range(arguments.repeats):
-                for name, call in (("ours", ours), ("theirs", theirs)):
-                    started = time.perf_counter()
-                    written = call()
-                    times[name].append(time.perf_counter() - started)
+            written = theirs()
+            same = ours() == written
+            times = take_turns({"ours": ours, "theirs": theirs}, arguments.repeats, warmup=0)
             tokens = sum(min(len(text) + 1, arguments.title) for text in written)
             ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
             rows.append(

@@ -66,25 +66,33 @@ def take_turns(
     repeats: int = 5,
     warmup: int = 1,
     *,
+    before: Mapping[str, Timed] | None = None,
     slow_seconds: float = math.inf,
     cold_seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of each call after its warm-up; entry i of all was measured in turn i, so drift hits all alike.
 
-    A call that takes longer than ``slow_seconds`` is measured once, warm; beyond ``cold_seconds`` its first run counts.
+    ``before``: by a call's name, what makes ready for it each time and is not timed. A call that takes longer than
+    ``slow_seconds`` is measured once, warm; beyond ``cold_seconds`` its first run counts.
     """
+
+    def once_timed(name: str) -> float:
+        if before is not None:
+            before[name]()
+        return timed(calls[name])
+
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in calls.items():
+    for name in calls:
         for _ in range(warmup):
-            seconds = timed(call)
+            seconds = once_timed(name)
             if seconds > slow_seconds:
-                once = seconds if seconds > cold_seconds else timed(call)
+                once = seconds if seconds > cold_seconds else once_timed(name)
                 found[name] = [once] if once > slow_seconds else []
                 break
     quick = [name for name in calls if not found[name]]
     for _ in range(repeats):
         for name in quick:
-            found[name].append(timed(calls[name]))
+            found[name].append(once_timed(name))
     return found
 
 

@@ -99,6 +99,15 @@ def test_a_cold_first_call_is_no_slow_call():
     assert len(found["warm"]) == 2 and max(found["warm"]) < 0.05 and len(found["slow"]) == 1
 
 
+def test_what_makes_ready_is_done_before_each_call_and_is_not_timed():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    before = {name: lambda name=name: (time.sleep(0.02), order.append(f"ready {name}")) for name in "ab"}
+    found = take_turns(calls, 2, before=before)
+    assert order == ["ready a", "a", "ready b", "b"] * 3
+    assert all(len(own) == 2 and min(own) < 0.02 for own in found.values())
+
+
 def test_unknown_parts_are_refused():
     with pytest.raises(ValueError, match="expected some of shares"):
         bench_attention(parts=("speed",))
