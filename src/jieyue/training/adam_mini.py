@@ -58,15 +58,15 @@ class AdamMini(Optimizer):
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """One update with the gradients that there are."""
         loss = computed_again(closure)
-        for parameter, group in with_gradients(self):
-            rows, columns = group["rows"], group["columns"]
-            self._move(parameter, _blocks(parameter, rows, columns), _blocks(parameter.grad, rows, columns), group)
+        for parameter, gradient, group in with_gradients(self):
+            self._move(parameter, gradient, group)
         return loss
 
-    def _move(self, parameter: Tensor, weights: Tensor, gradient: Tensor, group: Group) -> None:
-        """``weights``, ``gradient``: views of [blocks, ...]."""
+    def _move(self, parameter: Tensor, whole: Tensor, group: Group) -> None:
+        """A weight by its gradient ``whole``, which has its shape."""
         state = self.state[parameter]
         first, second = group["betas"]
+        weights, gradient = (_blocks(one, group["rows"], group["columns"]) for one in (parameter, whole))
         inside = tuple(range(1, gradient.ndim))
         if not state:
             state["step"] = 0
@@ -74,7 +74,7 @@ class AdamMini(Optimizer):
             state["exp_avg_sq"] = gradient.new_zeros([len(gradient), *[1] * len(inside)])
         state["step"] += 1
         moment, square = state["exp_avg"], state["exp_avg_sq"]
-        moment.lerp_(parameter.grad, 1 - first)
+        moment.lerp_(whole, 1 - first)
         norm = torch.linalg.vector_norm(gradient, dim=inside, keepdim=True)  # no copy of the gradient's size is made
         square.mul_(second).addcmul_(norm, norm, value=(1 - second) * len(gradient) / gradient.numel())
         rate, decay = float(group["lr"]), float(group["weight_decay"])

@@ -25,9 +25,10 @@ def computed_again(closure: Closure | None) -> float | None:
         return closure()
 
 
-def with_gradients(optimizer: Optimizer) -> list[tuple[Tensor, Group]]:
-    """The weights that have a gradient and the group of each; ``InputError`` for a sparse gradient, before any weight moves."""
-    found = [(own, group) for group in optimizer.param_groups for own in group["params"] if own.grad is not None]
-    if any(own.grad is not None and own.grad.is_sparse for own, _ in found):
+def with_gradients(optimizer: Optimizer) -> list[tuple[Tensor, Tensor, Group]]:
+    """(weight, gradient, group) of the weights that have one; ``InputError`` for a sparse gradient, before any weight moves."""
+    weights = [(own, group) for group in optimizer.param_groups for own in group["params"]]
+    found = [(own, own.grad, group) for own, group in weights if own.grad is not None]
+    if any(gradient.is_sparse for _, gradient, _ in found):
         raise InputError(type(optimizer).__name__, "a sparse gradient", "dense ones", "use sparse=False")
     return found

@@ -51,10 +51,10 @@ class Tiger(Optimizer):
         """One update with the gradients that there are."""
         loss = computed_again(closure)
         moved = with_gradients(self)
-        for parameter, group in moved:  # of all first: what is refused here is refused before a weight moves
+        for parameter, _, group in moved:  # of all first: what is refused here is refused before a weight moves
             self.decay(parameter, group["beta"])
-        for parameter, group in moved:
-            self.state[parameter][MOMENTUM].add_(parameter.grad, alpha=1 - group["beta"])
+        for parameter, gradient, group in moved:
+            self.state[parameter][MOMENTUM].add_(gradient, alpha=1 - group["beta"])
             self.move(parameter, group["lr"], group["weight_decay"])
         return loss
 
