@@ -461,3 +461,11 @@ def test_positions_that_cannot_be_stretched(name, given, says, place, tmp_path):
             place / name, attention="local(4)", data=place / "text.txt", out=tmp_path / "o", **SMALL, **given
         )
     assert not list((tmp_path / "o").glob("*"))
+
+
+def test_a_cost_that_is_the_loss_itself_is_measured_once():
+    quantity = {
+        (kind, distill): TASK.deciding_of(SparseSettings(kind=kind, distill=distill)).quantity
+        for kind, distill in (("causal", "none"), ("masked", "none"), ("causal", "logits"), ("encoder", "means"))
+    }
+    assert list(quantity.values()) == ["loss", "loss", "cost", "cost"]

@@ -87,6 +87,11 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         tags=("sparse-attention",),
     )
 
+    def deciding_of(self, settings: SparseSettings) -> Deciding:
+        """Of a model that learns the text the cost is the loss itself, and is not measured a second time."""
+        is_loss = settings.kind != "encoder" and settings.distill == "none"
+        return replace(self.deciding, quantity="loss") if is_loss else self.deciding
+
     # -- data
 
     def read(
