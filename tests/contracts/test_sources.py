@@ -1,5 +1,6 @@
 """The parts of the data: set aside and held out are never empty, never overlap, and a limit samples."""
 
+import itertools
 import json
 
 import pytest
@@ -104,6 +105,24 @@ def test_a_limit_samples_the_whole_file(name, tmp_path):
     assert 15 < late < 45
     other = job.sources(config, job.default_settings(config, 0), 1)
     assert list(other.held_out) == list(sources.held_out), "runs of several seeds are judged by the same examples"
+
+
+def test_a_limit_of_running_text_keeps_stretches(tmp_path):
+    """The fault: lines drawn here and there had no neighbour left, and filled no row."""
+    job, path = task("sparsify"), tmp_path / "text.txt"
+    path.write_text("\n".join(f"line {number} of a text that runs on" for number in range(4000)) + "\n")
+    settings = job.default_settings(RunConfig(), 0)
+    sources = job.sources(RunConfig(data=[path], limit=300), settings, 0)
+    parts = [[one.place for one in part] for part in (sources.train, sources.set_aside, sources.held_out)]
+    assert len(parts[0]) + len(parts[1]) == 300 == len(parts[2])
+    assert not set(parts[0]) & set(parts[1]) and not set(parts[0] + parts[1]) & set(parts[2])
+    assert {one.place: one.text.split()[1] for one in sources.train} == {place: str(place) for place in parts[0]}
+    kept = sorted(parts[0] + parts[1])
+    seams = sum(after != before + 1 for before, after in itertools.pairwise(kept))
+    assert seams <= 3, "of lines drawn one by one nearly all stand alone"
+    few = job.sources(RunConfig(data=[path], limit=20), settings, 0)
+    assert len(few.train) + len(few.set_aside) == 20 and len(few.set_aside) == 1
+    assert job.sources(RunConfig(data=[path], limit=300), settings, 1).train == sources.train
 
 
 @pytest.mark.parametrize("name", ["read", "classify", "title"])

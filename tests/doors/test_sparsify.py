@@ -357,6 +357,9 @@ def test_too_little_text_for_a_row_is_told(place, tmp_path):
     asked = {"attention": "local(4)", "data": tmp_path / "short.txt", **SMALL} | {"row_tokens": 64}
     with pytest.raises(InputError, match=r"--row-tokens|too few to hold some out"):
         jieyue.sparsify(place / "llama", out=tmp_path / "out", **asked)
+    asked = {"attention": "local(4)", "data": place / "text.txt", **SMALL} | {"row_tokens": 64, "limit": 20}
+    with pytest.raises(InputError, match=r"held out text that fill no row of 64 tokens.*raise --limit"):
+        jieyue.sparsify(place / "llama", held_out=tmp_path / "short.txt", out=tmp_path / "out", **asked)
 
 
 @pytest.mark.slow

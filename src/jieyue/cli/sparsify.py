@@ -27,7 +27,7 @@ _WORDS = {
     "data": "Plain text, a paragraph a line (or JSON, Parquet). Default: the passages that ship.",
     "held_out": "Files to tell the price on. Default: a tenth of --data, in whole stretches.",
     "attention": "What sparse layers read: a pattern such as first(4)+local(512), or local(128)+linear(elu).",
-    "limit": "At most this many lines, sampled (and as many held-out ones).",
+    "limit": "At most this many lines, in whole stretches (and as many held-out ones).",
 }
 _TRAINING = (
     "effective_batch",

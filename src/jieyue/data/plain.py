@@ -7,6 +7,7 @@ name (.csv, .tsv), whose commas and labels are nothing to be learned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from jieyue.errors import InputError
@@ -40,6 +41,7 @@ NAMES = (
 _LISTS = Layout(is_list_record=lambda values, of_lines: False)  # a list holds texts or records
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _LONG = 20  # characters from which on a line is no chance repetition
+_PASSAGE = 60  # bytes of UTF-8 without spaces that make a passage: some twelve English words, twenty Chinese characters
 
 
 def read_lines(
@@ -139,10 +141,19 @@ def note_repeated_lines(lines: Sequence[str], findings: Findings) -> None:
 
 
 def shared_lines(training: Sequence[str], held_out: Sequence[str]) -> dict[str, int]:
-    """How many held-out lines (of twenty characters or more) stand in training too, after NFKC, case folding, no spaces."""
+    """How many held-out lines are of a passage that stands in training too, after NFKC, case folding, no spaces.
 
-    def keys(lines: Sequence[str]) -> list[str]:
-        return [folded(line) for line in lines if len(line) >= _LONG]
-
-    known = set(keys(training))
-    return {"lines": sum(key in known for key in keys(held_out))}
+    A passage is a stretch of neighbouring lines, in the same order in both, of 60 bytes or more in UTF-8 together: a long line
+    alone, or short ones that follow one another in both. A heading that both parts have is none.
+    """
+    known = [folded(line) for line in training]
+    lines, pairs = set(known), set(pairwise(known))
+    count, stretch, size, last = 0, 0, 0, ""
+    for line in map(folded, held_out):
+        if stretch and (last, line) not in pairs:
+            count += stretch if size >= _PASSAGE else 0
+            stretch, size = 0, 0
+        if line in lines:
+            stretch, size = stretch + 1, size + len(line.encode("utf-8", "surrogatepass"))
+        last = line
+    return {"lines": count + (stretch if size >= _PASSAGE else 0)}

@@ -87,8 +87,11 @@ def texts_of(
     tokenizer: Tokenizer,
     settings: SparseSettings,
     choosing: Choosing,
+    *,
+    limited: bool = False,
 ) -> list[Text]:
-    """Calibration, held-out and second text, each spread over its source; ``InputError`` where one fills no row."""
+    """Calibration, held-out and second text, each spread over its source; ``InputError`` where one fills no row. ``limited``: a limit
+    may be why, and is named."""
     parts: list[tuple[str, Sequence[Line], int]] = [
         ("calibration", sources.train, choosing.calibration_tokens),
         ("held out", sources.held_out, choosing.price_tokens),
@@ -101,7 +104,9 @@ def texts_of(
         rows, _ = TASK.encode(lines, tokenizer, settings)
         if not rows:
             text = f"{sum(len(line.text) for line in lines)} characters of {name} text that fill no row of {settings.row_tokens} tokens"
-            raise InputError("data", text, "more running text", "add text, or take shorter rows (--row-tokens)")
+            more = "raise --limit" if limited and name != "second text" else "add text"
+            role = {"calibration": "data", "held out": "held_out"}.get(name, "second_data")
+            raise InputError(role, text, "more running text", f"{more}, or take shorter rows (--row-tokens)")
         some = spread(rows, tokens, settings.row_tokens)
         found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some)))
     return found

@@ -188,7 +188,7 @@ def _first(
         plain, replace(settings, train="all"), lambda: TASK.texts(sources.train), seed=settings.seed
     )
     settings = settings.fitted(source.positions)
-    texts = texts_of(sources, source.tokenizer, settings, choosing)
+    texts = texts_of(sources, source.tokenizer, settings, choosing, limited=config.limit is not None)
     listener.fact(
         "text", **{text.name.replace(" ", "_"): text.num_rows for text in texts}, row_tokens=settings.row_tokens
     )

@@ -193,8 +193,8 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         held, held_findings = self.held_out_examples(config, settings) or (None, None)
         if held is None:
             train, held = set_apart(train, self.groups(train), HELD_OUT, "held out")
-        known = sampled([one for one in train if self.is_known(one)], config.limit, "train")
-        held = sampled([one for one in held if self.is_known(one)], config.limit, "held out")
+        known = self.limited([one for one in train if self.is_known(one)], config.limit, settings, "train")
+        held = self.limited([one for one in held if self.is_known(one)], config.limit, settings, "held out")
         fit, aside = set_apart(known, self.groups(known), SET_ASIDE, "set aside", MOST_ASIDE)
         if not fit or not aside or not held:
             raise InputError(
@@ -202,6 +202,12 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
                 "file to judge by (--held-out)"
             )
         return Sources(name, fit, aside, held, findings, held_findings, self.shared(fit, held))
+
+    def limited(
+        self, examples: Sequence[Example], limit: int | None, settings: SettingsT, salt: str
+    ) -> Sequence[Example]:
+        """``limit`` of the examples, or all; the same ones whatever the seed."""
+        return sampled(examples, limit, salt)
 
     def judging_sources(
         self, files: Sequence[str | Path], settings: SettingsT, *, skip_bad: bool = False

@@ -8,14 +8,14 @@ independent of one another.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from jieyue.data.draws import drawn
 from jieyue.data.findings import Findings
 
-__all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "halved", "sampled", "set_apart"]
+__all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "halved", "sampled", "set_apart", "stretches"]
 
 Example = TypeVar("Example")
 
@@ -59,7 +59,7 @@ def set_apart(
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
     wanted = max(1, min(round(share * len(examples)), most if most is not None else len(examples)))
-    ranked = sorted(sizes, key=lambda group: (zlib.crc32(f"{salt}\0{group}".encode("utf-8", "surrogatepass")), group))
+    ranked = _ranked(sizes, salt)
     apart: set[str] = set()
     held = 0
     for group in ranked if len(sizes) > 1 else []:
@@ -83,3 +83,24 @@ def sampled(examples: Sequence[Example], limit: int | None, salt: str) -> Sequen
     if limit is None or len(examples) <= limit:
         return examples
     return [examples[at] for at in drawn(len(examples), limit, salt)]
+
+
+def stretches(examples: Sequence[Example], groups: Sequence[str], limit: int | None, salt: str) -> Sequence[Example]:
+    """``limit`` of the examples in whole groups, drawn at random, but for the last one, which is cut; in their order. Of running text,
+    where single examples drawn here and there would have no neighbour left.
+
+    >>> list(stretches("abcdefgh", "11223344", 5, "train"))
+    ['a', 'b', 'c', 'g', 'h']
+    """
+    if limit is None or len(examples) <= limit:
+        return examples
+    members: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    places = [place for group in _ranked(members, salt) for place in members[group]]
+    return [examples[place] for place in sorted(places[:limit])]
+
+
+def _ranked(groups: Iterable[str], salt: str) -> list[str]:
+    """In an order that is told by a salted checksum of each."""
+    return sorted(groups, key=lambda group: (zlib.crc32(f"{salt}\0{group}".encode("utf-8", "surrogatepass")), group))

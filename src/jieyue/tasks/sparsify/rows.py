@@ -36,12 +36,15 @@ class Line:
     text: str
 
 
-def blocks_of(lines: Sequence[str], row_tokens: int) -> list[Line]:
-    """Lines in blocks long enough for some rows each; shorter blocks where there is little text, so that it can be parted."""
+def blocks_of(lines: Sequence[str], row_tokens: int, places: Sequence[int] | None = None) -> list[Line]:
+    """Lines in blocks long enough for some rows each; shorter blocks where there is little text, so that it can be parted.
+
+    ``places``: the lines' numbers where they are some of more, None: from 0.
+    """
     total = sum(map(len, lines))
     size = max(1, min(row_tokens * _CHARACTERS, total // _BLOCKS), total // 400)
     found, block, filled = list[Line](), 0, 0
-    for place, text in enumerate(lines):
+    for place, text in zip(range(len(lines)) if places is None else places, lines, strict=True):
         if filled >= size:
             block, filled = block + 1, 0
         found.append(Line(place, block, text))

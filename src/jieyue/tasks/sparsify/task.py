@@ -34,6 +34,7 @@ from jieyue.tasks import Card, Deciding, Facts, Judged, Prediction, Row, RunConf
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.models import ModelSource, open_model
 from jieyue.tasks.shipped import topics
+from jieyue.tasks.sources import stretches
 from jieyue.training.objective import Objective
 
 from .costs import Costs, costs_of, encoded
@@ -108,6 +109,13 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
 
     def groups(self, examples: Sequence[Line]) -> list[str]:
         return [str(line.block) for line in examples]
+
+    def limited(
+        self, examples: Sequence[Line], limit: int | None, settings: SparseSettings, salt: str
+    ) -> Sequence[Line]:
+        """Whole blocks, the last one cut, and then in blocks anew, since few of them could not be parted."""
+        some = stretches(examples, self.groups(examples), limit, salt)
+        return blocks_of([one.text for one in some], settings.row_tokens, [one.place for one in some])
 
     def shared(self, train: Sequence[Line], held_out: Sequence[Line]) -> Mapping[str, int]:
         return shared_lines([one.text for one in train], [one.text for one in held_out])
