@@ -40,13 +40,16 @@ def told(monkeypatch):
 
 @pytest.mark.parametrize(("kept", "back", "roomy"), [(1.0, 1.5, True), (1.5, 1.0, False)])
 def test_the_faster_of_two_exact_plans_is_taken(tight, told, kept, back, roomy):
-    asked = []
+    asked, lines = [], []
 
     def timed(step, plan):
+        assert lines == [
+            f"Little room is left: timing pieces of 12 and of {(asked or [[plan.micro_batch]])[0][0]} rows"
+        ]
         asked.append((plan.micro_batch, list(told)))
         return kept if plan.micro_batch < 12 else back
 
-    found, said = little_room.settled(tight, TRAINING, timed)
+    found, said = little_room.settled(tight, TRAINING, timed, lines.append)
     assert asked[0][0] < 12 and asked[0][1] == []  # timed before malloc is told anything
     assert asked[1] == (12, ["gives back"])
     assert told == (["gives back", "keeps"] if roomy else ["gives back"])

@@ -23,7 +23,7 @@ def batch_of(length=17):
 
 def exact_loss(model, batch):
     """As ``text_loss``, in float64."""
-    logits, labels = model(batch["input_ids"]).logits.flatten(0, 1), batch["labels"].flatten()
+    logits, labels = model(batch["input_ids"], use_cache=False).logits.flatten(0, 1), batch["labels"].flatten()
     return Tally(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), (labels >= 0).sum())
 
 
@@ -65,6 +65,24 @@ def test_the_derivative_is_that_of_finite_differences(by_heads):
         assert all(layer.watch is None for layer in switched.layers)
     assert not attention_of(model) and all(own.grad is None for own in model.parameters())
     assert before == {path: own.requires_grad for path, own in model.named_parameters()}
+
+
+def test_three_layers_more_keep_three_outputs_more():
+    """Each layer is computed anew in the backward pass: of it stays what it was given, one state a token."""
+    kept = []
+    for count in (2, 5):
+        model, batch, held = make("llama", num_hidden_layers=count), batch_of(), [0]
+
+        def pack(tensor, held=held):
+            held[0] += tensor.nbytes
+            return tensor
+
+        with switched_layers(model, NEAR) as switched, torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
+            gate_derivatives(model, switched, [batch], exact_loss)
+            assert all("forward" not in vars(layer) for layer in switched.memory.layers)
+        kept.append(held[0])
+    states = batch["input_ids"].numel() * model.config.hidden_size * 8
+    assert 0 < kept[1] - kept[0] <= 3 * states
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.data())

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -18,6 +20,10 @@ from jieyue.hf.position_losses import token_losses
 from jieyue.hf.switched_layers import check_sparse, switched_layers
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part, without_dropout
+from jieyue.run.bars import Bars
+from jieyue.run.config import TrainingConfig
+from jieyue.run.prepare import prepare
+from jieyue.run.resume import check_resumed, write_resolved
 from jieyue.run.sparsify import CHOICE
 from jieyue.tasks import RunConfig
 from jieyue.tasks.sparsify.costs import costs_of, encoded, price
@@ -381,6 +387,8 @@ def test_training_leaves_a_better_folder_and_is_told(name, how, place, tmp_path)
             "the full model learned too"
         )
     if name == "bert":
+        rates = [own.p for own in done.model.modules() if isinstance(own, torch.nn.Dropout)]
+        assert rates and set(rates) == {0.1}, "who learned from the full model without dropout has it again"
         assert facts["sparse, trained, on held out"].value < 0.6 * facts["chosen layers full, on held out"].value
     (losses,) = (own.series[0].y for own in done.report.pictures() if own.title == "Loss")
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
@@ -409,6 +417,86 @@ def test_a_choice_that_was_made_is_taken_up(place, tmp_path, monkeypatch):
     done = jieyue.sparsify(place / "llama", **given, tokens=600, out=tmp_path, resume=True)
     assert attention_of(done.model) == attention_of(first.model)
     assert told(done.report)["full layers"] == told(first.report)["full layers"]
+
+
+TWO = {"attention": "local(4)", "full_layers": [0], **SMALL, "calibration_tokens": 64, "price_tokens": 64}
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_a_model_in_hand_goes_on_and_is_judged_when_it_is_gone(name, place, lines, tmp_path, monkeypatch):
+    """The fault: its temporary folder had another name each time, and an encoder was to be held against what lay there."""
+    model, tokenizer = load(place / name, None if name == "bert" else "causal-lm")
+    given = {"data": [{"text": line} for line in lines], "out": tmp_path / "out", **TWO}
+    jieyue.sparsify(model, tokenizer, **given)
+    found = jieyue.evaluate(tmp_path / "out", [place / "text.txt"])
+    assert told(found)["judged on"] == f"64 of {told(found)['judged on'].rpartition(' of ')[2]}"
+    monkeypatch.setattr("jieyue.run.sparsify.measure_layers", lambda *_: pytest.fail("measured again"))
+    again = jieyue.sparsify(model, tokenizer, **given, resume=True)
+    assert list(attention_of(again.model).values())[:2] == ["full()", "local(4)"]
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(InputError, match="another model than"):
+        jieyue.sparsify(model, tokenizer, **given, resume=True)
+    given["data"] = given["data"][:150]
+    with pytest.raises(InputError, match="another model, rows than"):
+        jieyue.sparsify(model, tokenizer, **given, resume=True)
+    shutil.rmtree(tmp_path / "out" / "full", ignore_errors=True)
+    if name == "bert":
+        with pytest.raises(InputError, match="put the full model back there"):
+            jieyue.evaluate(tmp_path / "out", [place / "text.txt"])
+
+
+def test_the_models_own_folder_is_no_place_for_what_is_made_of_it(place):
+    before = (place / "llama" / "model.safetensors").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="the folder of the model itself"):
+            jieyue.sparsify(place / "llama", data=place / "text.txt", out=place / "llama", overwrite=overwrite, **TWO)
+    with pytest.raises(InputError, match="the folder of the model itself"):
+        jieyue.train(place / "llama", task="mlm", data=place / "text.txt", out=place / "llama")
+    assert (place / "llama" / "model.safetensors").read_bytes() == before
+
+
+class Noted(Bars):
+    """What is said and told in tables."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, line):
+        self.said.append(line)
+
+    def table(self, title, columns, rows, event=None):
+        self.said += [" · ".join(row) for row in rows]
+
+
+def test_what_the_data_hide_is_told_without_training_too(place, tokenizer, tmp_path):
+    """Held-out lines of the training text, lines that were skipped, of the second text too; and no padding token is needed."""
+    shutil.copytree(place / "llama", tmp_path / "bare")
+    bare = transformers.PreTrainedTokenizerFast.from_pretrained(place / "llama")
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path / "bare")
+    assert load(tmp_path / "bare")[1].pad_token is None
+    long = [
+        f"{number} " + "alpha beta gamma delta epsilon zeta eta theta alpha beta gamma delta " for number in range(90)
+    ]
+    (tmp_path / "text.txt").write_text("\n".join([*long, "bad \ufffd"]), encoding="utf-8")
+    noted, text = Noted(), tmp_path / "text.txt"
+    given = {"data": text, "held_out": text, "second_data": [text], "skip_bad": True, "listener": noted, **TWO}
+    done = jieyue.sparsify(tmp_path / "bare", out=tmp_path / "out", **given)
+    assert any("Leakage: " in line for line in noted.said) and any("skipped: " in line for line in noted.said)
+    facts = {(title, fact.what): fact.value for title, fact in done.report.facts()}
+    assert facts["Price without training, held out", "lines that stand in training"] > 80
+
+
+def test_training_does_not_go_on_under_another_attention(place, tmp_path):
+    settings = SparseSettings(row_tokens=32, teacher=str(place / "llama"))
+    config = RunConfig(model=str(place / "llama"), data=[place / "text.txt"], attention="local(4)", settings=settings)
+    training = TrainingConfig(steps=2)
+    prepared = prepare(TASK, config, training)
+    write_resolved(tmp_path, training, prepared, 2)
+    check_resumed(tmp_path, training, prepared)
+    with pytest.raises(InputError, match=r"attention is 'local\(2\)'"):
+        check_resumed(tmp_path, training, replace(prepared, attention="local(2)"))
 
 
 def test_linear_entries_without_a_near_part_are_named():

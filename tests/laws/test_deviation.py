@@ -88,3 +88,15 @@ def test_a_query_of_which_nothing_is_kept_is_bounded_by_its_values():
     found = deviation(q[0], k[0], v[0], torch.ones_like(nothing), nothing, scale=1.0)
     torch.testing.assert_close(found.mass, torch.ones_like(found.mass))
     assert not bool(found.violated.any()) and bool((found.distance > 0).all())
+
+
+def test_values_far_from_zero_and_near_one_another_are_told_apart():
+    """The fault: distances by products of values lose what is left of them, from 26 keys on, and the bound was passed."""
+    torch.manual_seed(1)
+    v = 1e3 + 1e-5 * torch.randn(1, 40, 3, dtype=torch.float64)
+    q, k, at = torch.ones(1, 2, 1), torch.zeros(1, 40, 1), torch.arange(40)
+    sees, kept = torch.stack([at < 2, at >= 38]), torch.stack([at == 0, at == 39])
+    found = deviation(q, k, v, sees, kept, scale=1.0)
+    apart = torch.stack([(v[0, 0] - v[0, 1]).norm(), (v[0, 38] - v[0, 39]).norm()])
+    torch.testing.assert_close(found.tight[0], apart / 2, rtol=1e-6, atol=0)
+    assert not bool(found.violated.any())

@@ -82,14 +82,17 @@ def deviation(
 
 def _farthest(v: Tensor, norms: Tensor, sees: Tensor, kept: Tensor, has_zero: Tensor) -> Tensor:
     """[G, R]: the largest ‖v_i − v_j‖ of a kept i and a dropped j, 0 where nothing is dropped; ``has_zero``: 0 is a kept value."""
-    apart = torch.cdist(v, v)  # [G, M, M]
+    own = v - v.mean(
+        1, keepdim=True
+    )  # cdist by products loses the difference of values that are far from 0 and near one another
+    apart = torch.cdist(own, own)  # [G, M, M]
     found = v.new_zeros(v.shape[0], len(kept))
-    for row, (own, shown) in enumerate(zip(kept, sees, strict=True)):
-        dropped = shown & ~own
+    for row, (near, shown) in enumerate(zip(kept, sees, strict=True)):
+        dropped = shown & ~near
         if not bool(dropped.any()):
             continue
-        if bool(own.any()):
-            found[:, row] = apart[:, own].amax(1)[:, dropped].amax(1)
+        if bool(near.any()):
+            found[:, row] = apart[:, near].amax(1)[:, dropped].amax(1)
         if bool(has_zero[row]):
             found[:, row] = torch.maximum(found[:, row], norms[:, dropped].amax(1))
     return found

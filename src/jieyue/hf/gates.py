@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from jieyue.attention import full
 from jieyue.tally import Tally
@@ -32,8 +34,9 @@ def gate_derivatives(
 ) -> dict[int, float]:
     """Number of a layer or head (of ``switched.free``) -> the derivative of the mean loss to its gate, all of them full.
 
-    ``objective``: (model, batch) -> summed loss and weight. The model and its gradients are left as they were. Cost: a forward and
-    backward pass over each row with both attentions; memory: the activations of one row.
+    ``objective``: (model, batch) -> summed loss and weight, without a cache, since layers are computed twice. The model and its
+    gradients are left as they were. Cost: a forward and backward pass over each row with both attentions, and another forward one;
+    memory: what one row leaves of one layer, and each layer's output.
     """
     device = next(model.parameters()).device
     per, weight = switched.heads, 0.0
@@ -42,7 +45,8 @@ def gate_derivatives(
         for number in sorted({one // per for one in switched.free})
     }
     switched.keep_full(switched.free)
-    with _frozen(model), torch.enable_grad():
+    around = [] if switched.memory is None else switched.memory.layers
+    with _frozen(model), torch.enable_grad(), _recomputed(around):
         try:
             for number, gate in gates.items():
                 layer = switched.layers[number]
@@ -88,3 +92,16 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         for own in trained:
             own.requires_grad_(True)
         model.train(training)
+
+
+@contextmanager
+def _recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, each layer is computed anew in the backward pass, from what it was given. transformers' own checkpointing does so in
+    training alone, and there is dropout."""
+    for layer in layers:
+        vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward")

@@ -96,12 +96,8 @@ def fit(
     done_before = 0 if last is None else int(last.name.rpartition("-")[2])
     best = _best(prepared, training, checkpoints, done_before)
     watched = _Watched(prepared, listener, curve, best, training.evaluate_every or max(1, len(batches) // CURVE_POINTS))
-    if planned.plan.predicted is not None and device == "cpu":
-        watched.process_bytes = planned.plan.predicted.process_bytes
-    if curve is set_aside_curve and arguments.world_size == 1:
-        watched.measure_loss = AsideLoss.of(prepared, planned.plan)
-    if arguments.process_index == 0:
-        watched.course = Course.begun(checkpoints, done_before)
+    watched.keep_to(planned, device, is_one=arguments.world_size == 1)
+    watched.course = Course.begun(checkpoints, done_before) if arguments.process_index == 0 else Course()
     with listener.progress("training") as watched.update:
         work = Work(
             objective=packed.objective(prepared, training),
@@ -156,6 +152,13 @@ class _Watched:
         self.control: Control | None = None
         self.process_bytes: int | None = None  # what was predicted, to be kept
         self.update: Update = lambda done, total, facts: None
+
+    def keep_to(self, planned: RunPlan, device: str, *, is_one: bool) -> None:
+        """The memory that was predicted is kept; where one process trains (``is_one``), the loss of the examples set aside is told."""
+        if planned.plan.predicted is not None and device == "cpu":
+            self.process_bytes = planned.plan.predicted.process_bytes
+        if self.measure is set_aside_curve and is_one:
+            self.measure_loss = AsideLoss.of(self.prepared, planned.plan)
 
     def begin(self) -> None:
         """From here on seconds count, beside those of the starts before."""

@@ -17,8 +17,19 @@ from jieyue.errors import InputError
 from jieyue.hf.loading import RECORD
 from jieyue.tasks import Facts
 
-__all__ = ["MEMORY", "Out", "check_folder", "check_unfinished", "locked", "read_memory"]
+__all__ = [
+    "IN_HAND",
+    "MEMORY",
+    "Out",
+    "check_apart",
+    "check_folder",
+    "check_unfinished",
+    "lasting",
+    "locked",
+    "read_memory",
+]
 
+IN_HAND = "jieyue-"  # how the temporary folders of models and rows in hand are called
 MEMORY = "training_memory.json"  # what judging must know of the training examples: Task.memory
 
 
@@ -53,6 +64,22 @@ def check_unfinished(folder: Path, overwrite: bool) -> None:
         raise InputError(
             "out", f"{folder}, which holds a finished model", "another folder", "--overwrite trains anew there"
         )
+
+
+def check_apart(folder: Path, model: str) -> None:
+    """Refuses the folder of the model that is read: what was trained would take its place."""
+    if Path(model).is_dir() and folder.resolve() == Path(model).resolve():
+        raise InputError(
+            "out", f"{folder}, the folder of the model itself", "another folder", "the model stays as it is"
+        )
+
+
+def lasting(name: str) -> str:
+    """What a model is called from run to run: its name, but of one in hand, which lies in a temporary folder, the checksum of its
+    files and its name ("3f60…/model")."""
+    parts = Path(name).parts
+    is_in_hand = len(parts) > 2 and parts[-3].startswith(IN_HAND) and Path(*parts[:-3]) == Path(tempfile.gettempdir())
+    return "/".join(parts[-2:]) if is_in_hand else name
 
 
 @contextmanager

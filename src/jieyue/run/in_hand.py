@@ -6,6 +6,7 @@ goes the way of the command line: read, checked, parted, planned, trained, judge
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from jieyue.training.remedies.remedy import Remedy
 from . import jobs
 from .bars import Bars
 from .config import TrainingConfig
-from .folder import Out
+from .folder import IN_HAND, Out
 from .layer_options import Choosing, FullLayers
 from .predict import Predictor
 from .sparsify import EFFECTIVE_BATCH
@@ -236,20 +237,33 @@ def _in_files(
     model: str | Path | Model, tokenizer: Tokenizer | None, data: Data, held_out: Data
 ) -> Iterator[tuple[str, dict[str, list[str | Path]]]]:
     """The model's name and the files of data and held_out; what is in hand lies in a folder for as long as the run needs it."""
-    with tempfile.TemporaryDirectory(prefix="jieyue-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=IN_HAND) as temporary:
         place = Path(temporary)
         name = str(model)
         if isinstance(model, nn.Module):
             if tokenizer is None:
                 raise InputError("train(model)", "a model in hand without tokenizer", "its tokenizer beside it")
-            name = str(
-                place / (str(getattr(model.config, "name_or_path", "")).strip("/").rpartition("/")[2] or "model")
-            )
-            model.save_pretrained(name)
-            tokenizer.save_pretrained(name)
+            own = str(getattr(model.config, "name_or_path", "")).strip("/").rpartition("/")[2] or "model"
+            model.save_pretrained(place / own)
+            tokenizer.save_pretrained(place / own)
+            name = str((place / own).rename(_made(place / _checksum(place / own)) / own))
         elif tokenizer is not None:
             raise InputError("train(tokenizer)", "one beside a name", "a model in hand, or the name's own tokenizer")
         yield name, {role: _files(role, given, place) for role, given in (("data", data), ("held_out", held_out))}
+
+
+def _checksum(folder: Path) -> str:
+    """Of all files in the folder: a run that goes on knows its model by it."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as stream:
+            found.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _files(role: str, given: Data, place: Path) -> list[str | Path]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jieyue.budget import Budget, format_bytes
 from jieyue.data.advice import Advice, advise
@@ -19,14 +20,14 @@ from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
 from jieyue.planning.bfloat16 import bfloat16_price
 from jieyue.report import Report, write_whole
-from jieyue.tasks import Facts, RunConfig, name_of
+from jieyue.tasks import Facts, RunConfig, Sources, name_of
 from jieyue.tasks.table import AnyTask, task
 
 from .cards import write_card
 from .config import TrainingConfig
 from .devices import check_device
 from .fit import Trained, fit, store
-from .folder import MEMORY, Out, check_folder, check_unfinished, locked, read_memory
+from .folder import MEMORY, Out, check_apart, check_folder, check_unfinished, locked, read_memory
 from .little_room import settled
 from .measure import against_length, measured_memory, prices, savings
 from .plan import RunPlan, check_budget
@@ -47,7 +48,7 @@ from .sections import (
 )
 from .ways import Decided, decide, ways_section
 
-__all__ = ["DEFAULT_BUDGET", "Stopped", "doctor", "evaluate", "examined", "plan", "planned", "train"]
+__all__ = ["DEFAULT_BUDGET", "Stopped", "doctor", "evaluate", "examined", "plan", "planned", "say_findings", "train"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -151,6 +152,7 @@ def train(
     folder = place.path
     check_device(allowed.device, must_exist=True)
     check_budget(allowed)
+    check_apart(folder, config.model)
     check_folder(folder)
     check_unfinished(folder, place.overwrite or resume)
     with _stopping("before the first update; the same command starts anew"), locked(folder):
@@ -176,6 +178,7 @@ def train(
         leakage_facts(report, job.quality, prepared.sources)
         training_section(report, trained.course, trained.facts, job.deciding_of(settings))
         if training.measure:
+            listener.say("Measuring memory, and timing what each saving was worth")
             _measured_sections(report, prepared, planned, trained, training, config)
     clock.lap("measuring memory and savings")
     data_section(report, job.noun, prepared.sources, prepared.counts)
@@ -251,8 +254,9 @@ def _planned(
     prepared = prepare(job, config, training, folder=folder, device=budget.device)
     clock.lap("reading and encoding the data")
     _say_data(listener, prepared)
+    listener.say("Planning: what an update needs is traced")
     decided = decide(prepared, budget, training)
-    planned, told = settled(decided.planned, decided.training)
+    planned, told = settled(decided.planned, decided.training, say=listener.say)
     clock.lap("planning")
     _say_plan(listener, planned)
     if told:
@@ -325,9 +329,14 @@ def _say_data(listener: ProgressListener, prepared: Prepared) -> None:
         [[k.replace("_", " "), str(v)] for k, v in counted.items() if v],
         "counted",
     )
+    say_findings(listener, sources, prepared.counts)
+
+
+def say_findings(listener: ProgressListener, sources: Sources[Any], counts: Mapping[str, int]) -> None:
+    """What is to be known of the data before anything is made of them, and the first records that were skipped."""
     held = sources.held_out_findings
     parts = {"training files": sources.findings, **({} if held is None else {"held-out files": held})}
-    if found := advise(parts, prepared.counts, sources.shared or {}):
+    if found := advise(parts, counts, sources.shared or {}):
         rows = [[one.severity, one.found, one.do] for one in found]
         listener.table("Findings", ["severity", "finding", "what to do"], rows, "finding")
     for line in sources.findings.skipped[:20]:

@@ -6,6 +6,7 @@ second kind of text where one is given.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from jieyue.hf.gates import gate_derivatives
 from jieyue.hf.switched_layers import SwitchedLayers, switched_layers
 from jieyue.hf.types import Tokenizer
 from jieyue.listener import ProgressListener
+from jieyue.tasks.config import RunConfig
 from jieyue.tasks.sources import Sources
 from jieyue.tasks.sparsify.costs import Costs, costs_of, encoded, price
 from jieyue.tasks.sparsify.objectives import text_loss
@@ -38,6 +40,7 @@ __all__ = [
     "Text",
     "measure_layers",
     "price_as_it_was",
+    "rows_digest",
     "texts_of",
 ]
 
@@ -87,29 +90,36 @@ def texts_of(
     tokenizer: Tokenizer,
     settings: SparseSettings,
     choosing: Choosing,
-    *,
-    limited: bool = False,
+    config: RunConfig,
 ) -> list[Text]:
-    """Calibration, held-out and second text, each spread over its source; ``InputError`` where one fills no row. ``limited``: a limit
-    may be why, and is named."""
+    """Calibration, held-out and second text, each spread over its source; ``InputError`` where one fills no row."""
     parts: list[tuple[str, Sequence[Line], int]] = [
         ("calibration", sources.train, choosing.calibration_tokens),
         ("held out", sources.held_out, choosing.price_tokens),
     ]
     if choosing.second_data:
-        second, _ = TASK.read(choosing.second_data, settings)
+        second, _ = TASK.read(choosing.second_data, settings, skip_bad=config.skip_bad)
         parts.append(("second text", second, choosing.price_tokens))
     found = []
     for name, lines, tokens in parts:
         rows, _ = TASK.encode(lines, tokenizer, settings)
         if not rows:
             text = f"{sum(len(line.text) for line in lines)} characters of {name} text that fill no row of {settings.row_tokens} tokens"
-            more = "raise --limit" if limited and name != "second text" else "add text"
+            more = "raise --limit" if config.limit is not None and name != "second text" else "add text"
             role = {"calibration": "data", "held out": "held_out"}.get(name, "second_data")
             raise InputError(role, text, "more running text", f"{more}, or take shorter rows (--row-tokens)")
         some = spread(rows, tokens, settings.row_tokens)
         found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some)))
     return found
+
+
+def rows_digest(texts: Sequence[Text]) -> str:
+    """Identifies the rows by their tokens: a choice is kept for these alone."""
+    found = hashlib.sha256()
+    for text in texts:
+        for batch in text.batches:
+            found.update(text.name.encode() + batch["input_ids"].numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def measure_layers(

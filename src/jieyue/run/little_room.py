@@ -40,12 +40,16 @@ SLOW_SECONDS, COLD_SECONDS = 2.0, 6.0  # a piece slower than the first is timed 
 
 
 def settled(
-    planned: RunPlan, training: TrainingConfig, timed: Callable[[TrainingStep, Plan], float] | None = None
+    planned: RunPlan,
+    training: TrainingConfig,
+    timed: Callable[[TrainingStep, Plan], float] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[RunPlan, str]:
     """The plan to obey, malloc told accordingly, and what to say of it; as it came, and "", where there is room.
 
-    ``timed``: seconds of an update under a plan (``update_seconds``). Of several processes each keeps the plan, as they would
-    time differently. Cost under glibc: a few passes of one piece of each, within the budget; one, where a piece takes long.
+    ``timed``: seconds of an update under a plan (``update_seconds``); ``say``: is told before it is asked. Of several processes each
+    keeps the plan, as they would time differently. Cost under glibc: a few passes of one piece of each, within the budget; one,
+    where a piece takes long.
     """
     if not planned.tight:
         return planned, ""
@@ -61,6 +65,7 @@ def settled(
         )
         return planned, told if give_back_freed_memory() else ""
     timed = timed or update_seconds
+    say(f"Little room is left: timing pieces of {planned.plan.micro_batch} and of {roomy.plan.micro_batch} rows")
     kept = timed(planned.step, roomy.plan)
     if not give_back_freed_memory():
         return planned, ""

@@ -38,7 +38,7 @@ TOKENS = "tokens"  # what a task that keeps its tokens leaves of them
 @dataclass(frozen=True)
 class Prepared:
     """``objective``: with its dtype and remedies; ``plain``: without remedies; ``counts``: what encoding counted; ``adapter``,
-    ``base``: as ``RunConfig`` has them."""
+    ``base``, ``attention``: as ``RunConfig`` has them."""
 
     task: AnyTask
     sources: Sources[Any]
@@ -54,6 +54,7 @@ class Prepared:
     unshare_after: int = 0
     adapter: str | None = None
     base: str | None = None
+    attention: str | None = None
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Rows as padded tensors."""
@@ -134,6 +135,7 @@ def prepare(
         config.unshare_after,
         config.adapter,
         config.base,
+        config.attention,
     )
 
 

@@ -17,6 +17,7 @@ from jieyue.planning.setting import AUTO
 from jieyue.report import write_whole
 
 from .config import TrainingConfig
+from .folder import lasting
 from .prepare import Prepared
 
 __all__ = ["RESOLVED", "as_before", "check_resumed", "decided_updates", "write_resolved"]
@@ -53,7 +54,7 @@ def check_resumed(folder: Path, training: TrainingConfig, prepared: Prepared) ->
     now = _values(training, prepared)
     for name, value in {**now, **now["training"]}.items():
         had = {**then, **then["training"]}.get(name)
-        if name == "tokens" and had is None:  # a run of 0.1 did not say what its rows held
+        if name in ("tokens", "attention") and name not in before:  # older runs did not say these
             continue
         if name != "training" and had != value:
             raise InputError(f"resume: {name} is {value!r}, but the interrupted run had {had!r}; expected the same")
@@ -71,12 +72,16 @@ def _read(folder: Path) -> Facts:
 
 def _values(training: TrainingConfig, prepared: Prepared) -> Facts:
     values = {
-        "model": prepared.model.name,
+        "model": lasting(prepared.model.name),
         "adapter": prepared.adapter,
         "base": prepared.base,
+        "attention": prepared.attention,
         "data": prepared.sources.name,
         "training": training.to_dict(),
-        "settings": prepared.settings.to_dict(),
+        "settings": {
+            name: lasting(value) if isinstance(value, str) else value
+            for name, value in prepared.settings.to_dict().items()
+        },
         "rows": len(prepared.rows),
         "tokens": _digest(prepared),
     }

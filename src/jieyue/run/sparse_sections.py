@@ -74,8 +74,9 @@ def unlearned_note(report: Report, measured: Measured) -> None:
         base = next(iter(costs.values()))
         if base.is_loss and base.mean >= measured.guess:
             report.section(SECTION_OF_HEADS if measured.heads > 1 else SECTION).note(
-                f"On the {text} text the full model's loss is {base.mean:.2f} nats, no better than a guess among all tokens of its "
-                f"vocabulary ({measured.guess:.2f}): it has not learned this kind of text, and a price there means nothing."
+                f"{text}: the full model's loss is {base.mean:.2f} nats, no better than a guess "
+                f"among all tokens of its vocabulary ({measured.guess:.2f}): it has not learned this kind of text, and a price there "
+                "means nothing."
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,19 +34,20 @@ from jieyue.tasks.sparsify.task import TASK
 from .cards import write_card
 from .config import TrainingConfig
 from .devices import check_device
-from .folder import Out, check_folder, check_unfinished, locked
-from .jobs import DEFAULT_BUDGET, train
+from .folder import Out, check_apart, check_folder, check_unfinished, lasting, locked
+from .jobs import DEFAULT_BUDGET, say_findings, train
 from .layer_options import Choosing
-from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, texts_of
+from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, rows_digest, texts_of
 from .plan import check_budget
 from .resume import RESOLVED
-from .sections import settings_section
+from .sections import leakage_facts, settings_section
 from .sparse_sections import ALIKE, TRAINED, choice_section, positions_section, prices_section, unlearned_note
 
 __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 
 EFFECTIVE_BATCH = 8
 CHOICE = "choice.json"  # what was measured and chosen, for --resume
+CONTROL, FULL = "control", "full"  # folders inside: the full model trained alike, and an encoder in hand as it was
 _KINDS = {"causal-lm": "causal", "masked-lm": "masked", None: "encoder"}
 
 
@@ -72,10 +74,16 @@ def sparsify(
     folder = place.path
     settings = _settings(config, choosing, training, allowed.device)
     check_budget(allowed)
+    check_apart(folder, config.model)
     check_folder(folder)
     check_unfinished(folder, place.overwrite or resume)
     asked, own = _asked(config, choosing, settings), config.model
     with locked(folder):
+        if not resume:  # what an earlier run here had decided is not this one's
+            for stale in (folder / CHOICE, folder / RESOLVED, folder / CONTROL / RESOLVED):
+                stale.unlink(missing_ok=True)
+        if settings.kind == "encoder" and lasting(config.model) != config.model:
+            settings = replace(settings, teacher=_kept_beside(config.model, folder / FULL))
         if choosing.positions != "none":
             config, settings = _stretched(folder, config, settings, choosing, listener)
         report, attention, settings, texts = _first(
@@ -101,17 +109,18 @@ def sparsify(
     if choosing.control:
         listener.say("Training the full model on the same tokens")
         plain = replace(chosen, attention="full()", settings=replace(settings, distill="none"))
-        again = resume and (folder / "control" / RESOLVED).is_file()
+        again = resume and (folder / CONTROL / RESOLVED).is_file()
         train(
             "sparsify",
             plain,
-            Out(folder / "control", True),
+            Out(folder / CONTROL, True),
             budget=allowed,
             training=replace(how, measure=False),
             resume=again,
             listener=listener,
         )
-        models["full, trained alike"] = folder / "control"
+        models["full, trained alike"] = folder / CONTROL
+    listener.say("Pricing what was trained")
     _tell_trained(report, config, settings, texts, models, allowed.device)
     report.sections += trained.sections
     report.save(folder)
@@ -142,12 +151,22 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
     if choosing.positions != "none":
         check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
-    settings = replace(settings, kind=kind, teacher=config.model, judged_tokens=choosing.price_tokens)
+    teacher = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
+    settings = replace(settings, kind=kind, teacher=teacher, judged_tokens=choosing.price_tokens)
     if kind == "encoder" and choosing.tokens and settings.distill == "none":
         raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='means'")
     if kind == "encoder" and choosing.control:
         raise InputError("control", "an encoder: the full model has nothing to learn from itself", "no control")
     return settings
+
+
+def _kept_beside(model: str, place: Path) -> str:
+    """A copy of an encoder in hand, which the sparse one is judged against as long as that is there."""
+    part = place.with_name(place.name + ".part")
+    for old in (part, place):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(model, part)
+    return str(part.rename(place).absolute())
 
 
 def _stretched(
@@ -157,7 +176,7 @@ def _stretched(
     how, factor = choosing.positions, choosing.position_factor
     listener.say(f"Stretching the positions: {how}, {factor:g} times as many")
     record = {"recipe": TASK.name, "version": __version__, "settings": settings.to_dict()}
-    wide = str(stretch(config.model, how, factor, folder / f"{how}-{factor:g}", record))
+    wide = str(stretch(config.model, how, factor, folder / f"{how}-{factor:g}", record).absolute())
     return replace(config, model=wide), replace(settings, teacher=wide)
 
 
@@ -165,8 +184,15 @@ def _asked(config: RunConfig, choosing: Choosing, settings: SparseSettings) -> F
     """What a choice depends on: it is kept for --resume only where all of this is the same."""
     own = {name: str(value) for name, value in asdict(choosing).items() if name not in ("tokens", "control")}
     rows = {"row_tokens": settings.row_tokens, "seed": settings.seed, "limit": config.limit}
-    files = [str(path) for path in (*config.data, *config.held_out)]
-    return {"model": config.model, "attention": config.attention, "files": files, **own, **rows, "version": __version__}
+    files = [Path(path).name for path in (*config.data, *config.held_out)]
+    return {
+        "model": lasting(config.model),
+        "attention": config.attention,
+        "files": files,
+        **own,
+        **rows,
+        "version": __version__,
+    }
 
 
 def _first(
@@ -188,15 +214,20 @@ def _first(
         plain, replace(settings, train="all"), lambda: TASK.texts(sources.train), seed=settings.seed
     )
     settings = settings.fitted(source.positions)
-    texts = texts_of(sources, source.tokenizer, settings, choosing, limited=config.limit is not None)
+    texts = texts_of(sources, source.tokenizer, settings, choosing, config)
+    if not choosing.tokens:  # else told before the training
+        say_findings(listener, sources, {})
+    asked = {**asked, "rows": rows_digest(texts)}
     listener.fact(
         "text", **{text.name.replace(" ", "_"): text.num_rows for text in texts}, row_tokens=settings.row_tokens
     )
     path = folder / CHOICE
     if resume and path.is_file():
         kept = dict(json.loads(path.read_text(encoding="utf-8")))
-        if kept.get("asked") != asked:
-            changed = sorted(name for name, value in asked.items() if dict(kept.get("asked") or {}).get(name) != value)
+        before = {"rows": asked["rows"], **dict(kept.get("asked") or {})}  # older choices did not say which rows
+        before["files"] = [Path(one).name for one in before.get("files", ())]
+        if before != asked:
+            changed = sorted(name for name, value in asked.items() if before.get(name) != value)
             raise InputError("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
         return Report.parse(json.dumps(kept["report"])), str(kept["attention"]), settings, texts
     model = source.build().to(device)
@@ -207,6 +238,7 @@ def _first(
         before = load_model(own, settings.head("")).to(device)  # type: ignore[arg-type]
         measured = price_as_it_was(measured, texts, before, settings.row_tokens, listener)
     report = _told(config, measured, texts, settings)
+    leakage_facts(report, f"Price without training, {texts[1].name}", sources)
     positions_section(report, choosing, source.positions)
     write_whole(
         path,

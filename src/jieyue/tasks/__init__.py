@@ -21,7 +21,7 @@ from jieyue.report import Report
 
 from .config import RunConfig
 from .settings import Settings
-from .sources import HELD_OUT, MOST_ASIDE, SET_ASIDE, SHIPPED, Sources, sampled, set_apart
+from .sources import HELD_OUT, MOST_ASIDE, SET_ASIDE, Sources, name_of, sampled, set_apart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -246,11 +246,12 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         seed: int = 0,
     ) -> ModelSource:
         """The model with this task's head; no weight is allocated."""
-        from .models import open_model
+        from .models import open_model, with_padding
 
         head = settings.head(self.head)
         entries, new_head = self.model_config(settings), head in self.new_heads
-        return open_model(config, head, texts, entries=entries, start=start, seed=seed, new_head=new_head)
+        source = open_model(config, head, texts, entries=entries, start=start, seed=seed, new_head=new_head)
+        return with_padding(source)
 
     # -- training
 
@@ -396,8 +397,3 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
 
     def report_beside(self, report: Report, variants: Mapping[str, Sequence[Facts]]) -> None:
         """Draws ``Judged.beside`` of several variants, one a seed; nothing where a task has no such pictures."""
-
-
-def name_of(files: Sequence[str | Path]) -> str:
-    """The files' names, or the corpus's."""
-    return ", ".join(Path(path).name for path in files) or SHIPPED

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NO_LIMIT = 1_000_000  # positions of a model that sets none
 
-__all__ = ["NO_LIMIT", "ModelSource", "open_model", "with_attention"]
+__all__ = ["NO_LIMIT", "ModelSource", "open_model", "with_attention", "with_padding"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,12 @@ def open_model(
     return _source(config, head, tokenizer, settled, make, False, "new" if is_new else "the checkpoint's", finish)
 
 
+def with_padding(source: ModelSource) -> ModelSource:
+    """The model as it is; ``InputError`` where its tokenizer has no padding token, by which rows of one batch are filled up."""
+    pad_of(source.tokenizer)
+    return source
+
+
 def _source(
     run: RunConfig,
     head: str,
@@ -117,7 +123,6 @@ def _source(
     with torch.device("meta"):
         drawn = model_from_config(copy.deepcopy(config), head)
         check_tokenizer(run.model, tokenizer, drawn)
-        pad_of(tokenizer)
         positions = positions_of(drawn)
         sharing = None
         if apart is not None:

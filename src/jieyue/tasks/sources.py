@@ -10,12 +10,24 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from jieyue.data.draws import drawn
 from jieyue.data.findings import Findings
 
-__all__ = ["HELD_OUT", "MOST_ASIDE", "SET_ASIDE", "SHIPPED", "Sources", "halved", "sampled", "set_apart", "stretches"]
+__all__ = [
+    "HELD_OUT",
+    "MOST_ASIDE",
+    "SET_ASIDE",
+    "SHIPPED",
+    "Sources",
+    "halved",
+    "name_of",
+    "sampled",
+    "set_apart",
+    "stretches",
+]
 
 Example = TypeVar("Example")
 
@@ -104,3 +116,8 @@ def stretches(examples: Sequence[Example], groups: Sequence[str], limit: int | N
 def _ranked(groups: Iterable[str], salt: str) -> list[str]:
     """In an order that is told by a salted checksum of each."""
     return sorted(groups, key=lambda group: (zlib.crc32(f"{salt}\0{group}".encode("utf-8", "surrogatepass")), group))
+
+
+def name_of(files: Sequence[str | Path]) -> str:
+    """The files' names, or the corpus's."""
+    return ", ".join(Path(path).name for path in files) or SHIPPED

@@ -303,6 +303,11 @@ def _teacher(settings: SparseSettings) -> nn.Module:
     """The full model, as it was before it was made sparse."""
     if settings.teacher is None:
         raise InputError("teacher", "none", "the folder or name of the full model", "jieyue sparsify sets it")
+    if Path(settings.teacher).is_absolute() and not Path(settings.teacher).is_dir():
+        do = "put the full model back there, or make the sparse one anew"
+        raise InputError(
+            "teacher", f"no folder {settings.teacher}", "the full model, which this one is held against", do
+        )
     with torch.random.fork_rng(devices=[]):
         return load_model(settings.teacher, None if settings.kind == "encoder" else settings.head("causal-lm"))
 
