@@ -5,7 +5,9 @@ least 1 for lse, an exponent.
 """
 
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -483,3 +485,32 @@ def test_nothing_is_read_before_it_is_written(name, monkeypatch):
             found.append(both(NATIVE, call, grad))
         for other in found[1:]:
             assert all(x is y or torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+@pytest.mark.slow
+def test_what_the_stack_held_before_is_never_read(tmp_path, monkeypatch):
+    """The kernel built anew so that its variables begin as large numbers: every build right, memory dirty too."""
+    root, flag = Path(__file__).parents[2], "-ftrivial-auto-var-init=pattern"
+    monkeypatch.syspath_prepend(str(root))
+    import hatch_build
+
+    try:
+        hatch_build.compiled([hatch_build.find_compiler(), flag, "-fsyntax-only", "-x", "c++", os.devnull])
+    except hatch_build.BuildFailed as failure:
+        pytest.skip(f"needs a C++ compiler that knows {flag}: {failure}")
+    made = hatch_build.build(root, hatch_build.LIBRARIES[0], flag, tmp_path / "libband.so")
+    monkeypatch.setattr(native, "_LIBRARY", made)
+    native._opened.cache_clear()
+    try:
+        for case in CASES.values():
+            mask = torch.rand(case[0][0], case[0][4], generator=torch.Generator().manual_seed(3)) > 0.3
+            for rank in range(len(native.builds())):
+                agree(*case, engine=Native(rank), key_mask=mask, dropout=0.2, seed=5)
+        for text in DRESSED:
+            test_everything_at_once_in_every_build(text)
+        test_what_lay_in_memory_before_is_never_read()
+        for name in (*CASES, "dressed"):
+            with monkeypatch.context() as patch:
+                test_nothing_is_read_before_it_is_written(name, patch)
+    finally:
+        native._opened.cache_clear()
