@@ -6,7 +6,8 @@ Files of books: plain text, books apart by form feeds, chapters by two empty lin
 full model, after the rate was chosen on --choose; the cosine of a row's mean state and the full model's is told on --test, for each of
 --seeds. --speed: a forward pass against torch's SDPA after ``extend_positions`` (alternating, the median); it needs a quiet machine.
 --books: the head is a centroid a book, of passages from other chapters than those that are asked. What lies finished in --runs is
-taken as it is. Writes ``long-encoder.json``; with --add the parts that are measured now take the place of those in the file.
+taken as it is. Writes ``long-encoder.json``, or --name-of-result; with --add the parts that are measured now take the place of those
+in the file.
 """
 
 import argparse
@@ -213,12 +214,12 @@ def keep(given, report, settings):
     """What was measured so far, as a file; a later part that fails takes nothing with it."""
     if given.out is None:
         return
-    whole, before = replace(report, sections=[*report.sections]), given.out / "long-encoder.json"
+    whole, before = replace(report, sections=[*report.sections]), given.out / f"{given.name_of_result}.json"
     whole.section("Settings").facts(settings)
     if given.add and before.is_file():
         own = {section.title for section in whole.sections}
         whole.sections[:0] = [one for one in Report.load(before).sections if one.title not in own]
-    print(whole.save(given.out, "long-encoder").json)
+    print(whole.save(given.out, given.name_of_result).json)
 
 
 def main():
@@ -241,6 +242,7 @@ def main():
     parser.add_argument("--speed", type=int, nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--name-of-result", default="long-encoder")
     parser.add_argument("--add", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
