@@ -8,7 +8,7 @@ import jieyue
 from jieyue.bench.deviation import statements
 from jieyue.errors import InputError
 from jieyue.hf.attention import attention_of
-from jieyue.hf.attention_deviation import draws_needed, measure_deviation
+from jieyue.hf.attention_deviation import check_drops, draws_needed, measure_deviation, tokens_to_drop
 
 
 def batch():
@@ -89,3 +89,14 @@ def test_what_the_bound_does_not_cover_is_refused():
     holes["attention_mask"][:, 4] = 0
     with pytest.raises(InputError, match="between tokens"):
         measure_deviation(model, [holes], "local(2)", num_queries=200)
+
+
+def test_rows_are_long_enough_for_the_pattern_to_drop_keys():
+    """The fault: first(4)+local(512) was bounded on rows of 128 tokens, of which it drops none."""
+    assert [tokens_to_drop(one, 4096) for one in ("local(8)", "local(64)", "first(4)+local(512)", "full(),local(8)")] == [
+        128, 256, 2048, 128,
+    ]  # fmt: skip
+    assert tokens_to_drop("local(512)", 512) == 512 and tokens_to_drop("full()", None) == 16_384
+    check_drops("local(8),full()", 10)
+    with pytest.raises(InputError, match="drops no key of rows of 9 tokens"):
+        check_drops("local(8),full()", 9)

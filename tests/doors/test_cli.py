@@ -184,5 +184,7 @@ def test_verify_attention_of_a_folder(trained, tmp_path):
     heads = [json.loads(line) for line in told.stdout.splitlines() if '"event": "deviation"' in line]
     assert heads and all(head["violations"] == 0 and head["deviation"] <= head["bound"] for head in heads)
     assert {"layer", "head", "m", "bound", "deviation", "violations"} <= set(heads[0])
+    short = jieyue("verify", "attention", trained[0], "--text", text, "--attention", "first(4)+local(512)")
+    assert short.returncode == 2 and "drops no key of rows of" in " ".join(short.stderr.split()), "m would be 0 of all"
     wrong = jieyue("verify", "attention", trained[0], "--text", text, "--attention", "linear(elo)")
     assert wrong.returncode == 2 and "did you mean 'elu'" in wrong.stderr

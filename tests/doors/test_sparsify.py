@@ -345,6 +345,7 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
         ({"full_layers": "1,1"}, "1 twice"),
         ({"data": "nothing.txt"}, "no file"),
         ({"row_tokens": 4}, "at least 16"),
+        ({"row_tokens": 128}, "at most 64, the model's positions"),
         ({"steps": 3}, "tokens says how long"),
         ({"windows": 3}, r"expected some of .*calibration_tokens"),
         ({"device": "gpu"}, "cuda"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,8 +133,12 @@ def verify_attention(
         list[str] | None, typer.Option(help='What to try, such as "linear(elu)"; more than once for several.')
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
-    max_texts: Annotated[int, typer.Option(help="Texts used.")] = 64,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a row. Default: 128, or more, so that a pattern drops keys.")
+    ] = None,
+    max_texts: Annotated[
+        int | None, typer.Option(help="Texts used. Default: 64, or fewer where rows are long.")
+    ] = None,
     share: Annotated[
         float, typer.Option(help="A pattern's bound is told for this share of the text's queries.")
     ] = 0.99,
@@ -148,16 +153,25 @@ def verify_attention(
 
     from jieyue.bench.deviation import add_statements, statements
     from jieyue.hf.attention_check import verify_attention as verify
-    from jieyue.hf.attention_deviation import measure_deviation
+    from jieyue.hf.attention_deviation import check_drops, measure_deviation
 
     if not (0 < share < 1 and 0 < confidence < 1) or (queries is not None and queries < 1):
         raise InputError(
             f"share={share}, confidence={confidence}, queries={queries}: expected shares between 0 and 1, and at least 1 query"
         )
-    loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts)
     tried = attention or ["linear(elu)", "linear(relu)", "linear(taylor2)", "local(16)+linear(elu)"]
+    bounded = [name for name in tried if "linear" not in name]
+    loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts, bounded)
+    longest = max(int(batch["attention_mask"].sum(1).max()) for batch in batches)
+    for name in bounded:
+        check_drops(name, longest)
     console, report = Console(as_json), verify(loaded, batches, tried).report()
-    for name in (name for name in tried if "linear" not in name):
+    section = report.section("Candidates").fact("longest row", longest, "tokens")
+    if unbounded := [name for name in tried if name not in bounded]:
+        section.note(
+            f"No bound for {', '.join(unbounded)}: it is of softmax weights that are dropped, of which linear maps have none."
+        )
+    for name in bounded:
         found = measure_deviation(
             loaded, batches, name, num_queries=queries, share=share, confidence=confidence, seed=seed
         )
@@ -169,10 +183,17 @@ def verify_attention(
     show(console, report, out=out, name="attention")
 
 
-def _model_and_batches(name: str, text: Path | None, rows: int, max_tokens: int, max_texts: int) -> tuple[Any, Any]:
-    """The model, and labelled batches of the text's lines (of the corpus's passages without one)."""
+def _model_and_batches(
+    name: str, text: Path | None, rows: int, max_tokens: int | None, max_texts: int | None, bounded: Sequence[str] = ()
+) -> tuple[Any, Any]:
+    """The model, and labelled batches of the text's lines (of the corpus's passages without one).
+
+    Where rows must be longer for the patterns ``bounded`` to drop keys, each holds neighbouring lines.
+    """
     from jieyue.data.corpora import heldout_path
     from jieyue.data.qa_files import read_questions
+    from jieyue.decoding.slots import positions_of
+    from jieyue.hf.attention_deviation import SHORT, tokens_to_drop
     from jieyue.hf.loading import head_of, load
     from jieyue.hf.row_losses import text_batches
 
@@ -181,8 +202,25 @@ def _model_and_batches(name: str, text: Path | None, rows: int, max_tokens: int,
         texts = [question.passages[0].text for question in read_questions(heldout_path())[0]]
     else:
         texts = read_text(text).splitlines()
-    texts = list(dict.fromkeys(line for line in texts if line.strip()))[:max_texts]
-    return loaded, text_batches(loaded, tokenizer, texts, rows=rows, max_tokens=max_tokens)
+    if max_tokens is None:
+        max_tokens = max([SHORT, *(tokens_to_drop(one, positions_of(loaded)) for one in bounded)])
+    texts = list(dict.fromkeys(line for line in texts if line.strip()))
+    if bounded and max_tokens > SHORT:
+        texts = list(_passages(texts, 8 * max_tokens))
+        rows, max_texts = max(1, min(rows, 2048 // max_tokens)), max_texts or max(4, 16_384 // max_tokens)
+    return loaded, text_batches(loaded, tokenizer, texts[: max_texts or 64], rows=rows, max_tokens=max_tokens)
+
+
+def _passages(lines: Sequence[str], characters: int) -> Iterator[str]:
+    """Neighbouring lines together, as many as hold so many characters; what is left at the end too."""
+    found: list[str] = []
+    for line in lines:
+        found.append(line)
+        if sum(map(len, found)) >= characters:
+            yield "\n".join(found)
+            found = []
+    if found:
+        yield "\n".join(found)
 
 
 @_verify.command("update")

@@ -25,7 +25,9 @@ from .entries import PatternEntry, parse_entry, split_layers
 from .layers import SLOT
 from .masks import Ask
 
-__all__ = ["HeadDeviations", "draws_needed", "measure_deviation"]
+__all__ = ["SHORT", "HeadDeviations", "check_drops", "draws_needed", "measure_deviation", "tokens_to_drop"]
+
+SHORT = 128  # tokens of a row, where no pattern needs more
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,36 @@ def draws_needed(num_statements: int, share: float, confidence: float) -> int:
     (59, 1016)
     """
     return math.ceil(math.log((1 - confidence) / num_statements) / math.log(share))
+
+
+def tokens_to_drop(attention: str, positions: int | None) -> int:
+    """Tokens of a row in which one of these patterns drops a quarter of the keys up to a query: 128, or twice as many, and so on; at
+    most ``positions`` (None: 16,384)."""
+    most, number, patterns = positions or 16_384, SHORT, _patterns(attention)
+    while number < most and not any(_kept(one, number) <= 0.75 for one in patterns):
+        number *= 2
+    return min(number, most)
+
+
+def check_drops(attention: str, num_tokens: int) -> None:
+    """Refuses patterns that show all keys of rows of ``num_tokens``: nothing could be said of them."""
+    if all(_kept(one, num_tokens) == 1 for one in _patterns(attention)):
+        found = f"{attention!r}, which drops no key of rows of {num_tokens} tokens"
+        do = "longer passages, or --max-tokens"
+        raise InputError("measure_deviation(attention)", found, "rows that are longer than the pattern reaches", do)
+
+
+def _kept(pattern: Pattern, n: int) -> float:
+    return pattern.causal().pairs(n, n) / full().causal().pairs(n, n)
+
+
+def _patterns(attention: str) -> list[Pattern]:
+    entries = [parse_entry(text) for text in split_layers(attention)]
+    patterns = [entry.pattern for entry in entries if isinstance(entry, PatternEntry)]
+    if len(patterns) < len(entries):
+        allowed = "patterns alone, without linear(...) or heads(...)"
+        raise InputError("measure_deviation(attention)", repr(attention), allowed)
+    return patterns
 
 
 def measure_deviation(
@@ -68,11 +100,7 @@ def measure_deviation(
     """
     if attention_of(model):
         raise InputError("measure_deviation(model)", "an attention of ours", "the model's own", "use(model, None)")
-    entries = [parse_entry(text) for text in split_layers(attention)]
-    patterns = [entry.pattern for entry in entries if isinstance(entry, PatternEntry)]
-    if len(patterns) < len(entries):
-        allowed = "patterns alone, without linear(...) or heads(...)"
-        raise InputError("measure_deviation(attention)", repr(attention), allowed)
+    patterns = _patterns(attention)
     kept = [{name: x.to(model.device) for name, x in batch.items() if name != "labels"} for batch in batches]
     if not kept:
         raise InputError("measure_deviation: found no batch, expected at least one")

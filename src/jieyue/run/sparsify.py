@@ -160,6 +160,14 @@ def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, d
     return settings
 
 
+def _check_rows(settings: SparseSettings, positions: int, choosing: Choosing) -> None:
+    """Refuses rows that were asked for and are longer than the model reads; the usual ones become shorter, and that is said."""
+    if settings.row_tokens == SparseSettings().row_tokens:
+        return
+    do = f"--row-tokens {positions}, " + ("or --positions" if choosing.positions == "none" else "or --position-factor")
+    raise InputError("row_tokens", str(settings.row_tokens), f"at most {positions}, the model's positions", do)
+
+
 def _kept_beside(model: str, place: Path) -> str:
     """A copy of an encoder in hand, which the sparse one is judged against as long as that is there."""
     part = place.with_name(place.name + ".part")
@@ -213,6 +221,9 @@ def _first(
     source = TASK.open_model(
         plain, replace(settings, train="all"), lambda: TASK.texts(sources.train), seed=settings.seed
     )
+    if settings.row_tokens > source.positions:
+        _check_rows(settings, source.positions, choosing)
+        listener.say(f"Rows of {source.positions} tokens: the model has no more positions")
     settings = settings.fitted(source.positions)
     texts = texts_of(sources, source.tokenizer, settings, choosing, config)
     if not choosing.tokens:  # else told before the training
@@ -237,7 +248,7 @@ def _first(
     if choosing.positions != "none" and settings.kind != "encoder":
         before = load_model(own, settings.head("")).to(device)  # type: ignore[arg-type]
         measured = price_as_it_was(measured, texts, before, settings.row_tokens, listener)
-    report = _told(config, measured, texts, settings)
+    report = _told(config, own, measured, texts, settings)
     leakage_facts(report, f"Price without training, {texts[1].name}", sources)
     positions_section(report, choosing, source.positions)
     write_whole(
@@ -251,8 +262,8 @@ def _first(
     return report, measured.attention, settings, texts
 
 
-def _told(config: RunConfig, measured: Measured, texts: Sequence[Text], settings: SparseSettings) -> Report:
-    report = Report(f"{TASK.title} · {Path(config.model).name} · {config.attention}")
+def _told(config: RunConfig, own: str, measured: Measured, texts: Sequence[Text], settings: SparseSettings) -> Report:
+    report = Report(f"{TASK.title} · {Path(own).name} · {config.attention}")
     for text in texts[1:]:
         title = f"Price without training, {text.name}"
         prices_section(report, title, text.name, measured.settings(text.name), settings.row_tokens)

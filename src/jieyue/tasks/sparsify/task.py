@@ -263,7 +263,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
             section.fact("loss", scores["loss"], "nats", how, interval=scores.get("loss_interval"), key=True)
             section.fact("perplexity", scores["perplexity"], how="exp of the loss")
         read, there = (count * settings.row_tokens for count in (scores["rows"], judged.beside["rows_there"]))
-        how = "of the held-out rows, evenly spaced; --price-tokens says how many"
+        how = "of the held-out rows, evenly spaced; as many as --price-tokens said"
         section.fact("judged on", f"{read:,} of {there:,} tokens", how=how)
         cells = [[f"up to {stop}", cost] for stop, cost in judged.beside["by_position"] if cost is not None]
         section.table(["position", "cost a token"], cells, title="By position")
