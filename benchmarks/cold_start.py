@@ -80,6 +80,7 @@ def main() -> None:
     section = report.section("Machine")
     for what, value in machine.describe().items():
         section.fact(what, value, "bytes" if what.endswith("_bytes") else "")
+    section.fact("load", os.getloadavg()[2], how="programs that wanted a processor, mean of a quarter of an hour")
     report.save(given.out, "cold-start")
     print(report.text())
 

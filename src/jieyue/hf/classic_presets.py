@@ -44,7 +44,7 @@ def refuse_misspelt(name: str) -> None:
     """``InputError`` for a name that is nearly a preset's and no folder's, before anybody asks the hub for it."""
     known = [*PRESETS, *CLASSIC_PRESETS]
     if name not in known and "/" not in name and not Path(name).exists() and (hint := near(name, known, cutoff=0.8)):
-        raise InputError(f"model={name!r}", "no preset and no folder of that name", f"one{hint}")
+        raise InputError(f"model={name!r}", "no preset and no folder of that name", f"a preset or a folder{hint}")
 
 
 def classic_config(name: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PretrainedConfig:
