@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["BudgetError", "InputError", "MissingExtra", "message", "near", "near_file"]
+__all__ = ["BudgetError", "InputError", "MissingExtra", "check_least", "message", "near", "near_file"]
 
 
 class InputError(ValueError):
@@ -50,6 +50,18 @@ def message(asked: str, found: str, allowed: str, do: str = "") -> str:
     'attend(q, k, v): found q of shape [4], expected q of shape [B, H, N, D]; add the missing dimensions'
     """
     return f"{asked}: found {found}, expected {allowed}" + (f"; {do}" if do else "")
+
+
+def check_least(least: float, **given: float | None) -> None:
+    """``InputError`` that names the first of these arguments below ``least``; None stands for one that was not given.
+
+    >>> check_least(1, beams=3, reply_tokens=0)
+    Traceback (most recent call last):
+    jieyue.errors.InputError: reply_tokens=0: expected at least 1
+    """
+    for name, value in given.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name}={value}: expected at least {least}")
 
 
 def near(asked: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -261,6 +261,8 @@ def test_texts_say_what_values_say():
 
 
 BAD_TEXTS = {
+    "a misspelt form": (lambda: read_form("sigmoidd"), "did you mean 'sigmoid'"),
+    "a target without x": (lambda: read_target("2"), "found no x in it"),
     "syntax": (lambda: read_form("a*tanh(b*x"), "one of sigmoid"),
     "attribute": (lambda: read_form("a.__class__"), "found 'a.__class__'"),
     "call of a call": (lambda: read_form("a*(lambda: 1)()"), "known are tanh"),

@@ -143,6 +143,11 @@ def test_read_answers_with_a_slice_of_the_text(trained):
         (["read", "nowhere", "--question", "Why?", "--text", "So."], "jieyue.json"),
         (["train", "read", "--model", "gigantic", *SMALL], "gigantic"),
         (["train", "walk"], "walk"),
+        (["train", "read", "--steps", "x"], "--steps"),
+        (["train", "read", "--budgett", "1GiB"], "; see `jieyue train read --help`"),
+        (["train", "read", "--out"], "--out"),
+        (["frobnicate"], "see `jieyue --help`"),
+        (["--lang", "zh", "frobnicate"], "没有命令 'frobnicate'；见 `jieyue --help`"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, found, tmp_path):
@@ -151,7 +156,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, found, tmp_path):
     assert "Traceback" not in done.stderr
     assert found in done.stderr
     own = [line for line in done.stderr.splitlines() if line.startswith("jieyue: ")]
-    assert len(own) == 1 or "Usage" in done.stderr
+    assert len(own) == 1 and "Usage" not in done.stderr
 
 
 def test_a_broken_record_stops_or_is_listed(tmp_path):

@@ -221,7 +221,16 @@ def test_settings():
 def test_remedies_by_text():
     assert str(parse_remedy("replace_tokens(0.3, pool='sequence')")) == "replace_tokens(0.3, 0.5, 'sequence')"
     assert str(parse_remedy("sample_scheduled({0: 0.0, 100: 0.5}, 'sample')")).startswith("sample_scheduled({0: 0.0")
-    for text in ("fgm(", "fgm(os)", "__import__('os')", "fgm(0.5).x", "mixup(0.1)", "fgm(1, 2, 3)", "fgm(1); 2"):
+    for text in (
+        "fgm(",
+        "fgm(os)",
+        "__import__('os')",
+        "fgm(0.5).x",
+        "mixup(0.1)",
+        "fgm(1, 2, 3)",
+        "fgm(1); 2",
+        "fgm(**{'a': 1})",
+    ):
         with pytest.raises(InputError, match="remedy"):
             parse_remedy(text)
 

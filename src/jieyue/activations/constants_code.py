@@ -14,7 +14,7 @@ from jieyue.errors import InputError
 from .fitting import Fit
 from .forms import limit, lowest, push
 
-__all__ = ["LANGUAGES", "code"]
+__all__ = ["LANGUAGES", "check_language", "code"]
 
 LANGUAGES = ("python", "c")
 
@@ -25,6 +25,12 @@ _GATES = {
 }
 # The target from a gate p = (1 + s)/2.
 _VIEWS = {"product": "x * p", "slope": "x * p", "gate": "p", "odd": "2 * p - 1"}
+
+
+def check_language(language: str) -> None:
+    """``InputError`` for one that ``code`` does not write."""
+    if language not in LANGUAGES:
+        raise InputError(f"code(language={language!r}): expected one of {', '.join(LANGUAGES)}")
 
 
 def code(fit: Fit, language: str = "python") -> str:
@@ -42,8 +48,7 @@ def code(fit: Fit, language: str = "python") -> str:
     }
     <BLANKLINE>
     """
-    if language not in LANGUAGES:
-        raise InputError(f"code(language={language!r}): expected one of {', '.join(LANGUAGES)}")
+    check_language(language)
     form, target = fit.approximation.form, fit.approximation.target
     result = _VIEWS.get(target.view, "p")
     if result.startswith("x *") and form.polynomial is not None:

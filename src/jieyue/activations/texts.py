@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import math
 import operator
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, near
 
 from .arithmetic import Formula
 from .criteria import CRITERIA, Weight, gaussian
@@ -60,7 +61,7 @@ def read_form(text: str) -> Form:
     """One of ``FORMS``, or a formula in x and constants."""
     if text in FORMS:
         return FORMS[text]
-    tree, names = _tree(text, "form", f"one of {', '.join(FORMS)}, or a formula such as a*tanh(b*x)")
+    tree, names = _tree(text, "form", FORMS, "a formula such as a*tanh(b*x)")
     if not names:
         raise InputError(f"form={text!r}: found no constants to fit, expected names such as a and b in the formula")
     return Form(text, tuple(names), _callable(tree, names), tuple(1.0 for _ in names), text, gate=False)
@@ -70,7 +71,7 @@ def read_target(text: str) -> Target:
     """One of ``TARGETS``, or a formula in x alone."""
     if text in TARGETS:
         return TARGETS[text]
-    tree, names = _tree(text, "target", f"one of {', '.join(TARGETS)}, or a formula in x such as x*tanh(softplus(x))")
+    tree, names = _tree(text, "target", TARGETS, "a formula in x such as x*tanh(softplus(x))")
     if names:
         raise InputError(f"target={text!r}: found {', '.join(names)}, expected a formula in x alone")
     return Target(text, _callable(tree, names), "direct", text)
@@ -126,8 +127,9 @@ def _numbers(text: str, asked: str, allowed: str) -> list[float]:
         raise InputError(f"{asked}: found {text!r}, expected {allowed}") from None
 
 
-def _tree(text: str, argument: str, allowed: str) -> tuple[ast.expr, list[str]]:
-    """The checked syntax tree and its constants' names in order of appearance."""
+def _tree(text: str, argument: str, known: Collection[str], formula: str) -> tuple[ast.expr, list[str]]:
+    """The checked syntax tree and its constants' names in order of appearance; ``known``: the names that are no formulas."""
+    allowed = f"one of {', '.join(known)}, or {formula}"
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"{argument}: found {len(text)} characters, expected at most {MOST_CHARACTERS}")
     try:
@@ -142,6 +144,10 @@ def _tree(text: str, argument: str, allowed: str) -> tuple[ast.expr, list[str]]:
         problem = _problem(node)
         if problem:
             raise InputError(f"{argument}={text!r}: found {problem}, expected {allowed}")
+    if not any(
+        isinstance(node, ast.Name) and node.id == "x" for node in ast.walk(tree)
+    ):  # a name that is misspelt has none
+        raise InputError(f"{argument}={text!r}: found no x in it, expected {allowed}{near(text, known)}")
     return tree, sorted(names, key=names.__getitem__)
 
 

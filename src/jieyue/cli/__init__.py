@@ -98,7 +98,14 @@ def main() -> None:
         speak(language)
         start_again(arguments)
         with _terminated_gently():
-            build(arguments[0] if arguments else "")(arguments)
+            code = build(arguments[0] if arguments else "")(arguments, prog_name="jieyue", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except _UsageError as error:
+        _tell_usage(error)
+        sys.exit(2)
+    except typer.Abort:
+        sys.stderr.write(f"jieyue: {said('stopped')}\n")
+        sys.exit(1)
     except InputError as error:
         sys.stderr.write(f"jieyue: {said(str(error))}\n")
         sys.exit(2)
@@ -113,6 +120,21 @@ def main() -> None:
             raise
         sys.stderr.write(f"jieyue: {error.filename or 'a file'}: {error.strerror}; nothing was left half-written\n")
         sys.exit(2)
+
+
+# click's UsageError: typer names it nowhere, and keeps a click of its own or not, by version
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
+
+
+def _tell_usage(error: typer.BadParameter) -> None:
+    """A wrong verb, flag or argument as one line, with the help that lists the right ones; a verb alone is told its help."""
+    text = error.format_message()
+    path = "jieyue" if error.ctx is None else error.ctx.command_path
+    if error.ctx is not None and text == error.ctx.get_help():
+        error.show()
+    else:
+        line = f"{' '.join(text.split()).rstrip('.')}; see `{path} --help`"
+        sys.stderr.write(f"jieyue: {said(line)}\n")
 
 
 def warning_line(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 
 from .console import Console, read_text, show
 from .options import AsJson
@@ -155,10 +155,10 @@ def verify_attention(
     from jieyue.hf.attention_check import verify_attention as verify
     from jieyue.hf.attention_deviation import check_drops, measure_deviation
 
-    if not (0 < share < 1 and 0 < confidence < 1) or (queries is not None and queries < 1):
-        raise InputError(
-            f"share={share}, confidence={confidence}, queries={queries}: expected shares between 0 and 1, and at least 1 query"
-        )
+    for name, value in (("share", share), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise InputError(f"{name}={value}: expected a share between 0 and 1")
+    check_least(1, queries=queries)
     tried = attention or ["linear(elu)", "linear(relu)", "linear(taylor2)", "local(16)+linear(elu)"]
     bounded = [name for name in tried if "linear" not in name]
     loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts, bounded)
@@ -288,7 +288,7 @@ def fit_gelu(
     as_json: AsJson = False,
 ) -> None:
     """The constants that are best for a form, with the largest error, where it is, and a certified bound."""
-    from jieyue.activations.constants_code import code
+    from jieyue.activations.constants_code import check_language, code
     from jieyue.activations.page import write_page
     from jieyue.activations.pictures import error_picture, fit_report
     from jieyue.activations.texts import fit_text
@@ -299,6 +299,8 @@ def fit_gelu(
         for path in write_page(page):
             console.fact("wrote", path=str(path))
         return
+    if language is not None:
+        check_language(language)
     found = fit_text(form, target, criterion, domain, fixed)
     show(console, fit_report(found, f"{form} for {target}, {criterion}"), out=out, name="fit")
     if picture is not None:

@@ -19,7 +19,7 @@ from jieyue.decoding.reply import Reply
 from jieyue.decoding.rerank import rerank
 from jieyue.decoding.sampling import Sampling
 from jieyue.decoding.slots import positions_of
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.hf.batched_decoding import DecodingRows, KeptStates, Stepper
 from jieyue.hf.types import Tokenizer
 from jieyue.report import write_whole
@@ -49,8 +49,7 @@ class Conversation:
         context: int | None = None,
         candidates: int = 1,
     ) -> None:
-        if candidates < 1 or reply_tokens < 1:
-            raise InputError(f"candidates={candidates}, reply_tokens={reply_tokens}: expected at least 1")
+        check_least(1, candidates=candidates, reply_tokens=reply_tokens)
         self.model, self.tokenizer, self.sampling, self.candidates = model, tokenizer, sampling, candidates
         self.context = min(positions_of(model) or CONTEXT, context or CONTEXT)
         self.reply_tokens = min(reply_tokens, max(1, self.context // 2))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jieyue.data.textstream import Progress
-from jieyue.errors import InputError, near_file
+from jieyue.errors import InputError, check_least, near_file
 from jieyue.options import option
 
 from .settings import Settings
@@ -54,8 +54,7 @@ class RunConfig:
     progress: Progress | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.unshare_after < 0 or (self.unshare is not None and self.unshare < 0):
-            raise InputError(f"unshare={self.unshare}, unshare_after={self.unshare_after}: expected 0 or more")
+        check_least(0, unshare=self.unshare, unshare_after=self.unshare_after)
         if self.unshare_after and self.unshare is None:
             raise InputError("unshare_after: found no unshare, expected how many blocks (0 = one for each layer)")
         if self.adapter is not None and self.unshare is not None:
@@ -64,8 +63,7 @@ class RunConfig:
             from jieyue.hf.low_rank import Adapter
 
             Adapter.parse(self.adapter, self.base)
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit={self.limit}: expected at least 1 example")
+        check_least(1, limit=self.limit)
         for name in ("data", "held_out"):
             for path in getattr(self, name):
                 if not Path(path).exists():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from jieyue.data.speakers import parse_roles
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, Settings
 
@@ -38,10 +38,8 @@ class ChatSettings(Settings):
         if self.loss_on not in LOSSES:
             raise InputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSSES)}")
         parse_roles(self.roles)
-        for name, least in (("max_tokens", 4), ("row_tokens", 4), ("reply_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}={value}: expected at least {least}")
+        check_least(4, max_tokens=self.max_tokens, row_tokens=self.row_tokens)
+        check_least(1, reply_tokens=self.reply_tokens)
 
     def changed(self, **given: Any) -> Self:
         """Rows that dialogues share are as long as the longest one may be."""

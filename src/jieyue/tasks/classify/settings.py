@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from jieyue.data.label_kinds import check_kind
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.json_values import Facts
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, PackedSettings
@@ -45,8 +45,7 @@ class ClassifySettings(PackedSettings):
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 4:
-            raise InputError(f"max_tokens={self.max_tokens}: expected at least 4")
+        check_least(4, max_tokens=self.max_tokens)
         check_kind(self.problem)
         if self.label_separator is not None and self.problem == "auto":
             object.__setattr__(self, "problem", "multi-label")

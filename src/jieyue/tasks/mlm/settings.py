@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.options import option
 from jieyue.tasks.settings import PackedSettings
 
@@ -27,11 +27,10 @@ class MaskSettings(PackedSettings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 8 or not 0 < self.share < 0.9 or self.pseudo_rows < 0:
-            raise InputError(
-                f"max_tokens={self.max_tokens}, share={self.share}, pseudo_rows={self.pseudo_rows}: expected at least 8, "
-                "a share between 0 and 0.9, and at least 0"
-            )
+        check_least(8, max_tokens=self.max_tokens)
+        check_least(0, pseudo_rows=self.pseudo_rows)
+        if not 0 < self.share < 0.9:
+            raise InputError(f"share={self.share}: expected a share between 0 and 0.9")
 
     def fitted(self, positions: int) -> Self:
         """These settings with shorter rows where the model has fewer ``positions``."""

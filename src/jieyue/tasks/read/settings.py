@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, PackedSettings
 
@@ -47,9 +47,10 @@ class ReadSettings(PackedSettings):
     def __post_init__(self) -> None:
         if self.reader not in HEADS:
             raise InputError("reader", repr(self.reader), f"one of {', '.join(HEADS)}")
-        for name, least in (("answer_slots", 2), ("question_tokens", 2), ("window_tokens", 2), ("overlap_tokens", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_least(
+            2, answer_slots=self.answer_slots, question_tokens=self.question_tokens, window_tokens=self.window_tokens
+        )
+        check_least(0, overlap_tokens=self.overlap_tokens, negatives_per_positive=self.negatives_per_positive)
         if self.overlap_tokens >= self.window_tokens - 1:
             raise InputError(
                 f"overlap_tokens={self.overlap_tokens}: expected less than window_tokens - 1 = {self.window_tokens - 1}"
@@ -64,11 +65,8 @@ class ReadSettings(PackedSettings):
             )
         if self.packed and self.reader == "prefix":
             raise InputError("packed=True", "the prefix reader, which has a mask of its own", "masked or span")
-        if self.negatives_per_positive < 0 or self.temperature <= 0:
-            raise InputError(
-                f"negatives_per_positive={self.negatives_per_positive}, temperature={self.temperature}: "
-                "expected at least 0, and above 0"
-            )
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature}: expected a number above 0")
 
     def changed(self, **given: Any) -> Self:
         """A smaller window has less overlap too."""

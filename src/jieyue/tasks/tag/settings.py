@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.json_values import Facts
 from jieyue.options import option
 from jieyue.tasks.settings import PackedSettings
@@ -25,8 +25,7 @@ class TagSettings(PackedSettings):
     types: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 8:
-            raise InputError(f"max_tokens={self.max_tokens}: expected at least 8")
+        check_least(8, max_tokens=self.max_tokens)
         if self.tag_column is not None:
             object.__setattr__(
                 self, "tag_column", str(self.tag_column).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.options import option
 from jieyue.tasks.settings import DELIMITER, Settings
 
@@ -40,14 +40,12 @@ class TitleSettings(Settings):
     delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.over_long not in OVER_LONG:
-            raise InputError(
-                f"kind={self.kind!r}, over_long={self.over_long!r}: expected one of {', '.join(KINDS)}, and of "
-                f"{', '.join(OVER_LONG)}"
-            )
-        for name, least in (("source_tokens", 2), ("title_tokens", 2), ("beams", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if self.kind not in KINDS:
+            raise InputError("kind", repr(self.kind), f"one of {', '.join(KINDS)}")
+        if self.over_long not in OVER_LONG:
+            raise InputError("over_long", repr(self.over_long), f"one of {', '.join(OVER_LONG)}")
+        check_least(2, source_tokens=self.source_tokens, title_tokens=self.title_tokens)
+        check_least(1, beams=self.beams)
 
     def head(self, default: str) -> str:
         return KINDS[self.kind]

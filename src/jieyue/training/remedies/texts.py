@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from typing import TypeAlias
 
 from jieyue.errors import InputError
 
@@ -19,6 +20,8 @@ from .sampling import sample_scheduled
 
 __all__ = ["REMEDIES", "parse_remedy"]
 
+_Plain: TypeAlias = float | str | bool | dict[int, float]
+
 REMEDIES: dict[str, Callable[..., Remedy]] = {
     "replace_tokens": replace_tokens,
     "sample_scheduled": sample_scheduled,
@@ -27,6 +30,8 @@ REMEDIES: dict[str, Callable[..., Remedy]] = {
     "rdrop": rdrop,
     "unlikelihood": unlikelihood,
 }
+
+_PLAIN = "a call with plain values, such as fgm(0.5)"
 
 
 def parse_remedy(text: str) -> Remedy:
@@ -41,13 +46,19 @@ def parse_remedy(text: str) -> Remedy:
             call = ast.Call(call, [], [])
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in REMEDIES):
             raise InputError(asked, "no such remedy", f"one of {', '.join(REMEDIES)}, such as fgm(0.5)")
-        values = [ast.literal_eval(value) for value in call.args]
-        named = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg is not None}
-    except InputError:
-        raise
-    except (SyntaxError, ValueError) as error:
-        raise InputError(asked, str(error), "a call with plain values, such as fgm(0.5)") from None
+    except SyntaxError as error:
+        raise InputError(asked, str(error), _PLAIN) from None
+    values = [_plain_value(value, asked) for value in call.args]
+    named = {one.arg or "**": _plain_value(one.value, asked) for one in call.keywords}
     try:
         return REMEDIES[call.func.id](*values, **named)
     except TypeError as error:
         raise InputError(asked, str(error), f"the arguments of {call.func.id}") from None
+
+
+def _plain_value(written: ast.expr, asked: str) -> _Plain:
+    try:
+        value: _Plain = ast.literal_eval(written)
+    except ValueError:
+        raise InputError(asked, ast.unparse(written), _PLAIN) from None
+    return value
