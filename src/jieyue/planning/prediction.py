@@ -19,11 +19,13 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.distributed._tools.mod_tracker import ModTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jieyue.budget import Cost
@@ -210,16 +212,22 @@ class Scalars(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _NoModules(ModTracker):
+    """Hooks no module: a hook that waits for the gradients of all inputs of a module holds those that have come, so a
+    layer's gradient would live on until that of the position biases that all layers share is there."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: Result) -> None: ...
+
+
 class Tracker(MemTracker):
-    """MemTracker without its statistics by module, which forbid a second pass and take most of its time."""
+    """MemTracker without its statistics by module, which forbid a second pass, take most of its time and hold gradients."""
 
-    def _pre_fw_hook(self, module: nn.Module, inputs: Arguments) -> None: ...
-
-    def _post_fw_hook(self, module: nn.Module, inputs: Arguments, outputs: Result) -> None: ...
-
-    def _pre_bw_hook(self, module: nn.Module, args: Arguments) -> None: ...
-
-    def _post_bw_hook(self, module: nn.Module, args: Arguments) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+        self._mod_tracker = _NoModules()
 
     def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
         """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""
