@@ -106,7 +106,7 @@ long: setup
 
 # The same model trained a little beside the full one trained alike, three seeds: LEARN is a file of text that neither chose nor judges.
 long-seeds: setup
-	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 100k --lengths 2048 --runs runs/long-seeds --out benchmarks/results
+	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 200k --lengths 2048 --runs runs/long-seeds --out benchmarks/results
 
 # As many key-value heads full as the choice has in its full layers, so the same cache: LEARN is a file of text by which heads are ranked.
 long-heads: setup
@@ -121,6 +121,7 @@ long-trained: setup
 # make long-encoder ENCODER=folder LEARN="files of books" CHOOSE=… TELL=… BOOKS="files of other books"
 long-encoder: setup
 	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --books $(BOOKS) --speed 2048 4096 --repeats 15 --add --out benchmarks/results
+	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --rates 1e-5 3e-5 1e-4 --rate-tokens 100000 --tokens 1000000 --seeds 0 1 --runs runs/long-encoder-more --name-of-result long-encoder-more --out benchmarks/results
 
 # Sparse attention in a small dialogue model that `make chat` trained (it is trained first where it is not there), about ten minutes
 # in all: prices measured, layers chosen, 100,000 tokens trained, beside the full model trained alike.
