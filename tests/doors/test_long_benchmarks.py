@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 def script(name):
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))  # one benchmark finds another beside it, as when it is run
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -144,9 +144,11 @@ def _tree(text: str, argument: str, known: Collection[str], formula: str) -> tup
         problem = _problem(node)
         if problem:
             raise InputError(f"{argument}={text!r}: found {problem}, expected {allowed}")
-    if not any(
-        isinstance(node, ast.Name) and node.id == "x" for node in ast.walk(tree)
-    ):  # a name that is misspelt has none
+    has_x = any(isinstance(node, ast.Name) and node.id == "x" for node in ast.walk(tree))
+    is_word = (
+        len(text.strip()) > 1 and text.strip().isidentifier()
+    )  # a misspelt name; a letter alone is a constant to fit
+    if not has_x and (is_word or argument != "form"):
         raise InputError(f"{argument}={text!r}: found no x in it, expected {allowed}{near(text, known)}")
     return tree, sorted(names, key=names.__getitem__)
 

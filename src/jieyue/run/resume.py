@@ -54,7 +54,8 @@ def check_resumed(folder: Path, training: TrainingConfig, prepared: Prepared) ->
     now = _values(training, prepared)
     for name, value in {**now, **now["training"]}.items():
         had = {**then, **then["training"]}.get(name)
-        if name in ("tokens", "attention") and name not in before:  # older runs did not say these
+        said = name in before and not (name == "tokens" and had is None)
+        if name in ("tokens", "attention") and not said:  # older runs did not say these
             continue
         if name != "training" and had != value:
             raise InputError(f"resume: {name} is {value!r}, but the interrupted run had {had!r}; expected the same")
