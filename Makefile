@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO ?= demo
 ATTENTION ?=
 
-.PHONY: setup test test-all gpu-check sanitize demo chat bench long long-seeds long-heads long-trained long-encoder sparsify-demo docs dist clean
+.PHONY: setup test test-all gpu-check sanitize demo chat bench long long-seeds long-curve long-heads long-trained long-encoder sparsify-demo docs dist clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -106,7 +106,12 @@ long: setup
 
 # The same model trained a little beside the full one trained alike, three seeds: LEARN is a file of text that neither chose nor judges.
 long-seeds: setup
+	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 100k --lengths 2048 --runs runs/long-seeds-100k --name-of-result long-seeds-100k --out benchmarks/results
 	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 200k --lengths 2048 --runs runs/long-seeds --out benchmarks/results
+
+# Ten times the tokens, the sparse model alone: hours. It goes on where it was stopped, and its curve is drawn as far as it came.
+long-curve: setup
+	$(BIN)/python benchmarks/long_seeds.py $(MODEL) --choice $(CHOICE) --data $(LEARN) --text $(TEXT) --tokens 2M --seeds 0 --arms sparse --every 24 --runs runs/long-curve --name-of-result long-curve --out benchmarks/results
 
 # As many key-value heads full as the choice has in its full layers, so the same cache: LEARN is a file of text by which heads are ranked.
 long-heads: setup

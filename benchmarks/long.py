@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from long_pictures import with_pictures
 
 from jieyue import __version__, machine
 from jieyue.attention import State
@@ -350,7 +351,7 @@ def main():
         if given.add and before.is_file():
             own = {section.title for section in report.sections}
             report.sections[:0] = [one for one in Report.load(before).sections if one.title not in own]
-        print(report.save(given.out, given.name_of_result).json)
+        print(with_pictures(report, given.out).save(given.out, given.name_of_result).json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from long import in_turn
+from long_pictures import with_pictures
 
 import jieyue
 from jieyue import machine
@@ -29,7 +30,8 @@ from jieyue.hf.loading import load
 from jieyue.hf.positions import extend_positions
 from jieyue.hf.use import use
 from jieyue.metrics.intervals import bootstrap, student
-from jieyue.report import Estimate, Report
+from jieyue.report import Estimate, Picture, Report
+from jieyue.tasks.sparsify.task import TASK
 
 DISTILLED, SPEED, BOOKS = "Distillation", "Forward pass of an encoder", "Which book a passage is from"
 FULL, SPARSE, WINDOWS, BEGINNING = (
@@ -69,7 +71,7 @@ def distilled(given, out, held_out, tokens, rate, seed):
     return jieyue.sparsify(
         given.model, attention=given.attention, data=text, held_out=held_out, full_layers=0, tokens=tokens, distill=given.distill,
         learning_rate=rate, effective_batch=given.effective_batch, row_tokens=ROW, calibration_tokens=1024, candidates=1,
-        price_tokens=given.price_tokens, evaluate_every=10**6, save_steps=50, seed=seed, out=out, overwrite=True,
+        price_tokens=given.price_tokens, evaluate_every=given.every, save_steps=50, seed=seed, out=out, overwrite=True,
         resume=(out / "choice.json").is_file(),
     ).report  # fmt: skip
 
@@ -108,7 +110,30 @@ def distillations(given, section):
     section.table(["seed", "mean cosine before", "mean cosine after"], rows, title="Distilled", note=note)
     if len(rows) > 1:
         section.fact("mean cosine over seeds", student([row[2].value for row in rows]), key=True)
+    learning(section, {out.name: Report.load(out) for out in folders}, given.effective_batch * ROW)
     return folders
+
+
+def learning(section, reports, tokens):
+    """By the tokens of each run: the loss, as a mean over some updates; and the cosine of text set aside, where it was looked at.
+
+    ``reports``: name -> what a distillation reported of its own course; ``tokens``: of an update.
+    """
+    losses, looked = {}, []
+    for name, report in reports.items():
+        for series in (own for picture in report.pictures() for own in picture.series if picture.title == "Loss"):
+            if series.name.startswith("training"):  # the mean stands behind the raw values
+                points = [*zip(series.x, series.y, strict=True)]
+                losses[name] = {step * tokens: y for step, y in [*points[:: max(1, len(points) // 80)], points[-1]]}
+        for picture in (one for one in report.pictures() if one.title == TASK.deciding.title):
+            (series,) = picture.series
+            looked += [[name, step * tokens, 1 - y] for step, y in zip(series.x, series.y, strict=True)]
+    if losses:
+        note = "Of text that is learned from; a mean over some updates."
+        section.picture(Picture.lines("Loss while distilling", losses, x="tokens", y="loss", note=note))
+    if looked:
+        note = "On text set aside from what is learned from."
+        section.table(["run", "tokens", "mean cosine"], looked, title="While distilling", note=note)
 
 
 def forward(model, ids):
@@ -219,7 +244,7 @@ def keep(given, report, settings):
     if given.add and before.is_file():
         own = {section.title for section in whole.sections}
         whole.sections[:0] = [one for one in Report.load(before).sections if one.title not in own]
-    print(whole.save(given.out, given.name_of_result).json)
+    print(with_pictures(whole, given.out).save(given.out, given.name_of_result).json)
 
 
 def main():
@@ -234,6 +259,7 @@ def main():
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-5])
     parser.add_argument("--rate-tokens", type=int, default=60_000)
     parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--every", type=int, default=10**6, help="updates between looks at text set aside")
     parser.add_argument("--price-tokens", type=int, default=16_384)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--passage", type=int, default=2048)

@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 
 import torch
+from long_pictures import with_pictures
 
 from jieyue import machine
 from jieyue.hf.checkpoints import intact_checkpoint
 from jieyue.hf.loading import load_model, load_tokenizer
+from jieyue.hf.use import use
 from jieyue.metrics.intervals import student
 from jieyue.report import Picture, Report
 from jieyue.run.config import TrainingConfig
@@ -55,18 +57,22 @@ def first_characters(paths, folder):
     return path
 
 
-def train_arm(given, arm, seed, attention, judged):
-    folder = given.runs / f"{arm}-{seed}"
-    if (folder / "model.safetensors").is_file():
-        return folder
+def config_of(given, arm, seed, attention, judged):
     settings = SparseSettings(row_tokens=given.row_tokens, train=given.train, seed=seed, teacher=given.model)
-    config = RunConfig(
+    return RunConfig(
         model=given.model,
         data=given.data,
         held_out=[judged],
         settings=settings,
         attention=attention if arm == SPARSE else "full()",
     )
+
+
+def train_arm(given, arm, seed, attention, judged):
+    folder = given.runs / f"{arm}-{seed}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    config = config_of(given, arm, seed, attention, judged)
     updates = max(1, round(given.tokens / (given.effective_batch * given.row_tokens)))
     every = given.every or updates
     how = TrainingConfig(
@@ -83,16 +89,38 @@ def train_arm(given, arm, seed, attention, judged):
     return folder
 
 
-def drawn(report, given):
-    """Loss of the text set aside by tokens, of every arm and seed, as far as it is trained."""
+def untrained(given, seed, attention, judged):
+    """What a seed's course says at 0 tokens, by the measure of its scores on the text it sets aside: of both arms."""
+    config = config_of(given, CONTROL, seed, attention, judged)
+    settings = TASK.settings(config, seed)
+    aside = TASK.sources(config, settings, seed).set_aside
+    tokenizer, model = load_tokenizer(given.model), load_model(given.model, "causal-lm")
+    losses = {}
+    for arm, own in ((CONTROL, None), (SPARSE, attention)):
+        use(model, attention=own)
+        losses[arm] = TASK.measure(model, tokenizer, aside, settings)
+        print(json.dumps({"what": "untrained", "arm": arm, "seed": seed, "loss": losses[arm]}), flush=True)
+    return losses
+
+
+def drawn(report, given, before):
+    """Loss of the text set aside by tokens, of every arm and seed, as far as it is trained, beside the full model as it is.
+
+    ``before``: seed -> each arm's loss at 0 tokens.
+    """
     lines, seconds = {}, {}
-    for arm, seed in ((arm, seed) for seed in given.seeds for arm in given.arms):
-        course = Course.read(given.runs / f"{arm}-{seed}" / "checkpoints")
-        tokens = given.effective_batch * given.row_tokens
-        lines[f"{arm}, seed {seed}"] = [(step * tokens, score) for step, score in course.scores]
-        seconds[f"{arm}, seed {seed}"] = (len(course.losses) * tokens, course.seconds)
+    tokens = given.effective_batch * given.row_tokens
+    for seed in given.seeds:
+        for arm in given.arms:
+            course = Course.read(given.runs / f"{arm}-{seed}" / "checkpoints")
+            scores = [(step * tokens, score) for step, score in course.scores]
+            lines[f"{arm}, seed {seed}"] = [(0, before[seed][arm]), *scores]
+            seconds[f"{arm}, seed {seed}"] = (len(course.losses) * tokens, course.seconds)
+        if CONTROL not in given.arms:
+            ends = (0, max(at for points in lines.values() for at, _ in points))
+            lines[f"full, untrained, seed {seed}"] = [(at, before[seed][CONTROL]) for at in dict.fromkeys(ends)]
     section = report.section("By tokens")
-    unzipped = {name: tuple(zip(*points, strict=True)) for name, points in lines.items() if points}
+    unzipped = {name: tuple(zip(*points, strict=True)) for name, points in lines.items()}
     section.picture(Picture.lines("Loss while training", unzipped, x="tokens", y=("loss", "nats")))
     rows = [[name, tokens, loss] for name, points in lines.items() for tokens, loss in points]
     section.table(["arm", "tokens", ("loss", "nats")], rows, title="Loss of text set aside")
@@ -163,14 +191,14 @@ def main():
     if folders and {SPARSE, CONTROL} <= set(given.arms):
         told(report, given, folders)
     if given.every or given.curve:
-        drawn(report, given)
+        drawn(report, given, {seed: untrained(given, seed, attention, judged) for seed in given.seeds})
     report.section("Settings").facts(
         {"model": Path(given.model).name, "attention": attention, "tokens": given.tokens, "row tokens": given.row_tokens,
          "effective batch": given.effective_batch, "trained": given.train, "processor": machine.cpu_name(),
          "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     )  # fmt: skip
     if given.out is not None:
-        print(report.save(given.out, given.name_of_result).json)
+        print(with_pictures(report, given.out).save(given.out, given.name_of_result).json)
 
 
 if __name__ == "__main__":

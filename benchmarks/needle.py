@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from long_pictures import CHOSEN, FULL, NONE, SPACED, with_pictures
 
 from jieyue import machine
 from jieyue.data.plain import read_lines
@@ -24,11 +25,10 @@ from jieyue.hf.entries import split_layers
 from jieyue.hf.loading import load
 from jieyue.hf.use import use
 from jieyue.metrics.intervals import proportion
-from jieyue.report import Picture, Report
+from jieyue.report import Report
 from jieyue.run.layer_choice import interleaved
 from jieyue.run.sparsify import CHOICE
 
-FULL, CHOSEN, SPACED, NONE = "every layer full", "chosen layers full", "evenly spaced layers full", "no layer full"
 SYLLABLES = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
 NEEDLE = " The secret number of {city} is {number}."
 QUESTION = "\n\nQuestion: What is the secret number of {city}?\nAnswer: The secret number of {city} is"
@@ -146,8 +146,6 @@ def tell(report, length, asked, found):
         ]
         columns = ["layers", "found by the full model alone", "found by these alone"]
         section.table(columns, lost, title=f"Beside the full model, {length:,} tokens")
-        curves = {name: {depth: sum(at(name, depth)) / len(at(name, depth)) for depth in depths} for name in names}
-        section.picture(Picture.lines(f"Found by depth, {length:,} tokens", curves, x="depth", y="share found"))
 
 
 def main():
@@ -184,7 +182,7 @@ def main():
         if given.out is not None:  # after each length: a longer one that fails takes nothing with it
             whole = replace(report, sections=[*report.sections])
             whole.section("Settings").facts(settings)
-            print(whole.save(given.out, "needle").json)
+            print(with_pictures(whole, given.out).save(given.out, "needle").json)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ A page says what it wants in a mark, and everything down to the end mark is writ
     <!-- numbers · attention.json · When each pays · full() · local(128) -->
     <!-- end of numbers -->
 
+So for a picture of a result, by its title; ``benchmarks/write_docs.py`` draws it:
+
+    <!-- picture · long.json · Price by length, untrained -->
+    <!-- end of picture -->
+
 ``<!-- reproduced · 4 -->`` becomes the way to docs/reproduction.md, once ``jieyue reproduce`` has written it.
 """
 
@@ -25,6 +30,9 @@ COMMANDS = json.loads((ROOT / "benchmarks" / "commands.json").read_text(encoding
 MARK = re.compile(r"<!-- numbers · (.+?) -->\n.*?<!-- end of numbers -->", re.S)
 FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`{where}.",
         ".zh": "取自 [{name}](../../benchmarks/results/{name})，由 `{command}` 生成{where}。"}  # fmt: skip
+AS_ABOVE = {"": "From [{name}](../../benchmarks/results/{name}), made as above.",
+            ".zh": "取自 [{name}](../../benchmarks/results/{name})，由上面的命令生成。"}  # fmt: skip
+PICTURE = re.compile(r"<!-- picture · (.+?) · (.+?) -->\n.*?<!-- end of picture -->", re.S)
 REPRODUCED = re.compile(r"<!-- reproduced · (\d) -->\n.*?<!-- end of reproduced -->", re.S)
 AGAIN = {"": "`jieyue reproduce {0}` makes an experiment of each claim, with seeds and intervals: [its results](../reproduction.md).",
          ".zh": "`jieyue reproduce {0}` 把每一条主张做成实验，有种子，有区间：[结果](../reproduction.zh.md)。"}  # fmt: skip
@@ -58,8 +66,20 @@ def rendered(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple
     return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
 
 
-def source(name: str, language: str) -> str:
-    """Where the numbers are from: file, command, machine."""
+def shown(name: str, title: str, language: str) -> str:
+    """The picture of that title in a result, where ``write_docs`` drew it."""
+    report = Report.load(RESULTS / name)
+    said = report.in_language("zh") if language else report
+    for number, (picture, told) in enumerate(zip(report.pictures(), said.pictures(), strict=True)):
+        if picture.title == title:
+            return f"![{told.title}](../../docs/benchmarks/{Path(name).stem}-{number}.svg)"
+    raise SystemExit(f"{name} has no picture {title!r}")
+
+
+def source(name: str, language: str, again: bool = False) -> str:
+    """Where the numbers are from: file, command, machine; the file alone where the page said it before."""
+    if again:
+        return AS_ABOVE[language].format(name=name)
     facts = {item.what: item for _, item in Report.load(RESULTS / name).facts()}
     where = ""
     if "processor" in facts and "threads" in facts:
@@ -68,19 +88,25 @@ def source(name: str, language: str) -> str:
 
 
 def filled(text: str, language: str = "", up: str = "../..") -> str:
-    """A page with its tables made anew; ``up``: the way from its folder to the top."""
+    """A page with its tables and pictures made anew; ``up``: the way from its folder to the top."""
+    said = set[str]()
 
     def one(match: re.Match[str]) -> str:
         name, section, *wanted = match[1].split(" · ")
         body = table(name, section, wanted, language)
-        told = source(name, language).replace("../..", up)
+        told = source(name, language, again=name in said).replace("../..", up)
+        said.add(name)
         return f"<!-- numbers · {match[1]} -->\n{body}\n\n{told}\n<!-- end of numbers -->"
+
+    def picture(match: re.Match[str]) -> str:
+        line = shown(match[1], match[2], language).replace("../../docs", f"{up}/docs").replace("../docs/", "")
+        return f"<!-- picture · {match[1]} · {match[2]} -->\n{line}\n<!-- end of picture -->"
 
     def again(match: re.Match[str]) -> str:
         body = AGAIN[language].format(match[1]) + "\n" if (ROOT / "docs" / "reproduction.md").is_file() else ""
         return f"<!-- reproduced · {match[1]} -->\n{body}<!-- end of reproduced -->"
 
-    return REPRODUCED.sub(again, MARK.sub(one, text))
+    return REPRODUCED.sub(again, PICTURE.sub(picture, MARK.sub(one, text)))
 
 
 def pages() -> list[tuple[Path, str]]:

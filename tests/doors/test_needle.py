@@ -1,6 +1,7 @@
 """The needle benchmark: prompts are of one length and share nothing, the needle stands where it should, and only a number counts."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from jieyue.report import Report
 
 @pytest.fixture(scope="module")
 def needle():
-    spec = importlib.util.spec_from_file_location("needle", Path(__file__).parents[2] / "benchmarks" / "needle.py")
+    folder = Path(__file__).parents[2] / "benchmarks"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # one benchmark finds another beside it, as when it is run
+    spec = importlib.util.spec_from_file_location("needle", folder / "needle.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -178,7 +178,7 @@ class Canvas:
         for number, series in enumerate(picture.series):
             colour, dash, marker = self._style(number)
             few = picture.form == "scatter" or len(series.y) <= 25
-            if series.low and picture.form == "line":
+            if series.low and picture.form == "line" and len(series.y) > 1:  # one point's band would not be seen
                 axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.16, linewidth=0)
             elif series.low:
                 gaps = [
