@@ -7,6 +7,7 @@ import torch
 from attention_models import inputs, make
 
 import jieyue
+from jieyue.attention.scoring import Scoring
 from jieyue.hf.attention import attention_of
 from jieyue.hf.attention_check import entry_weights, verify_attention
 from jieyue.hf.entries import parse_entry
@@ -78,8 +79,7 @@ def test_the_weights_are_those_of_the_operators(text, causal):
     mask = inputs(17)[1].bool()
     sees = mask[:, None, None].expand(2, 1, 17, 17)
     sees = sees.tril() if causal else sees
-    scaling = 8**-0.5
-    weights = entry_weights(parse_entry(text), q, k, sees, scaling)
+    weights = entry_weights(parse_entry(text), q, k, sees, Scoring(8**-0.5, 17))
     expected = {
         "linear(elu)": lambda: attend_linear(q, k, v, "elu", causal=causal, key_mask=mask),
         "linear(softmax)": lambda: attend_linear(q, k, v, "softmax", key_mask=mask),
@@ -112,6 +112,6 @@ def test_random_queries_and_keys_have_the_entropies_that_are_known():
     sees = torch.ones(1, 1, 512, 512, dtype=torch.bool)
     expected = {"full()": 5.73, "linear(elu)": 6.233, "linear(cosine)": 6.230, "linear(softmax)": 6.208}
     for text, entropy in expected.items():
-        weights = entry_weights(parse_entry(text), q, k, sees, 64**-0.5)
+        weights = entry_weights(parse_entry(text), q, k, sees, Scoring(64**-0.5, 512))
         assert torch.special.entr(weights.double()).sum(-1).mean().item() == pytest.approx(entropy, abs=0.02)
     assert math.log(512) == pytest.approx(6.238, abs=0.001)

@@ -1,14 +1,18 @@
 """The deviation of every head under a pattern: measured on the model's own q, k, v, never above its bound, padding apart."""
 
+import contextlib
+
 import pytest
 import torch
-from attention_models import inputs, make
+import transformers
+from attention_models import GROUPED, PAD, SMALL, inputs, make
 
 import jieyue
 from jieyue.bench.deviation import statements
 from jieyue.errors import InputError
 from jieyue.hf.attention import attention_of
 from jieyue.hf.attention_deviation import check_drops, draws_needed, measure_deviation, tokens_to_drop
+from jieyue.hf.row_losses import as_written
 
 
 def batch():
@@ -85,10 +89,90 @@ def test_what_the_bound_does_not_cover_is_refused():
             measure_deviation(model, [batch()], attention)
     with pytest.raises(InputError, match="no batch"):
         measure_deviation(model, [], "local(2)")
+    with pytest.raises(InputError, match="an encoder with a decoder"):
+        measure_deviation(make("bart"), [batch()], "local(2)")
     holes = batch()
     holes["attention_mask"][:, 4] = 0
     with pytest.raises(InputError, match="between tokens"):
         measure_deviation(model, [holes], "local(2)", num_queries=200)
+
+
+OTHERS = {
+    "gemma2": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 4, "sliding_window": 6},
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "experts_implementation": "eager", "sliding_window": 6},
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2},
+    "mpnet": {},
+}  # fmt: skip
+
+
+def other(name):
+    """A family whose logits are more than products of queries and keys."""
+    build = transformers.T5EncoderModel if name == "t5" else transformers.AutoModel.from_config
+    settings = (
+        {} if name == "t5" else (GROUPED | PAD if "_" in name or "2" in name else SMALL | {"num_hidden_layers": 2})
+    )
+    model = build(transformers.AutoConfig.for_model(name, **{"vocab_size": 40, **settings, **OTHERS[name]}))
+    for own in model.parameters():
+        own.data.mul_(6) if own.ndim > 1 else own.data.add_(torch.randn_like(own) * 0.3)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_in_the_logits_is_in_the_mass(name):
+    """Soft-capped logits, sinks and biases by offset, against the weights that the model itself tells."""
+    model = other(name)
+    ids = inputs(15)[0]
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = measure_deviation(model, [given], "local(2)", num_queries=800)
+    with contextlib.suppress(ValueError):
+        model.set_attn_implementation("eager")
+    with torch.no_grad():
+        told = model(**given, output_attentions=True).attentions
+    away = (torch.arange(15)[:, None] - torch.arange(15)).abs() > 2
+    for layer, weights in zip(found, told, strict=True):
+        kept = layer.pattern == "local(5)"  # a window of the layer's own
+        masses = (weights * (away & ~torch.tensor(kept))).sum(-1).transpose(0, 1).flatten(1).double()
+        torch.testing.assert_close(layer.found.mass.amax(1), masses.amax(1), rtol=0, atol=1e-6)
+        assert float((layer.found.mass[..., None] - masses[:, None]).abs().amin(-1).max()) < 1e-6
+        assert kept or float(masses.max()) > 0.1
+        assert not bool(layer.found.violated.any())
+
+
+def test_a_module_that_runs_twice_is_two_layers():
+    """The fault: ALBERT's queries were counted once a layer, as if twice as many had been drawn for one."""
+    model = make("albert")
+    found = measure_deviation(model, [batch()], "local(2)", share=0.9, confidence=0.9)
+    assert [layer.layer.rpartition(", ")[2] for layer in found] == ["pass 1", "pass 2"]
+    needed = draws_needed(2 * model.config.num_attention_heads, 0.9, 0.9)
+    assert all(layer.found.mass.shape[1] == needed for layer in found)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        told = model(**batch(), output_attentions=True).attentions
+    away = (torch.arange(21)[:, None] - torch.arange(21)).abs() > 2
+    for layer, weights in zip(found, told, strict=True):
+        masses = (weights * away).sum(-1).transpose(0, 1)[:, batch()["attention_mask"].bool()]
+        assert float((layer.found.mass[..., None] - masses[:, None]).abs().amin(-1).max()) < 1e-12
+
+
+def test_windows_of_the_models_own_stay_as_use_leaves_them():
+    """The fault: a pattern was bounded on layers that keep a window of their own and never wear it."""
+    model = make("mistral", sliding_window=6)
+    with pytest.raises(InputError, match="all keep a window of their own"), pytest.warns(UserWarning, match="nothing"):
+        measure_deviation(model, [batch()], "local(2)", num_queries=9)
+    assert not attention_of(model)
+    found = measure_deviation(model, [batch()], "local(2),local(3)", num_queries=200)
+    assert [layer.pattern for layer in found] == ["local(2)", "local(3)"]
+    with pytest.raises(InputError, match="own window of 5 to each side hides"):
+        measure_deviation(model, [batch()], "local(2),local(8)", num_queries=200)
+
+
+def test_the_text_is_read_as_it_is_written():
+    """The fault: queries of a masked-LM's text were drawn with its hidden tokens in place."""
+    ids = torch.randint(5, 40, (2, 9))
+    hidden = torch.arange(9) % 3 == 1
+    one = {"input_ids": ids.masked_fill(hidden, 4), "labels": ids.masked_fill(~hidden, -100)}
+    assert torch.equal(as_written(one)["input_ids"], ids) and set(as_written(one)) == {"input_ids"}
+    assert as_written({"input_ids": ids})["input_ids"] is ids
 
 
 def test_rows_are_long_enough_for_the_pattern_to_drop_keys():

@@ -40,7 +40,16 @@ class Deviation(NamedTuple):
 
 
 def deviation(
-    q: Tensor, k: Tensor, v: Tensor, sees: Tensor, kept: Tensor, *, scale: float, sinks: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sees: Tensor,
+    kept: Tensor,
+    *,
+    scale: float,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
 ) -> Deviation:
     """The bound and the deviation of R queries of one row of a batch, by their definition, in float64.
 
@@ -52,7 +61,12 @@ def deviation(
     kept = kept & sees
     groups = q.shape[0] // k.shape[0]
     values = v.repeat_interleave(groups, 0)
-    scores = (q @ k.repeat_interleave(groups, 0).mT * scale).masked_fill(~sees, -torch.inf)
+    scores = q @ k.repeat_interleave(groups, 0).mT * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias.double()
+    scores = scores.masked_fill(~sees, -torch.inf)
     lse = scores.logsumexp(-1)
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks.double()[:, None].expand_as(lse))
@@ -68,7 +82,8 @@ def deviation(
     norms = v.norm(dim=-1)
     of_kept, of_dropped = _largest(norms, kept), _largest(norms, sees & ~kept)
     apart = _farthest(v, norms, sees, kept, has_zero)
-    steps = k.shape[1] + q.shape[-1] * float(scale * q.norm(dim=-1).max() * k.norm(dim=-1).max()) + 8
+    largest = 0.0 if bias is None else float(bias.abs().max())
+    steps = k.shape[1] + q.shape[-1] * float(scale * q.norm(dim=-1).max() * k.norm(dim=-1).max()) + largest + 8
     rounding = 4 * torch.finfo(torch.float64).eps * steps * float(norms.max())
     return Deviation(
         mass,

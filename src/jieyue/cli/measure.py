@@ -154,6 +154,7 @@ def verify_attention(
     from jieyue.bench.deviation import add_statements, statements
     from jieyue.hf.attention_check import verify_attention as verify
     from jieyue.hf.attention_deviation import check_drops, measure_deviation
+    from jieyue.hf.row_losses import as_written
 
     for name, value in (("share", share), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -165,17 +166,21 @@ def verify_attention(
     longest = max(int(batch["attention_mask"].sum(1).max()) for batch in batches)
     for name in bounded:
         check_drops(name, longest)
+    if loaded.config.is_encoder_decoder:
+        bounded = []
+    texts = [as_written(batch) for batch in batches]
+    found = {
+        name: measure_deviation(loaded, texts, name, num_queries=queries, share=share, confidence=confidence, seed=seed)
+        for name in bounded
+    }
     console, report = Console(as_json), verify(loaded, batches, tried).report()
     section = report.section("Candidates").fact("longest row", longest, "tokens")
     if unbounded := [name for name in tried if name not in bounded]:
         section.note(
-            f"No bound for {', '.join(unbounded)}: it is of softmax weights that are dropped, of which linear maps have none."
+            f"No bound for {', '.join(unbounded)}: it is of softmax weights that a pattern drops, in a decoder or an encoder alone."
         )
     for name in bounded:
-        found = measure_deviation(
-            loaded, batches, name, num_queries=queries, share=share, confidence=confidence, seed=seed
-        )
-        made = statements(found, share=share, confidence=confidence)
+        made = statements(found[name], share=share, confidence=confidence)
         add_statements(report.section(f"Deviation under {name}"), made, share=share, confidence=confidence)
         if as_json:
             for one in made:

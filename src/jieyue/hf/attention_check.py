@@ -12,7 +12,6 @@ Letters: B batch, H query heads, G key heads, N queries and keys, D size of a qu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jieyue.attention.scoring import Scoring
 from jieyue.errors import InputError
 from jieyue.linear.features import resolve
 from jieyue.report import Picture, Report
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
-from .entries import Entry, HeadsEntry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
-from .keywords import refuse_keywords, with_keywords
-from .masks import Ask, ask_of, asked_mask
+from .entries import Entry, HeadsEntry, HybridEntry, LinearEntry, PatternEntry, WindowEntry
+from .layers import SLOT
+from .masks import Ask
 from .row_losses import mean_difference, row_losses
 
 __all__ = ["AttentionCheck", "CandidateRow", "verify_attention"]
-
-_PROBE = "jieyue entropy probe"
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,16 @@ def verify_attention(
     try:
         with torch.no_grad():
             base = _losses(model, kept)
-            losses = {}
+            losses, entries = {}, {}
+            layers = {module: name for name, module in attention_modules(model) if not is_cross(name, module)}
             for text in attentions:
                 use_attention(model, text, dropout=0.0)
                 try:
                     losses[text] = _losses(model, kept)
+                    entries[text] = [vars(module)[SLOT].entry for module in layers]
                 finally:
                     remove_attention(model)
-            probe = _entropies(model, kept, attentions)
+            probe = _entropies(model, kept, layers, entries)
     finally:
         model.train(training)
     labels = sum(base[1])
@@ -143,103 +143,84 @@ def _losses(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> tuple[list[f
 
 
 class _Probe:
-    """Sums of entropies over the queries that count: ``sums[kind][layer]``."""
+    """What every self-attention calls: softmax attention with all weights written out, and the sums of entropies over the queries
+    that count, ``sums[kind][layer]``."""
 
-    def __init__(self, candidates: Mapping[str, Sequence[Entry]], order: list[str]) -> None:
-        self.candidates, self.order = candidates, order
-        self.sums = {kind: [0.0] * len(order) for kind in ("softmax", "uniform", *candidates)}
-        self.counts = [0.0] * len(order)
+    def __init__(self, layers: Mapping[nn.Module, str], candidates: Mapping[str, Sequence[Entry]]) -> None:
+        self.candidates, self.order = candidates, list(layers.values())
+        self.places = {module: number for number, module in enumerate(layers)}
+        self.sums = {kind: [0.0] * len(layers) for kind in ("softmax", "uniform", *candidates)}
+        self.counts = [0.0] * len(layers)
 
     def means(self, kind: str) -> tuple[float, ...]:
         return tuple(total / max(count, 1.0) for total, count in zip(self.sums[kind], self.counts, strict=True))
 
-    def add(self, layer: int, q: Tensor, k: Tensor, sees: Tensor, scaling: float, groups: int) -> Tensor:
-        """Takes the entropies of every kind; returns softmax's weights. ``groups``: query heads that read one key-value head."""
+    def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | None) -> Tensor:
+        vars(module)[SLOT].called = True
+        groups, m = q.shape[1] // k.shape[1], k.shape[2]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        scoring = Scoring(q.shape[-1] ** -0.5 if scale is None else scale, m, ask.sinks, ask.softcap, ask.offset_bias)
+        sees = ask.sees(q.shape[2], m, q.device)
+        softmax = softmax_weights(q, k, sees, scoring)
+        self._add(self.places[module], q, k, sees, scoring, groups, softmax)
+        return softmax.to(v.dtype) @ v
+
+    def _add(
+        self, layer: int, q: Tensor, k: Tensor, sees: Tensor, scoring: Scoring, groups: int, softmax: Tensor
+    ) -> None:
+        """Takes the entropies of every kind; ``groups``: query heads that read one key-value head."""
         real = sees.any(-2).expand(q.shape[:3])  # a token that nobody sees as a key is padding
-        softmax = softmax_weights(q, k, sees, scaling)
         kinds = {"softmax": softmax, "uniform": sees / sees.sum(-1, keepdim=True).clamp(min=1)}
         for text, entries in self.candidates.items():
-            kinds[text] = entry_weights(entries[layer % len(entries)], q, k, sees, scaling, groups)
+            kinds[text] = entry_weights(entries[layer], q, k, sees, scoring, groups)
         for kind, weights in kinds.items():
             entropy = torch.special.entr(weights.double()).sum(-1).expand(q.shape[:3])
             self.sums[kind][layer] += float(entropy[real].sum())
         self.counts[layer] += float(real.sum())
-        return softmax
 
 
-def _entropies(model: Any, batches: Sequence[Mapping[str, Tensor]], attentions: Sequence[str]) -> _Probe:
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    names = {module: name for name, module in attention_modules(model) if not is_cross(name, module)}
-    candidates = {text: [parse_entry(part) for part in split_layers(text)] for text in attentions}
-    probe = _Probe(candidates, list(names.values()))
-    places = {module: number for number, module in enumerate(names)}
-    AttentionInterface.register(_PROBE, functools.partial(_probing_forward, probe, places))
-    AttentionMaskInterface.register(_PROBE, asked_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_PROBE)
+def _entropies(
+    model: Any,
+    batches: Sequence[Mapping[str, Tensor]],
+    layers: Mapping[nn.Module, str],
+    candidates: Mapping[str, Sequence[Entry]],
+) -> _Probe:
+    """``layers``: the self-attentions and their paths; ``candidates``: what each of them wears under each text."""
+    probe = _Probe(layers, candidates)
+    use_attention(model, "full()", dropout=0.0)
     try:
+        for module in layers:
+            vars(module)[SLOT].watch = probe
         for batch in batches:
             given = dict(batch)
             if not getattr(model.config, "is_encoder_decoder", False):
                 given.pop("labels", None)
             model(**given, use_cache=False)
     finally:
-        model.set_attn_implementation(before)
+        remove_attention(model)
     return probe
 
 
-def _probing_forward(
-    probe: _Probe,
-    places: Mapping[nn.Module, int],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """What transformers calls: softmax attention with all weights written out, and the probe in between."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    n, m = query.shape[2], key.shape[2]
-    place = places.get(module)
-    name = type(module).__name__
-    kwargs.pop("dropout", None)  # 0 here: the model is in eval mode
-    refuse_keywords(name, kwargs)
-    ask = Ask(causal=False) if attention_mask is None else ask_of(attention_mask)
-    ask = None if ask is None else with_keywords(name, ask, kwargs, n, m)
-    if ask is None or set(ask.more) - {"segments"}:
-        found = "a mask of its own" if ask is None else ", ".join(ask.more)
-        raise InputError(f"verify_attention: {name} asks for {found}, expected plain softmax attention over kept keys")
-    sees = ask.sees(n, m, query.device)
-    if place is None:
-        weights = softmax_weights(query, key, sees, scaling)
-    else:
-        weights = probe.add(place, query, key, sees, scaling, groups)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+def softmax_weights(q: Tensor, k: Tensor, sees: Tensor, scoring: Scoring) -> Tensor:
+    """[B, H, N, N], zeros where nothing is seen; what a sink takes is of no key."""
+    scores = scoring.logits(q.float(), k.float(), range(k.shape[2])).flatten(1, 2).masked_fill(~sees, -torch.inf)
+    if scoring.sinks is None:
+        return scores.softmax(-1).nan_to_num(0.0)
+    sink = scoring.sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
 
 
-def softmax_weights(q: Tensor, k: Tensor, sees: Tensor, scaling: float) -> Tensor:
-    """[B, H, N, N], zeros where nothing is seen."""
-    scores = (q.float() @ k.float().mT * scaling).masked_fill(~sees, -torch.inf)
-    return scores.softmax(-1).nan_to_num(0.0)
-
-
-def entry_weights(entry: Entry, q: Tensor, k: Tensor, sees: Tensor, scaling: float, groups: int = 1) -> Tensor:
+def entry_weights(entry: Entry, q: Tensor, k: Tensor, sees: Tensor, scoring: Scoring, groups: int = 1) -> Tensor:
     """The normalised weights [B, H, N, N] that an entry makes of q and k, by its definition; ``groups``: neighbouring heads that
-    read one key-value head."""
+    read one key-value head. Linear maps know nothing of a score but its scale: ``use`` refuses them where there is more."""
     n = q.shape[2]
     d = torch.arange(n, device=q.device)
     d = d[:, None] - d
     if isinstance(entry, PatternEntry):
-        return softmax_weights(q, k, sees & entry.pattern.mask(n, n, device=q.device), scaling)
+        return softmax_weights(q, k, sees & entry.pattern.mask(n, n, device=q.device), scoring)
     if isinstance(entry, HeadsEntry):
         shown = entry.mask(q.shape[1] // groups, n, n, device=q.device).repeat_interleave(groups, 0)
-        return softmax_weights(q, k, sees & shown, scaling)
+        return softmax_weights(q, k, sees & shown, scoring)
     assert isinstance(entry, LinearEntry | WindowEntry | HybridEntry)
     features = resolve(entry.features)
     x = q.double() * features.scale_for(None, q.shape[-1])
@@ -252,7 +233,7 @@ def entry_weights(entry: Entry, q: Tensor, k: Tensor, sees: Tensor, scaling: flo
     if isinstance(entry, WindowEntry):
         sees = sees & (d.abs() <= entry.window)
     if isinstance(entry, HybridEntry):
-        scores = q.double() @ k.double().mT * scaling
+        scores = q.double() @ k.double().mT * scoring.scale
         weights = torch.where(entry.near.mask(n, n, device=q.device), scores.exp(), weights)
     weights = weights.masked_fill(~sees, 0.0)
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

@@ -9,6 +9,7 @@ Letters: H query heads, R drawn queries.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from jieyue.attention import Pattern, attend, full, local
+from jieyue.attention import Pattern, full, local
 from jieyue.attention.deviation import Deviation, deviation
 from jieyue.errors import InputError
 
-from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
+from .attention import attention_modules, attention_of, remove_attention, use_attention
 from .entries import PatternEntry, parse_entry, split_layers
-from .layers import SLOT
+from .layers import SLOT, LayerAttention
 from .masks import Ask
 
 __all__ = ["SHORT", "HeadDeviations", "check_drops", "draws_needed", "measure_deviation", "tokens_to_drop"]
@@ -100,28 +101,53 @@ def measure_deviation(
     """
     if attention_of(model):
         raise InputError("measure_deviation(model)", "an attention of ours", "the model's own", "use(model, None)")
-    patterns = _patterns(attention)
+    _patterns(attention)
+    if getattr(model.config, "is_encoder_decoder", False):
+        found = f"{type(model).__name__}, an encoder with a decoder, which read different tokens"
+        raise InputError("measure_deviation(model)", found, "a decoder or an encoder alone")
     kept = [{name: x.to(model.device) for name, x in batch.items() if name != "labels"} for batch in batches]
     if not kept:
         raise InputError("measure_deviation: found no batch, expected at least one")
     training = model.training
     model.eval()
-    use_attention(model, "full()", dropout=0.0)
+    use_attention(model, attention, dropout=0.0)
     try:
-        layers = {module: name for name, module in attention_modules(model) if not is_cross(name, module)}
-        heads = int(getattr(model.config.get_text_config(), "num_attention_heads", 1))
-        number = draws_needed(len(layers) * heads, share, confidence) if num_queries is None else num_queries
-        watch = _Watch(layers, patterns, _drawn(kept, number, seed))
-        for module in layers:
-            vars(module)[SLOT].watch = watch
+        layers = {module: name for name, module in attention_modules(model) if name in attention_of(model)}
+        _check_windows(model, attention, [vars(module)[SLOT] for module in layers])
         with torch.no_grad():
-            for place, batch in enumerate(kept):
-                watch.batch = place
-                model(**batch, use_cache=False)
+            if num_queries is None:
+                one = {name: x[:1] for name, x in kept[0].items()}
+                statements = _watched(model, layers, [one], [{}]).statements
+                num_queries = draws_needed(statements, share, confidence)
+            watch = _watched(model, layers, kept, _drawn(kept, num_queries, seed))
     finally:
         remove_attention(model)
         model.train(training)
     return watch.gathered()
+
+
+def _check_windows(model: PreTrainedModel, attention: str, layers: Sequence[LayerAttention]) -> None:
+    """Refuses a pattern that no layer takes: each would keep a window of its own, and every m would be 0."""
+    if all(layer.window is not None and not layer.named for layer in layers):
+        found = f"{attention!r}, and {type(model).__name__}, whose self-attentions all keep a window of their own"
+        do = f"name every layer by a list: '{attention},{attention}'"
+        raise InputError("measure_deviation(attention)", found, "a layer that reads all keys, or a list", do)
+
+
+def _watched(
+    model: PreTrainedModel,
+    layers: Mapping[nn.Module, str],
+    batches: Sequence[Mapping[str, Tensor]],
+    drawn: Sequence[Mapping[int, Sequence[int]]],
+) -> _Watch:
+    """What was seen at the drawn queries of each batch."""
+    watch = _Watch(layers, drawn)
+    for module in layers:
+        vars(module)[SLOT].watch = watch
+    for batch in batches:
+        watch.begin()
+        model(**batch, use_cache=False)
+    return watch
 
 
 def _drawn(batches: Sequence[Mapping[str, Tensor]], number: int, seed: int) -> list[dict[int, list[int]]]:
@@ -140,42 +166,77 @@ def _drawn(batches: Sequence[Mapping[str, Tensor]], number: int, seed: int) -> l
 
 
 class _Watch:
-    """What every self-attention calls while the model runs: the output under full attention, and the deviations gathered."""
+    """What every self-attention calls while the model runs: the output under full attention, and the deviations gathered.
 
-    def __init__(
-        self, layers: Mapping[nn.Module, str], patterns: Sequence[Pattern], drawn: Sequence[Mapping[int, Sequence[int]]]
-    ) -> None:
-        self.layers, self.drawn, self.batch = layers, drawn, 0
-        self.patterns = {module: patterns[place % len(patterns)] for place, module in enumerate(layers)}
-        self.found: dict[nn.Module, list[Deviation]] = {module: [] for module in layers}
+    A module that runs several times in a pass (ALBERT's layers share one) is a layer each time.
+    """
+
+    def __init__(self, layers: Mapping[nn.Module, str], drawn: Sequence[Mapping[int, Sequence[int]]]) -> None:
+        self.layers, self.drawn, self.batch = layers, drawn, -1
+        self.entries = {module: str(vars(module)[SLOT].entry) for module in layers}
+        self.runs: Counter[nn.Module] = Counter()  # of each module in this batch
+        self.heads: dict[tuple[nn.Module, int], int] = {}
+        self.found: dict[tuple[nn.Module, int], list[Deviation]] = {}
+
+    def begin(self) -> None:
+        """The next batch is read from now on."""
+        self.batch += 1
+        self.runs.clear()
+
+    @property
+    def statements(self) -> int:
+        """Layers times heads."""
+        return sum(self.heads.values())
 
     def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, ask: Ask, scale: float | None) -> Tensor:
-        vars(module)[SLOT].called = True
-        if ask.more:
-            raise InputError(
-                f"{type(module).__name__}: asks for {', '.join(ask.more)}, expected plain softmax attention here"
-            )
+        layer: LayerAttention = vars(module)[SLOT]
+        name = type(module).__name__
+        layer.hear(name, ask)
+        layer.called = True
+        if ask.segments is not None:
+            raise InputError(f"{name}: asks for segments, expected a text a row here")
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        whole = full() if ask.window is None else local(ask.window)
-        whole, near = (p.causal() if ask.causal else p for p in (whole, self.patterns[module]))
+        whole, near = PatternEntry(full() if ask.window is None else local(ask.window)), layer.entry
+        assert isinstance(near, PatternEntry)
+        if ask.causal:
+            whole, near = whole.causal(), near.causal()
+        place = (module, self.runs[module])
+        self.runs[module] += 1
+        self.heads[place] = q.shape[1]
         for row, positions in self.drawn[self.batch].items():
             own = slice(None) if ask.keys is None else _run(ask.keys[row])
             keys, values, queries = k[row][:, own], v[row][:, own], q[row][:, own]
             n = keys.shape[1]
             at = torch.tensor(positions, device=q.device)
-            sees, kept = (pattern.mask(n, n, device=q.device)[at] for pattern in (whole, near))
-            self.found[module].append(deviation(queries[:, at], keys, values, sees, kept, scale=scale))
-        out = attend(q, k, v, whole, key_mask=ask.keys, scale=scale)
-        assert isinstance(out, Tensor)
-        return out
+            sees, kept = (entry.pattern.mask(n, n, device=q.device)[at] for entry in (whole, near))
+            _check_within(name, near, ask.window, bool((kept & ~sees).any()))
+            bias = None
+            if ask.offset_bias is not None:
+                bias = ask.offset_bias[:, at[:, None] - torch.arange(n, device=q.device) + k.shape[2] - 1]
+            more = {"sinks": ask.sinks, "softcap": ask.softcap, "bias": bias}
+            found = deviation(queries[:, at], keys, values, sees, kept, scale=scale, **more)  # type: ignore[arg-type]
+            self.found.setdefault(place, []).append(found)
+        return whole.attend(q, k, v, ask, scale=scale)
 
     def gathered(self) -> list[HeadDeviations]:
+        """In the order of the model's modules, those that run several times one time after the other."""
+        times = Counter(module for module, _ in self.found)
+        order = {module: place for place, module in enumerate(self.layers)}
         return [
             HeadDeviations(
-                name, str(self.patterns[module]), Deviation(*map(_joined, zip(*self.found[module], strict=True)))
+                self.layers[module] + (f", pass {run + 1}" if times[module] > 1 else ""),
+                self.entries[module],
+                Deviation(*map(_joined, zip(*found, strict=True))),
             )
-            for module, name in self.layers.items()
+            for (module, run), found in sorted(self.found.items(), key=lambda one: (order[one[0][0]], one[0][1]))
         ]
+
+
+def _check_within(name: str, near: PatternEntry, window: int | None, goes_beyond: bool) -> None:
+    """A list may show more than the model's own window: no bound is of keys that are added."""
+    if goes_beyond:
+        found = f"{near}, which shows keys that {name}'s own window of {window} to each side hides"
+        raise InputError("measure_deviation(attention)", found, "a pattern within that window")
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from jieyue.errors import InputError
 if TYPE_CHECKING:
     from .types import Tokenizer
 
-__all__ = ["is_causal", "mean_difference", "row_losses", "text_batches"]
+__all__ = ["as_written", "is_causal", "mean_difference", "row_losses", "text_batches"]
 
 IGNORED = -100
 
@@ -50,6 +50,18 @@ def text_batches(
             batch["input_ids"] = ids.masked_fill(chosen, tokenizer.mask_token_id)
         batches.append(batch)
     return batches
+
+
+def as_written(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of ``text_batches`` without labels, the tokens that were hidden put back: the text as a reader has it.
+
+    Labels are the row's own tokens, whether it asks for the next or for a hidden one.
+    """
+    found = dict(batch)
+    labels = found.pop("labels", None)
+    if labels is not None:
+        found["input_ids"] = torch.where(labels == IGNORED, found["input_ids"], labels)
+    return found
 
 
 def row_losses(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[list[float], list[float]]:
