@@ -125,6 +125,17 @@ def test_a_limit_of_running_text_keeps_stretches(tmp_path):
     assert job.sources(RunConfig(data=[path], limit=300), settings, 1).train == sources.train
 
 
+def test_a_limit_of_a_masked_models_text_keeps_neighbours_from_everywhere(tmp_path):
+    """The fault: its rows are made of neighbouring lines too, and of lines drawn one by one they held no text that runs on."""
+    job, path = task("mlm"), tmp_path / "text.txt"
+    path.write_text("\n".join(f"line {number} of a text that runs on" for number in range(4000)) + "\n")
+    sources = job.sources(RunConfig(data=[path], limit=300), job.default_settings(RunConfig(), 0), 0)
+    kept = sorted(int(line.split()[1]) for line in (*sources.train, *sources.set_aside))
+    assert len(kept) == 300 == len(sources.held_out) and not set(sources.train) & set(sources.held_out)
+    seams = sum(after != before + 1 for before, after in itertools.pairwise(kept))
+    assert 10 < seams < 30 and kept[-1] > 2500, "of lines drawn one by one nearly all stand alone"
+
+
 @pytest.mark.parametrize("name", ["read", "classify", "title"])
 def test_too_few_to_part_is_one_line(name, tmp_path):
     job = task(name)

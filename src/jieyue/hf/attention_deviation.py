@@ -25,6 +25,7 @@ from .attention import attention_modules, attention_of, remove_attention, use_at
 from .entries import PatternEntry, parse_entry, split_layers
 from .layers import SLOT, LayerAttention
 from .masks import Ask
+from .pattern_entries import kept_share
 
 __all__ = ["SHORT", "HeadDeviations", "check_drops", "draws_needed", "measure_deviation", "tokens_to_drop"]
 
@@ -53,21 +54,17 @@ def tokens_to_drop(attention: str, positions: int | None) -> int:
     """Tokens of a row in which one of these patterns drops a quarter of the keys up to a query: 128, or twice as many, and so on; at
     most ``positions`` (None: 16,384)."""
     most, number, patterns = positions or 16_384, SHORT, _patterns(attention)
-    while number < most and not any(_kept(one, number) <= 0.75 for one in patterns):
+    while number < most and not any(kept_share(one, number) <= 0.75 for one in patterns):
         number *= 2
     return min(number, most)
 
 
 def check_drops(attention: str, num_tokens: int) -> None:
     """Refuses patterns that show all keys of rows of ``num_tokens``: nothing could be said of them."""
-    if all(_kept(one, num_tokens) == 1 for one in _patterns(attention)):
+    if all(kept_share(one, num_tokens) == 1 for one in _patterns(attention)):
         found = f"{attention!r}, which drops no key of rows of {num_tokens} tokens"
         do = "longer passages, or --max-tokens"
         raise InputError("measure_deviation(attention)", found, "rows that are longer than the pattern reaches", do)
-
-
-def _kept(pattern: Pattern, n: int) -> float:
-    return pattern.causal().pairs(n, n) / full().causal().pairs(n, n)
 
 
 def _patterns(attention: str) -> list[Pattern]:

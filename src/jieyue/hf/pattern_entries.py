@@ -17,15 +17,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jieyue.attention import Call, Pattern, State, attend, parse
+from jieyue.attention import Call, Pattern, State, attend, full, parse
 from jieyue.attention.segments import runs_of
 from jieyue.errors import InputError
 
 from .masks import Ask
 
-__all__ = ["HeadsEntry", "HeadsMemory", "PatternEntry", "all_rows", "parse_heads"]
+__all__ = ["HeadsEntry", "HeadsMemory", "PatternEntry", "all_rows", "kept_share", "parse_heads"]
 
 _TEXT = re.compile(r"heads\s*\(\s*(\d+(?:\s*,\s*\d+)*)\s*:(.+),\s*else\s*:(.+)\)\s*", re.DOTALL)
+
+
+def kept_share(pattern: Pattern, n: int, *, is_causal: bool = True) -> float:
+    """Of all pairs of query and key in a row of ``n`` tokens (``is_causal``: of those up to the query), the share that is shown.
+
+    >>> kept_share(parse("local(1)"), 4, is_causal=False), kept_share(parse("local(3)"), 4)
+    (0.625, 1.0)
+    """
+    if not is_causal:
+        return pattern.pairs(n, n) / n**2
+    return pattern.causal().pairs(n, n) / full().causal().pairs(n, n)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from jieyue.errors import InputError
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
 from .entries import Entry, HeadsEntry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
 from .layers import SLOT, LayerAttention
+from .pattern_entries import kept_share
 from .remembered_layers import RememberedLayers
 
-__all__ = ["SwitchedLayers", "check_sparse", "switched_layers"]
+__all__ = ["SwitchedLayers", "check_drops", "check_sparse", "switched_layers"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,21 @@ def check_sparse(attention: str, by_heads: bool = False) -> None:
         if isinstance(entry, LinearEntry | WindowEntry):
             allowed = "a pattern, or local(w)+linear(map)"
             raise InputError(asked, str(entry), allowed, "add a near part")
+
+
+def check_drops(attention: str, row_tokens: int, *, is_causal: bool) -> None:
+    """Refuses patterns that show every key of rows of ``row_tokens``, all of them: such an attention saves nothing. Of hybrids, the
+    near part."""
+    entries = [parse_entry(text) for text in split_layers(attention)]
+    patterns = [one.pattern for one in entries if isinstance(one, PatternEntry)]
+    patterns += [one.near for one in entries if isinstance(one, HybridEntry)]
+    if any(kept_share(one, row_tokens, is_causal=is_causal) < 1 for one in patterns):
+        return
+    asked, allowed = f"sparsify(attention={attention!r})", "an attention that drops some"
+    if all(one == full() for one in patterns):
+        raise InputError(asked, "every key in every layer", allowed, "a pattern such as first(4)+local(512)")
+    found = f"no key that it drops in rows of {row_tokens} tokens"
+    raise InputError(asked, found, allowed, "a narrower pattern, or longer rows (--row-tokens)")
 
 
 @contextmanager

@@ -140,6 +140,9 @@ class Choosing:
             raise InputError(f"positions={self.positions!r}", repr(self.positions), allowed)
         if not 1 < self.position_factor <= 64:
             raise InputError("position_factor", f"{self.position_factor:g}", "more than 1, at most 64")
+        if self.positions == "none" and self.position_factor != 2:
+            allowed = f"positions, one of {', '.join(STRETCHED)}"
+            raise InputError(f"position_factor={self.position_factor:g}", "positions='none'", allowed)
         if self.control and not self.tokens:
             raise InputError("control", "tokens=0, so that nothing is trained", "tokens to train on")
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from jieyue.errors import InputError
 from jieyue.hf.gates import gate_derivatives
 from jieyue.hf.switched_layers import SwitchedLayers, switched_layers
 from jieyue.hf.types import Tokenizer
+from jieyue.json_values import Facts
 from jieyue.listener import ProgressListener
 from jieyue.tasks.config import RunConfig
 from jieyue.tasks.sources import Sources
@@ -29,6 +31,7 @@ from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK, batches_of
 
 from .layer_choice import Choice, check_full, choose_layers, interleaved
+from .layer_notes import Notes
 from .layer_options import Choosing
 
 __all__ = [
@@ -56,11 +59,12 @@ CHOSEN_HEADS, INTERLEAVED_HEADS = "chosen heads full", "evenly spaced heads full
 
 @dataclass(frozen=True)
 class Text:
-    """Rows of one kind of text as batches; ``name``: what they are called in the report."""
+    """Rows of one kind of text as batches; ``name``: what they are called in the report; ``num_there``: rows that its source fills."""
 
     name: str
     batches: Sequence[dict[str, Tensor]]
     num_rows: int
+    num_there: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def texts_of(
             role = {"calibration": "data", "held out": "held_out"}.get(name, "second_data")
             raise InputError(role, text, "more running text", f"{more}, or take shorter rows (--row-tokens)")
         some = spread(rows, tokens, settings.row_tokens)
-        found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some)))
+        found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some), len(rows)))
     return found
 
 
@@ -123,27 +127,33 @@ def rows_digest(texts: Sequence[Text]) -> str:
 
 
 def measure_layers(
-    model: nn.Module, texts: Sequence[Text], attention: str, choosing: Choosing, listener: ProgressListener
+    model: nn.Module,
+    texts: Sequence[Text],
+    attention: str,
+    choosing: Choosing,
+    listener: ProgressListener,
+    notes: Notes | None = None,
 ) -> Measured:
     """Chooses by the first text, then measures every text with all, no, the chosen and evenly spaced layers (or heads) full.
 
+    ``notes``: what an interrupted run has found of this already, and where what is found now is kept.
     Cost: a pass over the first text for each layer, up to ``choosing.candidates`` passes a round, and some over each text; layers
     before the switched one are not computed again, which saves half. Heads of a language model are ordered by one backward pass in
     place of a price each (``gates``).
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    is_encoder = head is None
+    is_encoder, notes = head is None, notes or Notes()
     with switched_layers(model, attention, choosing.by_heads) as switched:  # type: ignore[arg-type]
         if not switched.free:
             raise InputError("sparsify(model)", "layers that all have a window of their own", "one that reads all keys")
         check_full(choosing.wanted, switched.free, choosing.noun)
         switched.keep_full(switched.free)
         known = {text.name: encoded(model, text.batches) if is_encoder else None for text in texts}
-        choice = _chosen(model, switched, texts[0], known[texts[0].name], choosing, listener)
+        choice = _chosen(model, switched, texts[0], known[texts[0].name], choosing, listener, notes)
         costs: dict[str, dict[str, Costs]] = {}
         with listener.progress("pricing") as update:
             for number, text in enumerate(texts):
-                costs[text.name] = _settings(model, switched, text, known[text.name], choice)
+                costs[text.name] = _settings(model, switched, text, known[text.name], choice, notes)
                 update(number + 1, len(texts), {})
         guess = 0.0 if head is None else math.log(head.weight.shape[0])
         return Measured(switched.text(choice.full), choice, len(switched.layers), costs, switched.heads, guess)
@@ -156,16 +166,21 @@ def _chosen(
     known: Sequence[Tensor] | None,
     choosing: Choosing,
     listener: ProgressListener,
+    notes: Notes,
 ) -> Choice:
     wanted, done, memory = choosing.wanted, [0], switched.memory
     if wanted.layers is not None:
         return choose_layers(lambda full: 0.0, switched.free, wanted)
-    base = costs_of(model, text.batches, reference=known)
+    base = _costs_under(frozenset(switched.free), model, switched, text, known, notes)
     estimates = None
     if switched.heads > 1 and known is None:  # an encoder's cost is flat where all layers are full
-        listener.say("Ordering the heads by the derivative of the loss")
-        rises = gate_derivatives(model, switched, text.batches, text_loss)
-        estimates = {head: math.expm1(rise) for head, rise in rises.items()}
+
+        def rises() -> Facts:
+            listener.say("Ordering the heads by the derivative of the loss")
+            found = gate_derivatives(model, switched, text.batches, text_loss)
+            return {str(head): rise for head, rise in found.items()}
+
+        estimates = {int(head): math.expm1(rise) for head, rise in notes.noted("derivatives", rises).items()}
     rounds = len(switched.free) - (wanted.count or 0)
     most = rounds * choosing.candidates
     if estimates is None:
@@ -173,9 +188,12 @@ def _chosen(
 
     with listener.progress("choosing heads" if choosing.by_heads else "choosing layers") as update:
 
-        def asked(full: frozenset[int]) -> float:
+        def priced(full: frozenset[int]) -> Facts:
             switched.keep_full(full)
-            found = price(costs_of(model, text.batches, reference=known, memory=memory), base).value
+            return {"price": float(price(costs_of(model, text.batches, reference=known, memory=memory), base).value)}
+
+        def asked(full: frozenset[int]) -> float:
+            found: float = notes.noted(f"price, full: {sorted(full)}", partial(priced, full))["price"]
             done[0] += 1
             update(min(done[0], most), most, {"full": len(full), "price": found})
             return found
@@ -197,8 +215,36 @@ def _chosen(
             )
 
 
+def _costs_under(
+    full: frozenset[int],
+    model: nn.Module,
+    switched: SwitchedLayers,
+    text: Text,
+    known: Sequence[Tensor] | None,
+    notes: Notes,
+    *,
+    linear: bool = True,
+) -> Costs:
+    """What the text's rows cost with these layers full, as noted or measured now; ``linear``: with the linear branch of hybrids."""
+
+    def measured() -> Facts:
+        if linear:
+            switched.keep_full(full)
+        else:
+            switched.without_linear(full)
+        return costs_of(model, text.batches, reference=known).to_dict()
+
+    branch = "" if linear else ", linear branch off"
+    return Costs.from_dict(notes.noted(f"costs of {text.name}, full: {sorted(full)}{branch}", measured))
+
+
 def _settings(
-    model: nn.Module, switched: SwitchedLayers, text: Text, known: Sequence[Tensor] | None, choice: Choice
+    model: nn.Module,
+    switched: SwitchedLayers,
+    text: Text,
+    known: Sequence[Tensor] | None,
+    choice: Choice,
+    notes: Notes,
 ) -> dict[str, Costs]:
     """What the rows cost under each setting; one that was measured under another name is not measured again."""
     chosen = {
@@ -209,14 +255,10 @@ def _settings(
     if 0 < len(choice.full) < len(switched.free):
         spaced = frozenset(interleaved(switched.free, len(choice.full)))
         chosen[INTERLEAVED if switched.heads == 1 else INTERLEAVED_HEADS] = spaced
-    known_costs: dict[frozenset[int], Costs] = {}
-    for full in dict.fromkeys(chosen.values()):
-        switched.keep_full(full)
-        known_costs[full] = costs_of(model, text.batches, reference=known)
-    found = {name: known_costs[full] for name, full in chosen.items()}
+    found = {name: _costs_under(full, model, switched, text, known, notes) for name, full in chosen.items()}
     if switched.has_linear:
-        switched.without_linear(choice.full)
-        found[NO_LINEAR] = costs_of(model, text.batches, reference=known)
+        full = frozenset(choice.full)
+        found[NO_LINEAR] = _costs_under(full, model, switched, text, known, notes, linear=False)
     return found
 
 

@@ -17,10 +17,8 @@ from pathlib import Path
 
 from jieyue import __version__
 from jieyue.budget import Budget
-from jieyue.errors import InputError
-from jieyue.hf.loading import head_of, load_config, load_model, save
-from jieyue.hf.positions import check_stretch, stretch
-from jieyue.hf.switched_layers import check_sparse
+from jieyue.hf.loading import load_model, save
+from jieyue.hf.positions import stretch
 from jieyue.hf.use import use
 from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
@@ -33,9 +31,10 @@ from jieyue.tasks.sparsify.task import TASK
 
 from .cards import write_card
 from .config import TrainingConfig
-from .devices import check_device
 from .folder import Out, check_apart, check_folder, check_unfinished, lasting, locked
 from .jobs import DEFAULT_BUDGET, say_findings, train
+from .layer_doors import check_training, checked_rows, checked_settings, control_of, num_updates
+from .layer_notes import Notes, check_same
 from .layer_options import Choosing
 from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, rows_digest, texts_of
 from .plan import check_budget
@@ -47,8 +46,8 @@ __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 
 EFFECTIVE_BATCH = 8
 CHOICE = "choice.json"  # what was measured and chosen, for --resume
+NOTES = "measured.jsonl"  # what was measured before there is a choice
 CONTROL, FULL = "control", "full"  # folders inside: the full model trained alike, and an encoder in hand as it was
-_KINDS = {"causal-lm": "causal", "masked-lm": "masked", None: "encoder"}
 
 
 def sparsify(
@@ -72,29 +71,25 @@ def sparsify(
     place, allowed = Out.of(out), Budget.parse(budget)
     choosing, training = choosing or Choosing(), training or TrainingConfig(effective_batch=EFFECTIVE_BATCH)
     folder = place.path
-    settings = _settings(config, choosing, training, allowed.device)
+    settings = checked_settings(config, choosing, training, allowed.device)
     check_budget(allowed)
     check_apart(folder, config.model)
     check_folder(folder)
     check_unfinished(folder, place.overwrite or resume)
     asked, own = _asked(config, choosing, settings), config.model
     with locked(folder):
-        if not resume:  # what an earlier run here had decided is not this one's
-            for stale in (folder / CHOICE, folder / RESOLVED, folder / CONTROL / RESOLVED):
-                stale.unlink(missing_ok=True)
         if settings.kind == "encoder" and lasting(config.model) != config.model:
             settings = replace(settings, teacher=_kept_beside(config.model, folder / FULL))
         if choosing.positions != "none":
             config, settings = _stretched(folder, config, settings, choosing, listener)
         report, attention, settings, texts = _first(
-            folder, config, settings, (choosing, own), asked, resume, (allowed.device, listener)
+            folder, config, settings, (choosing, own, training), asked, resume, (allowed, listener)
         )
         if not choosing.tokens:
             return _kept(report, config, settings, attention, folder, command)
     gc.collect()
     chosen = replace(config, attention=attention, settings=settings)
-    updates = max(1, round(choosing.tokens / (training.effective_batch * settings.row_tokens)))
-    how = replace(training, steps=updates)
+    how = replace(training, steps=num_updates(choosing, settings, training))
     trained = train(
         "sparsify",
         chosen,
@@ -108,11 +103,10 @@ def sparsify(
     models = {TRAINED: folder}
     if choosing.control:
         listener.say("Training the full model on the same tokens")
-        plain = replace(chosen, attention="full()", settings=replace(settings, distill="none"))
         again = resume and (folder / CONTROL / RESOLVED).is_file()
         train(
             "sparsify",
-            plain,
+            control_of(chosen, settings),
             Out(folder / CONTROL, True),
             budget=allowed,
             training=replace(how, measure=False),
@@ -126,46 +120,6 @@ def sparsify(
     report.save(folder)
     write_card(report, TASK, folder, command or "jieyue.sparsify(...)", config.model)
     return report
-
-
-def _settings(config: RunConfig, choosing: Choosing, training: TrainingConfig, device: str) -> SparseSettings:
-    """The task's settings for this kind of model; refuses what cannot be, before anything is read."""
-    check_device(device, must_exist=True)
-    if config.attention is None:
-        raise InputError("sparsify(attention)", "none", "a pattern such as first(4)+local(512)")
-    check_sparse(config.attention, choosing.by_heads)
-    for name in ("steps", "epochs", "seconds", "start", "curriculum", "plan"):
-        if getattr(training, name) is not None:
-            found = f"{name}={getattr(training, name)}"
-            raise InputError("sparsify(training)", found, "none: tokens says how long it trains", "leave it away")
-    if not Path(config.model).is_dir() and "/" not in config.model:
-        do = "a preset starts from scratch: train it, then name its folder"
-        raise InputError("sparsify(model)", f"{config.model!r}, no folder", "a trained model's folder or hub name", do)
-    kind = _KINDS.get(head := head_of(config.model))
-    if kind is None:
-        raise InputError(
-            f"sparsify({config.model!r})",
-            f"a model with the head {head}",
-            "a causal or masked language model, or an encoder without a head",
-        )
-    if choosing.positions != "none":
-        check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
-    settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
-    teacher = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
-    settings = replace(settings, kind=kind, teacher=teacher, judged_tokens=choosing.price_tokens)
-    if kind == "encoder" and choosing.tokens and settings.distill == "none":
-        raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='means'")
-    if kind == "encoder" and choosing.control:
-        raise InputError("control", "an encoder: the full model has nothing to learn from itself", "no control")
-    return settings
-
-
-def _check_rows(settings: SparseSettings, positions: int, choosing: Choosing) -> None:
-    """Refuses rows that were asked for and are longer than the model reads; the usual ones become shorter, and that is said."""
-    if settings.row_tokens == SparseSettings().row_tokens:
-        return
-    do = f"--row-tokens {positions}, " + ("or --positions" if choosing.positions == "none" else "or --position-factor")
-    raise InputError("row_tokens", str(settings.row_tokens), f"at most {positions}, the model's positions", do)
 
 
 def _kept_beside(model: str, place: Path) -> str:
@@ -207,24 +161,21 @@ def _first(
     folder: Path,
     config: RunConfig,
     settings: SparseSettings,
-    wanted: tuple[Choosing, str],
+    wanted: tuple[Choosing, str, TrainingConfig],
     asked: Facts,
     resume: bool,
-    how: tuple[str, ProgressListener],
+    how: tuple[Budget, ProgressListener],
 ) -> tuple[Report, str, SparseSettings, list[Text]]:
-    """What is measured and chosen, or what an interrupted run had chosen; ``wanted``: how, and of which model before its positions
-    were stretched; ``how``: on which device, and who is told."""
-    (choosing, own), (device, listener) = wanted, how
+    """What is measured and chosen, or what an interrupted run had chosen; ``wanted``: how, of which model before its positions
+    were stretched, and the training that is to come; ``how``: its budget with the device, and who is told."""
+    (choosing, own, training), (allowed, listener) = wanted, how
     listener.say(f"Reading {', '.join(map(str, config.data)) or 'the corpus that ships'}")
     plain = replace(config, attention=None)
     sources = TASK.sources(plain, settings, settings.seed)
     source = TASK.open_model(
         plain, replace(settings, train="all"), lambda: TASK.texts(sources.train), seed=settings.seed
     )
-    if settings.row_tokens > source.positions:
-        _check_rows(settings, source.positions, choosing)
-        listener.say(f"Rows of {source.positions} tokens: the model has no more positions")
-    settings = settings.fitted(source.positions)
+    settings = checked_rows(settings, source.positions, config, choosing, listener)
     texts = texts_of(sources, source.tokenizer, settings, choosing, config)
     if not choosing.tokens:  # else told before the training
         say_findings(listener, sources, {})
@@ -237,29 +188,37 @@ def _first(
         kept = dict(json.loads(path.read_text(encoding="utf-8")))
         before = {"rows": asked["rows"], **dict(kept.get("asked") or {})}  # older choices did not say which rows
         before["files"] = [Path(one).name for one in before.get("files", ())]
-        if before != asked:
-            changed = sorted(name for name, value in asked.items() if before.get(name) != value)
-            raise InputError("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
+        check_same(before, asked)
         return Report.parse(json.dumps(kept["report"])), str(kept["attention"]), settings, texts
-    model = source.build().to(device)
+    if choosing.tokens:
+        check_training(config, choosing, settings, training, allowed, (sources, texts[0]), listener)
+    notes = _notes(folder, asked, resume, listener)
+    model = source.build().to(allowed.device)
     assert config.attention is not None
-    measured = measure_layers(model, texts, config.attention, choosing, listener)
+    measured = measure_layers(model, texts, config.attention, choosing, listener, notes)
     del model
     if choosing.positions != "none" and settings.kind != "encoder":
-        before = load_model(own, settings.head("")).to(device)  # type: ignore[arg-type]
+        before = load_model(own, settings.head("")).to(allowed.device)  # type: ignore[arg-type]
         measured = price_as_it_was(measured, texts, before, settings.row_tokens, listener)
     report = _told(config, own, measured, texts, settings)
     leakage_facts(report, f"Price without training, {texts[1].name}", sources)
     positions_section(report, choosing, source.positions)
-    write_whole(
-        path,
-        json.dumps(
-            {"asked": asked, "attention": measured.attention, "report": json.loads(report.json())}, ensure_ascii=False
-        )
-        + "\n",
-    )
+    chosen = {"asked": asked, "attention": measured.attention, "report": json.loads(report.json())}
+    write_whole(path, json.dumps(chosen, ensure_ascii=False) + "\n")
+    (folder / NOTES).unlink()
     listener.fact("chosen", attention=measured.attention, **{f"full_{choosing.noun}s": len(measured.choice.full)})
     return report, measured.attention, settings, texts
+
+
+def _notes(folder: Path, asked: Facts, resume: bool, listener: ProgressListener) -> Notes:
+    """Where what is measured is kept; with what an interrupted run has found, or anew, and then nothing else of that run is left."""
+    notes = Notes.begun(folder / NOTES, asked, resume)
+    if notes.known:
+        listener.say(f"Going on with {len(notes.known)} results of measuring that were kept")
+    if not resume:
+        for stale in (folder / CHOICE, folder / RESOLVED, folder / CONTROL / RESOLVED):
+            stale.unlink(missing_ok=True)
+    return notes
 
 
 def _told(config: RunConfig, own: str, measured: Measured, texts: Sequence[Text], settings: SparseSettings) -> Report:

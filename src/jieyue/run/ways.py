@@ -34,8 +34,9 @@ class Decided:
     planned: RunPlan
 
 
-def decide(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Decided:
-    """The first way that fits, of those that ``training`` leaves open. ``BudgetError`` names what else would fit."""
+def decide(prepared: Prepared, budget: Budget, training: TrainingConfig, *, advise: bool = True) -> Decided:
+    """The first way that fits, of those that ``training`` leaves open. ``BudgetError`` names what else would fit, unless ``advise`` is
+    False: to find that out costs some dozens of traces."""
     refused: BudgetError | None = None
     fixed: int | None = None
     for way in _open(training, prepared):
@@ -46,6 +47,8 @@ def decide(prepared: Prepared, budget: Budget, training: TrainingConfig) -> Deci
             refused = refused or error
             fixed = error.fixed_bytes
     assert refused is not None
+    if not advise:
+        raise refused
     fitting = [_flags(way, found) for way, found in other_ways(prepared, budget, training, fixed) if found is not None]
     if not fitting:
         raise refused

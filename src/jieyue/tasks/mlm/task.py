@@ -31,6 +31,7 @@ from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, R
 from jieyue.tasks.batches import Done, answers_in_batches, num_tokens
 from jieyue.tasks.fields import text_of
 from jieyue.tasks.shipped import topics
+from jieyue.tasks.sources import stretches
 from jieyue.training.objective import Objective, token_loss
 
 from .filling import fill_masks
@@ -44,6 +45,7 @@ __all__ = ["TASK", "Guess", "MaskTask", "masked_loss", "pseudo_perplexity"]
 
 QUALITY = "Quality on held-out text"
 BLOCK = 50  # neighbouring lines that stay together when some are held out
+STRETCHES = 20  # that a limit leaves, at least
 
 Hidden = Mapping[str, numpy.ndarray]
 
@@ -102,6 +104,13 @@ class MaskTask(Task[str, MaskSettings, Guess]):
         """Neighbouring lines are often of one text: blocks of them, smaller ones where lines are few."""
         block = max(1, min(BLOCK, len(examples) // 200))
         return [examples[at - at % block] for at in range(len(examples))]
+
+    def limited(
+        self, examples: Sequence[str], limit: int | None, settings: MaskSettings, salt: str
+    ) -> Sequence[str]:
+        """Stretches of neighbouring lines, which rows are made of; some dozens of them, so that they come from everywhere."""
+        block = max(1, min(BLOCK, (limit or 0) // STRETCHES))
+        return stretches(examples, [str(at // block) for at in range(len(examples))], limit, salt)
 
     def shared(self, train: Sequence[str], held_out: Sequence[str]) -> Mapping[str, int]:
         return shared_lines(train, held_out)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from jieyue.data.batch import IGNORED
 from jieyue.hf.position_losses import states_of, token_losses
 from jieyue.hf.remembered_layers import RememberedLayers
+from jieyue.json_values import Facts
 from jieyue.metrics.intervals import bootstrap
 from jieyue.report import Estimate
 from jieyue.tasks.batches import evaluating
@@ -42,6 +43,29 @@ class Costs:
     @property
     def mean(self) -> float:
         return float(self.rows.sum() / self.weights.sum())
+
+    def to_dict(self) -> Facts:
+        """JSON values, from which ``from_dict`` makes the same costs to the bit."""
+        arrays = (self.rows, self.weights, self.by_position, self.counts)
+        rows, weights, by_position, counts = (one.tolist() for one in arrays)
+        return {
+            "rows": rows,
+            "weights": weights,
+            "by_position": by_position,
+            "counts": counts,
+            "is_loss": self.is_loss,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Facts) -> Costs:
+        """What ``to_dict`` gave."""
+        return cls(
+            numpy.array(values["rows"]),
+            numpy.array(values["weights"]),
+            numpy.array(values["by_position"]),
+            numpy.array(values["counts"]),
+            bool(values["is_loss"]),
+        )
 
     def between(self, first: int, stop: int) -> float | None:
         """The mean cost of the tokens at these positions; None where none counts."""
