@@ -87,7 +87,6 @@ def _run(given: Given) -> None:
         return
     from jieyue.hf.interrupts import Interrupted
     from jieyue.run.folder import Out
-    from jieyue.run.jobs import Stopped
     from jieyue.run.sparsify import sparsify
 
     try:
@@ -101,8 +100,9 @@ def _run(given: Given) -> None:
             command=shlex.join(["jieyue", *sys.argv[1:]]),
             listener=console,
         )
-    except (Interrupted, Stopped) as stopped:
-        console.say(f"{stopped}; the same command with --resume goes on from there")
+    except KeyboardInterrupt as stopped:  # wherever it came: what was measured, chosen and trained is kept
+        left = str(stopped) if isinstance(stopped, Interrupted) else "stopped"
+        console.say(f"{left}; the same command with --resume goes on from there")
         raise typer.Exit(130) from None
     titles = tuple(one.title for one in report.sections if one.title.startswith(("Price", "Layers", "Heads")))
     show(console, report, titles)

@@ -105,9 +105,7 @@ class MaskTask(Task[str, MaskSettings, Guess]):
         block = max(1, min(BLOCK, len(examples) // 200))
         return [examples[at - at % block] for at in range(len(examples))]
 
-    def limited(
-        self, examples: Sequence[str], limit: int | None, settings: MaskSettings, salt: str
-    ) -> Sequence[str]:
+    def limited(self, examples: Sequence[str], limit: int | None, settings: MaskSettings, salt: str) -> Sequence[str]:
         """Stretches of neighbouring lines, which rows are made of; some dozens of them, so that they come from everywhere."""
         block = max(1, min(BLOCK, (limit or 0) // STRETCHES))
         return stretches(examples, [str(at // block) for at in range(len(examples))], limit, salt)
