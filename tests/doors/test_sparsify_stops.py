@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -84,6 +85,24 @@ def test_what_would_do_nothing_is_refused(given, says, place, tmp_path, unmeasur
     asked = {"attention": "local(4)", "data": place / "text.txt", **SMALL, **given}
     with pytest.raises(InputError, match=says):
         jieyue.sparsify(place / "llama", out=tmp_path / "out", **asked)
+
+
+def test_models_that_have_no_row_or_no_attention_of_their_own(place, tmp_path, unmeasured):
+    given = {"attention": "local(4)", "data": place / "text.txt", "out": tmp_path / "out", **SMALL}
+    for name, entries, says in (
+        ("bare", {"architectures": ["LlamaModel"]}, "encoder, whose tokenizer has no cls_token, sep_token"),
+        ("sparse", {"jieyue_attention": "local(2)"}, r"whose attention is local\(2\).*made from, my/llama"),
+    ):
+        shutil.copytree(place / "llama", tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | entries), encoding="utf-8")
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(place / "llama")
+        tokenizer.cls_token = tokenizer.sep_token = None
+        tokenizer.save_pretrained(tmp_path / name)
+        record = {"recipe": "sparsify", "settings": {}, "model": "my/llama"}
+        (tmp_path / name / "jieyue.json").write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(InputError, match=says):
+            jieyue.sparsify(tmp_path / name, **given)
 
 
 def test_a_training_that_does_not_fit_is_refused_before_anything_is_measured(place, tmp_path, unmeasured, monkeypatch):

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from jieyue.budget import Budget
 from jieyue.errors import BudgetError, InputError
-from jieyue.hf.loading import head_of, load_config
+from jieyue.hf.attention import FIELD
+from jieyue.hf.loading import RECORD, head_of, load_config, read_record
 from jieyue.hf.positions import check_stretch
 from jieyue.hf.switched_layers import check_drops, check_sparse
+from jieyue.hf.types import Tokenizer
 from jieyue.listener import ProgressListener
 from jieyue.tasks import RunConfig, Sources
 from jieyue.tasks.sparsify.objectives import text_loss
@@ -29,7 +31,7 @@ from .layer_prices import Text
 from .prepare import Prepared, at_dtype
 from .ways import decide
 
-__all__ = ["check_training", "checked_rows", "checked_settings", "control_of", "num_updates"]
+__all__ = ["check_tokenizer", "check_training", "checked_rows", "checked_settings", "control_of", "num_updates"]
 
 _KINDS = {"causal-lm": "causal", "masked-lm": "masked", None: "encoder"}
 
@@ -54,6 +56,7 @@ def checked_settings(config: RunConfig, choosing: Choosing, training: TrainingCo
             f"a model with the head {head}",
             "a causal or masked language model, or an encoder without a head",
         )
+    _check_own_attention(config.model)
     if choosing.positions != "none":
         check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
@@ -67,6 +70,17 @@ def checked_settings(config: RunConfig, choosing: Choosing, training: TrainingCo
     return settings
 
 
+def _check_own_attention(model: str) -> None:
+    """Refuses a folder whose model has an attention of ours already, such as one that was left by this command."""
+    if (own := getattr(load_config(model), FIELD, None)) is None:
+        return
+    record = read_record(model) if (Path(model) / RECORD).is_file() else {}
+    do = "jieyue.use(model, attention=None) gives it back"
+    if "model" in record:
+        do = f"name the model that it was made from, {record['model']}"
+    raise InputError("sparsify(model)", f"{model}, whose attention is {own}", "a model with its own attention", do)
+
+
 def _check_used(settings: SparseSettings, choosing: Choosing) -> None:
     """Refuses what was asked of a training or of adapters where there are none."""
     usual = SparseSettings()
@@ -75,6 +89,14 @@ def _check_used(settings: SparseSettings, choosing: Choosing) -> None:
             raise InputError(f"{name}={own!r}", "tokens=0, so that nothing is trained", "tokens to train on")
     if settings.train != "adapters" and settings.rank != usual.rank:
         raise InputError(f"rank={settings.rank}", f"train={settings.train!r}", "train='adapters', whose rank it is")
+
+
+def check_tokenizer(settings: SparseSettings, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer without the tokens that begin and end a row, or hide one; what writes needs none."""
+    needed = {"causal": (), "encoder": ("cls", "sep"), "masked": ("cls", "sep", "mask")}[settings.kind]
+    if missing := [f"{name}_token" for name in needed if getattr(tokenizer, f"{name}_token_id") is None]:
+        found = f"a model of the kind {settings.kind}, whose tokenizer has no {', '.join(missing)}"
+        raise InputError("sparsify(model)", found, "an encoder's tokenizer, or a model that writes, with its head")
 
 
 def checked_rows(
@@ -119,7 +141,8 @@ def check_training(
 
     Which layers stay full is not known yet. What an update holds is a sum over layers, so it lies between that with no layer full and
     that with every layer full: the run is refused where neither fits, and of a control, which is every layer full, where that does
-    not. Between the two the choice decides, and the training refuses.
+    not. Between the two the choice decides, and the training refuses; so it does where the some ten MiB are missing by which the
+    process grows while it measures.
     """
     sources, rows = text
     per_update = training.effective_batch * settings.row_tokens
