@@ -32,6 +32,7 @@ FROM = {"": "From [{name}](../../benchmarks/results/{name}), made by `{command}`
         ".zh": "取自 [{name}](../../benchmarks/results/{name})，由 `{command}` 生成{where}。"}  # fmt: skip
 AS_ABOVE = {"": "From [{name}](../../benchmarks/results/{name}), made as above.",
             ".zh": "取自 [{name}](../../benchmarks/results/{name})，由上面的命令生成。"}  # fmt: skip
+NOT_YET = {"": "No report yet", ".zh": "还没有报告"}
 PICTURE = re.compile(r"<!-- picture · (.+?) · (.+?) -->\n.*?<!-- end of picture -->", re.S)
 REPRODUCED = re.compile(r"<!-- reproduced · (\d) -->\n.*?<!-- end of reproduced -->", re.S)
 AGAIN = {"": "`jieyue reproduce {0}` makes an experiment of each claim, with seeds and intervals: [its results](../reproduction.md).",
@@ -66,6 +67,12 @@ def rendered(columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple
     return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
 
 
+def not_there(name: str, language: str) -> str:
+    """What stands in place of a result that a command makes, and that is not there yet; empty where it is."""
+    command = COMMANDS.get(Path(name).stem)
+    return "" if command is None or (RESULTS / name).is_file() else f"{NOT_YET[language]}: `{command}`"
+
+
 def shown(name: str, title: str, language: str) -> str:
     """The picture of that title in a result, where ``write_docs`` drew it."""
     report = Report.load(RESULTS / name)
@@ -93,13 +100,16 @@ def filled(text: str, language: str = "", up: str = "../..") -> str:
 
     def one(match: re.Match[str]) -> str:
         name, section, *wanted = match[1].split(" · ")
+        if missing := not_there(name, language):
+            return f"<!-- numbers · {match[1]} -->\n{missing}\n<!-- end of numbers -->"
         body = table(name, section, wanted, language)
         told = source(name, language, again=name in said).replace("../..", up)
         said.add(name)
         return f"<!-- numbers · {match[1]} -->\n{body}\n\n{told}\n<!-- end of numbers -->"
 
     def picture(match: re.Match[str]) -> str:
-        line = shown(match[1], match[2], language).replace("../../docs", f"{up}/docs").replace("../docs/", "")
+        line = "" if not_there(match[1], language) else shown(match[1], match[2], language)
+        line = line.replace("../../docs", f"{up}/docs").replace("../docs/", "")
         return f"<!-- picture · {match[1]} · {match[2]} -->\n{line}\n<!-- end of picture -->"
 
     def again(match: re.Match[str]) -> str:

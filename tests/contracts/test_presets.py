@@ -1,8 +1,5 @@
 """Presets: plain transformers models, the same from the same seed, and the orthogonal start copies from the first step."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -94,7 +91,7 @@ def test_the_classic_ones_start_likewise(name, attentions, tokenizer):
         build_classic(name, tokenizer, start="zeros")
 
 
-def test_saved_model_is_plain(tokenizer, tmp_path):
+def test_saved_model_is_plain(tokenizer, tmp_path, fresh):
     model = build("tiny", tokenizer)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -105,7 +102,8 @@ def test_saved_model_is_plain(tokenizer, tmp_path):
         "logits = model(**tokenizer('aq bq', 'cr ds', return_tensors='pt')).logits\n"
         "print(type(model).__name__, float(logits.double().square().sum()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
     name, total = done.stdout.split()
     logits = model(**tokenizer("aq bq", "cr ds", return_tensors="pt")).logits
     assert name == "EuroBertForMaskedLM"

@@ -3,8 +3,6 @@
 import copy
 import gc
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -270,11 +268,12 @@ def test_low_rank_refusals():
         tie_layers(jieyue.unshare(make()))
 
 
-def test_without_peft_the_extra_is_named():
+def test_without_peft_the_extra_is_named(fresh):
     code = (
         "import sys; sys.modules['peft'] = None\nfrom jieyue.errors import MissingExtra\n"
         "from jieyue.hf.adapters import low_rank_adapters\n"
         "try: low_rank_adapters(None)\nexcept MissingExtra as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
     assert "pip install 'jieyue[adapters]'" in done.stdout

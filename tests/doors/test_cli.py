@@ -12,8 +12,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from jieyue.cli import build, main
 from jieyue.cli.help import VERBS
 from jieyue.report import Examples, Report
+from jieyue.run.waterfall import Step, Waterfall
 
 SMALL = ["--questions", "200", "--effective-batch", "8", "--answer-slots", "8", "--window-tokens", "96"]
+
+
+_LEFT_OUT = Step(added="not measured", update="exact", predicted_bytes=1)
+NO_SAVINGS = Waterfall(steps=(_LEFT_OUT,), effective_batch=1, positions=1)
 
 
 @dataclass
@@ -23,8 +28,12 @@ class Done:
     stderr: str
 
 
-def jieyue(*arguments, stdin=None, cwd=None):
-    """``main()`` in this process, so that transformers is imported once; what it prints, and its exit code."""
+def jieyue(*arguments, stdin=None, cwd=None, rounds=0, savings=True):
+    """``main()`` in this process, so that transformers is imported once; what it prints, and its exit code.
+
+    ``rounds``: of what training times after a warm one; ``savings=False`` leaves out what each saving was worth, whose tracing takes
+    longer than the few updates, where another test has it.
+    """
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     given = io.TextIOWrapper(io.BytesIO((stdin or "").encode()), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -33,6 +42,9 @@ def jieyue(*arguments, stdin=None, cwd=None):
         patch.setattr(sys, "stderr", err)
         patch.setattr(sys, "stdin", given)
         patch.setattr("jieyue.run.little_room.give_back_freed_memory", lambda: True)
+        patch.setattr("jieyue.run.measure.ROUNDS", rounds)
+        if not savings:
+            patch.setattr("jieyue.run.jobs.savings", lambda *_: NO_SAVINGS)
         patch.setattr("jieyue.cli.start_again", lambda *_: None)  # this process is the tests'
         if cwd is not None:
             patch.chdir(cwd)

@@ -154,6 +154,7 @@ def test_slow_updates_are_timed_fewer_times(monkeypatch):
     from jieyue.run import measure
 
     clock, calls = [0.0], []
+    monkeypatch.setattr(measure, "ROUNDS", 3)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
 
     def taking(name, seconds):

@@ -1,8 +1,6 @@
 """NEZHA: what transformers 4 computed with its checkpoint; segments counted alike everywhere; cached = uncached."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,13 +87,14 @@ def test_the_separator_comes_from_the_tokenizer(former):
     assert model.config.sep_token_id == tokenizer.sep_token_id == 3
 
 
-def test_auto_classes_know_it_after_the_import(former):
+def test_auto_classes_know_it_after_the_import(former, fresh):
     code = (
         "import jieyue.hf, transformers\n"
         f"for auto in ('AutoModel', 'AutoModelForMaskedLM', 'AutoModelForCausalLM'):\n"
         f"    print(type(getattr(transformers, auto).from_pretrained({str(former)!r})).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["NezhaModel", "NezhaForMaskedLM", "NezhaForCausalLM"]
 
 

@@ -44,7 +44,7 @@ def labelled(tmp_path_factory):
 def trained(labelled, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "model"
     files = ["--data", labelled / "train.tsv", "--held-out", labelled / "held.tsv"]
-    done = jieyue("train", "classify", "--steps", "2", "--out", out, *files, *SMALL)
+    done = jieyue("train", "classify", "--steps", "2", "--out", out, *files, *SMALL, rounds=3)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -1,25 +1,19 @@
-"""``jieyue reproduce`` in a process of its own: a claim from start to page, and what it says to mistakes."""
+"""``jieyue reproduce``: a claim from start to page, and what it says to mistakes."""
 
 import json
 import shlex
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from test_cli import jieyue
 from typer.main import get_command
 
 from jieyue.cli import build
 from jieyue.evidence.articles import choose
 
 
-def jieyue(*arguments, folder):
-    command = [sys.executable, "-m", "jieyue", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
-
-
 def test_a_claim_from_the_command_to_the_page(tmp_path):
-    done = jieyue("reproduce", "gelu-constants", "--docs", "docs", "--json", folder=tmp_path)
+    done = jieyue("reproduce", "gelu-constants", "--docs", "docs", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["verdict"] for event in events if event["event"] == "verdict"] == ["holds"]
@@ -30,7 +24,7 @@ def test_a_claim_from_the_command_to_the_page(tmp_path):
         "jieyue reproduce gelu-constants --scale minutes --seeds 3"
     }
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "reproduction" / "cells").iterdir()}
-    again = jieyue("reproduce", "6", "--json", folder=tmp_path)
+    again = jieyue("reproduce", "6", "--json", cwd=tmp_path)
     assert again.returncode == 0
     assert (
         before.items()
@@ -55,16 +49,16 @@ def test_the_commands_of_the_full_scale_are_understood(command):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        pytest.param(["9"], "1 sparse_attention", marks=pytest.mark.slow),
+        (["9"], "1 sparse_attention"),
         (["gelu", "gello"], "gello"),
         (["--scale", "days"], "minutes, hour, full"),
         (["--seeds", "1"], "at least 2"),
-        pytest.param(["6", "--data", "absent"], "no folder absent", marks=pytest.mark.slow),
-        pytest.param(["--weights", "absent"], "no folder absent", marks=pytest.mark.slow),
+        (["6", "--data", "absent"], "no folder absent"),
+        (["--weights", "absent"], "no folder absent"),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, said, tmp_path):
-    done = jieyue("reproduce", *arguments, folder=tmp_path)
+    done = jieyue("reproduce", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "reproduction").exists()

@@ -718,7 +718,9 @@ def test_a_trained_classifier_is_served(tmp_path):
     from test_cli import jieyue
 
     folder = tmp_path / "judge"
-    done = jieyue("train", "classify", "--steps", "2", "--limit", "60", "--budget", "2GiB", "--out", folder, "--json")
+    done = jieyue(
+        "train", "classify", "--steps", "2", "--limit", "60", "--budget", "2GiB", "--out", folder, savings=False
+    )
     assert done.returncode == 0, done.stderr
     with TestClient(app_of(open_models([folder])), base_url=BASE) as client:
         found = client.post("/v1/classify", json={"texts": ["One text.", "另一段文字。"]}).json()

@@ -1,8 +1,6 @@
 """``use`` and ``load``: what was chosen is saved and restored, plain transformers refuses it, and so is all we cannot honour."""
 
 import json
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -18,11 +16,6 @@ from jieyue.hf.loading import load_model, model_from_config
 def saved(model, folder):
     model.save_pretrained(folder)
     return json.loads((folder / "config.json").read_text())
-
-
-def plain_transformers(folder, auto, before=""):
-    code = f"{before}\nimport transformers\ntransformers.{auto}.from_pretrained({str(folder)!r})"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_load_save_load_keeps_everything(tmp_path):
@@ -44,18 +37,18 @@ def test_load_save_load_keeps_everything(tmp_path):
     assert "jieyue" not in json.dumps(saved(again, tmp_path / "without"))
 
 
-def test_plain_transformers_refuses_the_folder(tmp_path):
+def test_plain_transformers_refuses_the_folder(tmp_path, fresh):
     model = make("bert", num_hidden_layers=1)
     jieyue.use(model, attention="sparse(4)")
     saved(model, tmp_path)
-    refused = plain_transformers(tmp_path, "AutoModelForMaskedLM")
+    refused = fresh(f"import transformers\ntransformers.AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r})")
     assert (
         refused.returncode != 0 and 'ValueError: Specified `attn_implementation="jieyue:sparse(4)"`' in refused.stderr
     )
 
 
 @pytest.mark.parametrize(("name", "attention"), [("llama", "first(2)+local(3),full()"), ("bert", "local(3),atrous(2)")])
-def test_plain_transformers_opens_the_folder_once_ours_is_imported(name, attention, tmp_path):
+def test_plain_transformers_opens_the_folder_once_ours_is_imported(name, attention, tmp_path, fresh):
     """Plain loading must mean the patterns: layer by layer what ``load`` gives, in ``generate`` as well."""
     model, ids = make(name), inputs(19)[0]
     kind = "AutoModelForCausalLM" if name == "llama" else "AutoModelForMaskedLM"
@@ -70,7 +63,7 @@ def test_plain_transformers_opens_the_folder_once_ours_is_imported(name, attenti
         asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
         assert torch.equal(plain.generate(ids, **asked), model.generate(ids, **asked))
     code = f"import jieyue.hf, transformers; transformers.{kind}.from_pretrained({str(tmp_path)!r})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert fresh(code).returncode == 0
 
 
 def test_windows_of_a_models_own_stay_where_transformers_opens_the_folder(tmp_path):

@@ -73,19 +73,33 @@ LIGHT = [  # what is imported (or run), and what of the heavy packages comes wit
 ]
 
 
-def imported(code):
+def alone(code):
+    """Runs code in a process of its own, in which nothing was imported."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def imported(code, run=alone):
     """The heavy packages that a fresh process has loaded after ``code``."""
-    code = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules.keys() & set({HEAVY})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run(f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules.keys() & set({HEAVY})))")
     assert done.returncode == 0, done.stderr
     return set(done.stderr.split())
 
 
 @pytest.mark.parametrize(("code", "allowed"), LIGHT, ids=[code for code, _ in LIGHT])
-def test_imports_bring_no_more_than_they_need(code, allowed):
+def test_imports_bring_no_more_than_they_need(code, allowed, request):
     """Beyond what this version of transformers brings itself, where transformers is needed."""
-    brought = imported("from transformers import Trainer") if "transformers" in allowed else set()
-    assert imported(code) <= {*allowed, *brought}
+    if "transformers" not in allowed:
+        assert imported(code) <= set(allowed)
+        return
+    knows_transformers = request.getfixturevalue("fresh")
+    brought = imported("from transformers import Trainer", knows_transformers)
+    assert imported(code, knows_transformers) <= {*allowed, *brought}
+
+
+def test_a_heavy_import_is_noticed(fresh):
+    """The broken twin, and each piece of code finds what the one before it did not bring."""
+    assert "matplotlib" in imported("import jieyue.hf, matplotlib", fresh)
+    assert "matplotlib" not in imported("import jieyue.hf", fresh)
 
 
 def test_help_of_every_verb_imports_nothing_heavy():

@@ -29,7 +29,7 @@ __all__ = ["LengthCost", "Memory", "Price", "against_length", "measured_memory",
 
 Key = TypeVar("Key")
 
-ROUNDS = 3  # alternating timings of each setting, after a warm one
+ROUNDS = 3  # alternating timings of each setting, after a warm one (0: that one alone); steps at a length
 LONG = 20.0  # seconds after which no further round begins
 
 
@@ -213,7 +213,7 @@ def _timed_step(step: TrainingStep) -> tuple[int, float]:
     optimizer = step.make_optimizer(model)
     batch = step.example_batch(1, step.length)
     seconds = []
-    for _ in range(3):
+    for _ in range(max(1, ROUNDS)):
         started = time.perf_counter()
         accumulate(step.objective, model, batch, micro_batch=1)
         optimizer.step()
