@@ -96,3 +96,12 @@ def test_models_without_a_table():
         **settings, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2))):  # fmt: skip
         with pytest.raises(ValueError, match="rotary and relative positions have no such limit"):
             extend_positions(model, 64)
+
+
+def test_a_table_that_counts_from_an_offset_is_not_called_rotary():
+    model = transformers.OPTModel(transformers.OPTConfig(
+        vocab_size=9, hidden_size=8, ffn_dim=8, num_hidden_layers=1, num_attention_heads=1, word_embed_proj_dim=8
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match="0 tables of absolute positions of that kind") as told:
+        extend_positions(model, 4096)
+    assert "rotary" not in str(told.value)

@@ -17,6 +17,7 @@ from jieyue.errors import InputError
 from jieyue.hf.attention import attention_of
 from jieyue.hf.loading import load, read_record
 from jieyue.hf.position_losses import token_losses
+from jieyue.hf.remembered_layers import RememberedLayers
 from jieyue.hf.switched_layers import check_sparse, switched_layers
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part, without_dropout
@@ -99,6 +100,30 @@ def test_remembered_layers_change_nothing_and_save_half():
             memory.setting = (True,) * 4
             assert costs_of(model, given, memory=memory).mean not in plain
         assert measured(False) == plain and "forward" not in vars(memory.layers[0])
+
+
+def test_a_layer_that_leaves_something_for_later_ones_runs_each_time():
+    """The fault: Gemma 3n's layers hand keys on in a dict, which a layer that answered from memory did not fill."""
+
+    class Giver(torch.nn.Module):
+        def forward(self, x, kept):
+            kept["keys"] = x + 1
+            return x
+
+    class Taker(torch.nn.Module):
+        def forward(self, x, kept):
+            return x + kept["keys"]
+
+    layers = [Giver(), Taker()]
+    memory = RememberedLayers(layers)
+    memory.setting = (1, 1)
+    memory.keep()
+    with memory.remembering():
+        for given in (1.0, 2.0, 2.0):
+            kept, x = {}, torch.tensor(given)
+            for layer in layers:
+                x = layer.forward(x, kept=kept)
+            assert float(x) == 2 * given + 1
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
@@ -307,14 +332,15 @@ def test_measuring_and_choosing_without_training(name, pattern, place, tmp_path)
 
 
 def test_named_layers_stay_full_and_nothing_is_chosen(place, tmp_path, monkeypatch):
-    given = {"attention": "local(4)", "data": place / "text.txt", **SMALL}
+    second = [{"text": line} for line in (place / "text.txt").read_text(encoding="utf-8").splitlines()[:60]]
+    given = {"attention": jieyue.local(4), "data": place / "text.txt", "second_data": second, **SMALL}
     priced = []
     monkeypatch.setattr(
         "jieyue.run.layer_prices.costs_of", lambda *some, **named: (priced.append(1), costs_of(*some, **named))[1]
     )
     done = jieyue.sparsify(place / "llama", **given, full_layers=[0, 1], out=tmp_path / "out")
     assert list(attention_of(done.model).values()) == ["full()", "full()", "local(4)"]
-    assert len(priced) == 2 * 4, "the told settings on two texts, and no price besides"
+    assert len(priced) == 3 * 4, "the told settings on three texts, and no price besides"
     facts = told(done.report)
     assert facts["full layers"] == "2 of 3" and facts["chosen"] == "as asked" and "prices asked for" not in facts
 
@@ -341,6 +367,8 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
         ({"tokens": "many"}, "a whole number of tokens"),
         ({"full_layers": "auto:+x"}, "a number of layers, or auto"),
         ({"full_layers": 4}, "at most 3"),
+        ({"full_layers": 1.5}, "a number of layers, or auto"),
+        ({"second_data": "nothing.txt"}, "no file nothing.txt"),
         ({"full_layers": [1, 3]}, "found layer 3, expected some of 0-2"),
         ({"full_layers": "1,1"}, "1 twice"),
         ({"data": "nothing.txt"}, "no file"),

@@ -107,8 +107,10 @@ def extend_positions(model: Any, num_positions: int, how: str = "hierarchical", 
         if name.rpartition(".")[2] in _NAMES and isinstance(module, nn.Embedding)
     ]
     if len(tables) != 1:
-        found = f"{len(tables)} tables of absolute positions in {type(model).__name__}"
-        do = "" if tables else "rotary and relative positions have no such limit"
+        found = f"{len(tables)} tables of absolute positions of that kind in {type(model).__name__}"
+        # OPT's and BART's tables count from an offset on
+        others = any(name.endswith("embed_positions") for name, _ in model.named_modules())
+        do = "" if tables or others else "rotary and relative positions have no such limit"
         raise InputError(asked, found, "one (BERT, RoBERTa, ALBERT, ELECTRA, GPT-2)", do)
     (table,) = tables
     reserved = 0 if table.padding_idx is None else table.padding_idx + 1

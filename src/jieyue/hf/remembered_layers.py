@@ -2,11 +2,13 @@
 
 Where one layer after the other is switched, a choice differs from the kept one from some layer on; all before it would give what
 they gave. They return that, so a try costs the layers behind the switched one: half of them on average. Exact, not approximate.
+A layer that is handed a dict may leave something in it for later ones (Gemma 3n, whose last layers read the keys of earlier ones), and
+is computed each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -52,11 +54,12 @@ class RememberedLayers:
     def _called(self, number: int, forward: Callable[..., Out], *given: Tensor, **named: Tensor) -> Out:
         key, now = (self.batch, number), self.setting[: number + 1]
         known = self._known.get(key)
-        if known is not None and known[0] == now:
+        leaves = any(isinstance(one, MutableMapping) for one in (*given, *named.values()))
+        if known is not None and known[0] == now and not leaves:
             return known[1]  # type: ignore[return-value]
         out = forward(*given, **named)
         self.computed += 1
-        if now == self._kept[: number + 1]:
+        if now == self._kept[: number + 1] and not leaves:
             self._bytes += 0 if known else _bytes_of(out)
             if known or self._bytes <= MOST_BYTES:
                 self._known[key] = (now, out)

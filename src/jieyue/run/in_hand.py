@@ -17,6 +17,7 @@ from typing import TypedDict, Unpack
 
 from torch import nn
 
+from jieyue.attention import Pattern
 from jieyue.budget import Budget, Plan
 from jieyue.errors import InputError
 from jieyue.hf.types import Model, Tokenizer
@@ -128,7 +129,7 @@ def train(
 
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is trained.
     """
-    with _in_files(model, tokenizer, data, held_out) as (name, files):
+    with _in_files(model, tokenizer, data=data, held_out=held_out) as (name, files):
         config, training, device = _configured(task, name, files, options)
         report = jobs.train(
             task,
@@ -158,14 +159,14 @@ def plan(
     Predicted before a weight is allocated. ``accumulate(..., plan=)`` and ``train(..., plan=)`` take it; its ``report`` says what it
     costs. Raises ``BudgetError``, an ``InputError``, that says what the smallest piece would need where nothing fits.
     """
-    with _in_files(model, tokenizer, data, held_out) as (name, files):
+    with _in_files(model, tokenizer, data=data, held_out=held_out) as (name, files):
         config, training, device = _configured(task, name, files, options)
         found, report = jobs.planned(task, config, budget=Budget.parse(budget, device), training=training)
     return ReportedPlan(**{one.name: getattr(found.plan, one.name) for one in fields(Plan)}, report=report)
 
 
 class SparseOptions(_EveryTraining, total=False):
-    """What ``sparsify`` takes by name besides: ``held_out`` as ``train`` has it; fields of ``Choosing``,
+    """What ``sparsify`` takes by name besides: ``held_out`` and ``second_data`` as ``data`` is given; fields of ``Choosing``,
     ``SparseSettings``, ``RunConfig`` and ``TrainingConfig``."""
 
     held_out: Data
@@ -173,7 +174,7 @@ class SparseOptions(_EveryTraining, total=False):
     price_tokens: int | str
     full_heads: int | str
     candidates: int
-    second_data: Sequence[str | Path]
+    second_data: Data
     positions: str
     position_factor: float
     control: bool
@@ -187,7 +188,7 @@ def sparsify(
     model: str | Path | Model,
     tokenizer: Tokenizer | None = None,
     *,
-    attention: str,
+    attention: str | Pattern,
     data: Data = (),
     tokens: int | str = 0,
     full_layers: int | str | Sequence[int] = "auto:+2%",
@@ -198,17 +199,19 @@ def sparsify(
     """Sparse attention in a trained model, as ``jieyue sparsify`` does it: measured, full layers chosen, trained, the price told.
 
     ``model``: a folder, a hub name, or a model in hand with its ``tokenizer`` (which stays as it is). ``attention``: what sparse layers
-    read, such as "first(4)+local(512)". ``data``: files of plain text, or rows with a text; () = the passages that ship,
-    of which a part is held out. ``tokens``: to train on, 0 = measure and choose only. ``full_layers``: how many stay full, a number or
-    "auto:+2%" of perplexity; or which, counted from 0, as "1,4,7-10" or a list of numbers, and nothing is chosen;
+    read, a pattern or its text, such as "first(4)+local(512)". ``data``: files of plain text, or rows with a text; () = the passages
+    that ship, of which a part is held out. ``tokens``: to train on, 0 = measure and choose only. ``full_layers``: how many stay full, a
+    number or "auto:+2%" of perplexity; or which, counted from 0, as "1,4,7-10" or a list of numbers, and nothing is chosen;
     ``full_heads`` in its place: how many key-value heads of all layers, or "auto:+2%".
     ``out``: the folder that is left. ``budget``: of the training process. ``options``: ``SparseOptions``.
 
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is measured. Cost: about a pass over the
     calibration text for each layer and ``candidates`` for each round of the choice, then the training.
     """
-    with _in_files(model, tokenizer, data, options.get("held_out", ())) as (name, files):
+    held_out, second_data = options.get("held_out", ()), options.get("second_data", ())
+    with _in_files(model, tokenizer, data=data, held_out=held_out, second_data=second_data) as (name, files):
         given: Facts = {**options, "tokens": tokens, "full_layers": str(FullLayers.parse(full_layers))}
+        given["second_data"] = files.pop("second_data")
         for other in ("held_out", "resume", "overwrite", "listener", "device"):
             given.pop(other, None)
         parts = [
@@ -220,7 +223,7 @@ def sparsify(
         training = TrainingConfig(**{"effective_batch": EFFECTIVE_BATCH, **parts[2]})
         settings = SparseSettings(**given, seed=training.seed)
         report = sparsify_files(
-            RunConfig(**{**parts[1], **files, "model": name, "attention": attention, "settings": settings}),
+            RunConfig(**{**parts[1], **files, "model": name, "attention": str(attention), "settings": settings}),
             Choosing(**parts[0]),
             Out(Path(out), options.get("overwrite", False)),
             budget=Budget.parse(budget, options.get("device", "cpu")),
@@ -234,9 +237,9 @@ def sparsify(
 
 @contextmanager
 def _in_files(
-    model: str | Path | Model, tokenizer: Tokenizer | None, data: Data, held_out: Data
+    model: str | Path | Model, tokenizer: Tokenizer | None, **texts: Data
 ) -> Iterator[tuple[str, dict[str, list[str | Path]]]]:
-    """The model's name and the files of data and held_out; what is in hand lies in a folder for as long as the run needs it."""
+    """The model's name and the files of data, held_out and others; what is in hand lies in a folder for as long as the run needs it."""
     with tempfile.TemporaryDirectory(prefix=IN_HAND) as temporary:
         place = Path(temporary)
         name = str(model)
@@ -249,7 +252,7 @@ def _in_files(
             name = str((place / own).rename(_made(place / _checksum(place / own)) / own))
         elif tokenizer is not None:
             raise InputError("train(tokenizer)", "one beside a name", "a model in hand, or the name's own tokenizer")
-        yield name, {role: _files(role, given, place) for role, given in (("data", data), ("held_out", held_out))}
+        yield name, {role: _files(role, given, place) for role, given in texts.items()}
 
 
 def _checksum(folder: Path) -> str:

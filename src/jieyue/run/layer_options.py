@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class FullLayers:
         '1,4-6'
         """
         if not isinstance(text, str | int):
-            return cls(layers=_ascending(text, list(text)))
+            return cls(layers=_ascending(text, list(text) if isinstance(text, Iterable) else []))
         written = str(text).strip()
         if re.fullmatch(r"[0-9]{1,6}", written):
             return cls(count=int(written))

@@ -145,6 +145,7 @@ def _stretched(
 def _asked(config: RunConfig, choosing: Choosing, settings: SparseSettings) -> Facts:
     """What a choice depends on: it is kept for --resume only where all of this is the same."""
     own = {name: str(value) for name, value in asdict(choosing).items() if name not in ("tokens", "control")}
+    own["second_data"] = str(tuple(Path(path).name for path in choosing.second_data))
     rows = {"row_tokens": settings.row_tokens, "seed": settings.seed, "limit": config.limit}
     files = [Path(path).name for path in (*config.data, *config.held_out)]
     return {
