@@ -1,6 +1,7 @@
 """Claims on pretrained weights: told from the folder, refused at the door, judged both ways round, kept and told like the others."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,11 @@ def test_folders_that_are_no_models_are_refused(folders, tmp_path):
     (tmp_path / "t5" / "tokenizer.json").write_bytes((folders["bert"] / "tokenizer.json").read_bytes())
     with pytest.raises(InputError, match="encoder such as BERT"):
         open_weights([tmp_path / "t5"])
+    shutil.copytree(folders["llama"], tmp_path / "sparse")
+    config = json.loads((tmp_path / "sparse" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "sparse" / "config.json").write_text(json.dumps(config | {"jieyue_attention": "local(4)"}))
+    with pytest.raises(InputError, match=r"whose attention is local\(4\)"):
+        open_weights([tmp_path / "sparse"])
     (tmp_path / "other").symlink_to(folders["bert"])
     with pytest.raises(InputError, match="same content"):
         open_weights([folders["bert"], tmp_path / "other"])

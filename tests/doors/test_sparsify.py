@@ -15,7 +15,7 @@ import jieyue
 from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
 from jieyue.hf.attention import attention_of
-from jieyue.hf.loading import load, read_record
+from jieyue.hf.loading import load, load_model, read_record
 from jieyue.hf.position_losses import token_losses
 from jieyue.hf.remembered_layers import RememberedLayers
 from jieyue.hf.switched_layers import check_sparse, switched_layers
@@ -29,7 +29,7 @@ from jieyue.run.sparsify import CHOICE
 from jieyue.tasks import RunConfig
 from jieyue.tasks.sparsify.costs import costs_of, encoded, price
 from jieyue.tasks.sparsify.objectives import Distilled, text_loss
-from jieyue.tasks.sparsify.rows import blocks_of, encode_rows
+from jieyue.tasks.sparsify.rows import Line, blocks_of, encode_rows
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK
 from jieyue.training.accumulation import accumulate
@@ -254,6 +254,16 @@ def test_learning_from_the_full_model(what):
     for one, own in zip(whole, [own.grad for own in model.parameters() if own.grad is not None], strict=True):
         torch.testing.assert_close(own, one, rtol=1e-4, atol=1e-7)
     assert all(own.grad is None for own in teacher.parameters())
+
+
+def test_many_texts_are_held_against_an_encoder_that_is_read_once(place, tokenizer, monkeypatch):
+    """The fault: the full model was read from its folder for every text."""
+    read = []
+    monkeypatch.setattr("jieyue.tasks.sparsify.task.load_model", lambda *given: (read.append(1), load_model(*given))[1])
+    settings = SparseSettings(row_tokens=32, kind="encoder", teacher=str(place / "bert"))
+    texts = [Line(number, 0, "alpha beta gamma") for number in range(3)]
+    answers = TASK.answer(load(place / "bert")[0], tokenizer, texts, settings)
+    assert len(read) == 1 and all(abs(one.cost) < 1e-9 and one.count == 1 for one in answers)
 
 
 RATES = {

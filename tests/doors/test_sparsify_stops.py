@@ -15,6 +15,7 @@ from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.planning.search import fixed_cost
 from jieyue.run import layer_prices
 from jieyue.run.bars import Bars
+from jieyue.run.folder import MEMORY
 from jieyue.run.layer_notes import Notes
 from jieyue.run.sparsify import CHOICE, NOTES
 from jieyue.tasks.sparsify.costs import Costs, costs_of
@@ -159,6 +160,7 @@ def test_a_choice_that_was_stopped_goes_on_where_it_was(chosen, part, place, tmp
     assert any(line.startswith("Going on with") for line in listening.said)
     assert (out / CHOICE).read_bytes() == (tmp_path / "whole" / CHOICE).read_bytes()
     assert not (out / NOTES).exists()
+    assert (out / MEMORY).is_file(), "else jieyue evaluate says that something of the training is missing"
 
 
 def test_notes_are_taken_up_for_the_same_question_alone(tmp_path):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADS",
     "RECORD",
+    "check_own_attention",
     "check_tokenizer",
     "head_of",
     "load",
@@ -257,6 +258,18 @@ def head_of(name: str | Path) -> str | None:
     if kind.endswith("TokenClassification") and is_span_config(config):
         return "span"
     return next((head for end, head in ends.items() if kind.endswith(end)), None)
+
+
+def check_own_attention(name: str | Path, asked: str) -> None:
+    """Refuses a folder whose model has an attention of ours in place of its own, such as ``jieyue sparsify`` leaves; no weight is
+    read. ``asked``: the argument, for the message."""
+    if (own := getattr(load_config(name), FIELD, None)) is None:
+        return
+    record = read_record(name) if (Path(name) / RECORD).is_file() else {}
+    do = "jieyue.use(model, attention=None) gives it back"
+    if "model" in record:
+        do = f"name the model that it was made from, {record['model']}"
+    raise InputError(asked, f"{name}, whose attention is {own}", "a model with its own attention", do)
 
 
 def save(

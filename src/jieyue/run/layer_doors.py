@@ -11,8 +11,7 @@ from torch import Tensor
 
 from jieyue.budget import Budget
 from jieyue.errors import BudgetError, InputError
-from jieyue.hf.attention import FIELD
-from jieyue.hf.loading import RECORD, head_of, load_config, read_record
+from jieyue.hf.loading import check_own_attention, head_of, load_config
 from jieyue.hf.positions import check_stretch
 from jieyue.hf.switched_layers import check_drops, check_sparse
 from jieyue.hf.types import Tokenizer
@@ -56,7 +55,7 @@ def checked_settings(config: RunConfig, choosing: Choosing, training: TrainingCo
             f"a model with the head {head}",
             "a causal or masked language model, or an encoder without a head",
         )
-    _check_own_attention(config.model)
+    check_own_attention(config.model, "sparsify(model)")
     if choosing.positions != "none":
         check_stretch(load_config(config.model), choosing.positions, choosing.position_factor)
     settings = config.settings if isinstance(config.settings, SparseSettings) else SparseSettings(seed=training.seed)
@@ -68,17 +67,6 @@ def checked_settings(config: RunConfig, choosing: Choosing, training: TrainingCo
     if kind == "encoder" and choosing.control:
         raise InputError("control", "an encoder: the full model has nothing to learn from itself", "no control")
     return settings
-
-
-def _check_own_attention(model: str) -> None:
-    """Refuses a folder whose model has an attention of ours already, such as one that was left by this command."""
-    if (own := getattr(load_config(model), FIELD, None)) is None:
-        return
-    record = read_record(model) if (Path(model) / RECORD).is_file() else {}
-    do = "jieyue.use(model, attention=None) gives it back"
-    if "model" in record:
-        do = f"name the model that it was made from, {record['model']}"
-    raise InputError("sparsify(model)", f"{model}, whose attention is {own}", "a model with its own attention", do)
 
 
 def _check_used(settings: SparseSettings, choosing: Choosing) -> None:

@@ -31,7 +31,7 @@ from jieyue.tasks.sparsify.task import TASK
 
 from .cards import write_card
 from .config import TrainingConfig
-from .folder import Out, check_apart, check_folder, check_unfinished, lasting, locked
+from .folder import MEMORY, Out, check_apart, check_folder, check_unfinished, lasting, locked
 from .jobs import DEFAULT_BUDGET, say_findings, train
 from .layer_doors import check_tokenizer, check_training, checked_rows, checked_settings, control_of, num_updates
 from .layer_notes import Notes, check_same
@@ -277,6 +277,7 @@ def _kept(
     use(model, attention=attention)
     record = {"recipe": TASK.name, "version": __version__, "settings": settings.to_dict(), "model": config.model}
     save(model, source.tokenizer, folder, record)
+    write_whole(folder / MEMORY, "{}\n")  # nothing was trained, so there is nothing that judging must know of it
     told = {"model": config.model, "attention": config.attention, **settings.to_dict()}
     settings_section(report, {**told, "command": command or "jieyue.sparsify(...)"}, describe())
     report.save(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jieyue.errors import InputError, near_file
-from jieyue.hf.loading import head_of, load_config, load_tokenizer, model_from_config
+from jieyue.hf.loading import check_own_attention, head_of, load_config, load_tokenizer, model_from_config
 from jieyue.json_values import Facts
 from jieyue.run.cells import content_of
 
@@ -53,7 +53,7 @@ def open_weights(folders: Sequence[Path]) -> list[Weights]:
     """What these folders hold, in their order; no weight is loaded, their bytes are read once for the digest.
 
     ``InputError``: a folder that is not there or holds no model of transformers, no safetensors or no tokenizer; a model
-    that both reads and writes; two folders of one name, or of the same content.
+    that both reads and writes, or whose attention is one of ours; two folders of one name, or of the same content.
     """
     found: list[Weights] = []
     for folder in folders:
@@ -79,6 +79,7 @@ def _opened(folder: Path) -> Weights:
         asked = (getattr(config, "architectures", None) or [config.model_type])[0]
         expected = "an encoder such as BERT, or a decoder such as Llama"
         raise InputError("--weights", f"{asked} in {folder}", expected)
+    check_own_attention(folder, "--weights")  # claims hold other attentions against the model's own
     kind, tokenizer = _KIND_OF_HEAD[head_of(folder)], load_tokenizer(folder)
     files += [path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()]
     facts: Facts = {

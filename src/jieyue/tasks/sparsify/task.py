@@ -186,6 +186,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
     ) -> list[RowCost]:
         """The cost of each line alone, cut to a row."""
         special = 0 if settings.kind == "causal" else 2
+        teacher = _teacher(settings) if settings.kind == "encoder" and examples else None
         found = []
         for number, line in enumerate(examples):
             ids = numpy.array(
@@ -195,7 +196,7 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
                 found.append(RowCost(0.0, 0.0))
                 continue
             row = row_of(ids[: settings.row_tokens - special], tokenizer, settings, number)
-            (cost,) = _costs(model, [self.collate([row], tokenizer, settings)], settings)[1]
+            (cost,) = _costs(model, [self.collate([row], tokenizer, settings)], teacher)[1]
             found.append(cost)
             if done is not None:
                 done(number + 1, len(examples))
@@ -224,7 +225,8 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
         rows, _ = self.encode(examples, tokenizer, settings)
         if not rows:
             return float("nan")
-        return _costs(model, batches_of(self, rows[:8], tokenizer, settings), settings)[0].mean
+        teacher = _teacher(settings) if settings.kind == "encoder" else None
+        return _costs(model, batches_of(self, rows[:8], tokenizer, settings), teacher)[0].mean
 
     def judge(
         self,
@@ -244,7 +246,8 @@ class SparseTask(Task[Line, SparseSettings, RowCost]):
             raise InputError("held out", found, "more running text", "add text, or take shorter rows (--row-tokens)")
         started = time.perf_counter()
         some = spread(rows, settings.judged_tokens, settings.row_tokens)
-        costs, answers = _costs(model, batches_of(self, some, tokenizer, settings), settings)
+        teacher = _teacher(settings) if settings.kind == "encoder" else None
+        costs, answers = _costs(model, batches_of(self, some, tokenizer, settings), teacher)
         beside: Facts = {
             "by_position": [(stop, costs.between(first, stop)) for first, stop in position_edges(settings.row_tokens)],
             "rows_there": len(rows),
@@ -292,9 +295,10 @@ def position_edges(row_tokens: int) -> list[tuple[int, int]]:
 
 
 def _costs(
-    model: nn.Module, batches: Sequence[dict[str, Tensor]], settings: SparseSettings
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], teacher: nn.Module | None
 ) -> tuple[Costs, list[RowCost]]:
-    reference = encoded(_teacher(settings), batches) if settings.kind == "encoder" else None
+    """``teacher``: what an encoder is held against, None of a language model."""
+    reference = None if teacher is None else encoded(teacher, batches)
     costs = costs_of(model, batches, reference=reference)
     return costs, [RowCost(float(cost), float(count)) for cost, count in zip(costs.rows, costs.weights, strict=True)]
 
