@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, ViTConfig
 
 from jieyue.errors import InputError
 from jieyue.evidence.articles import choose
@@ -76,6 +76,21 @@ def test_folders_that_are_no_models_are_refused(folders, tmp_path):
         with pytest.raises(InputError, match=said) as refused:
             open_weights(given)
         assert "\n" not in str(refused.value)
+    for name, config in (("picture", ViTConfig()), ("mute", None)):
+        place = tmp_path / name
+        shutil.copytree(folders["bert"], place)
+        if config is None:
+            for own in [*place.glob("*token*"), *place.glob("vocab*")]:
+                own.unlink()
+        else:
+            config.save_pretrained(place)
+    for given, said in (
+        ("picture", "reads no tokens"),
+        ("mute", "found no vocabulary, expected tokenizer.json"),
+        ("bare/config.json", "found the file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_weights([tmp_path / given])
     (tmp_path / "t5" / "model.safetensors").write_bytes((folders["bert"] / "model.safetensors").read_bytes())
     (tmp_path / "t5" / "tokenizer.json").write_bytes((folders["bert"] / "tokenizer.json").read_bytes())
     with pytest.raises(InputError, match="encoder such as BERT"):

@@ -91,6 +91,10 @@ def test_what_the_bound_does_not_cover_is_refused():
         measure_deviation(model, [], "local(2)")
     with pytest.raises(InputError, match="an encoder with a decoder"):
         measure_deviation(make("bart"), [batch()], "local(2)")
+    broken = make("llama")
+    torch.nn.init.constant_(broken.model.layers[1].self_attn.v_proj.weight, torch.inf)
+    with pytest.raises(InputError, match=r"not finite in model\.layers\.1"):
+        measure_deviation(broken, [batch()], "local(2)", num_queries=9)
     holes = batch()
     holes["attention_mask"][:, 4] = 0
     with pytest.raises(InputError, match="between tokens"):

@@ -23,9 +23,11 @@ from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part, without_dropout
 from jieyue.run.bars import Bars
 from jieyue.run.config import TrainingConfig
+from jieyue.run.layer_prices import Text
 from jieyue.run.prepare import prepare
 from jieyue.run.resume import check_resumed, write_resolved
-from jieyue.run.sparsify import CHOICE
+from jieyue.run.sparse_sections import TRAINED
+from jieyue.run.sparsify import CHOICE, _tell_trained
 from jieyue.tasks import RunConfig
 from jieyue.tasks.sparsify.costs import costs_of, encoded, price
 from jieyue.tasks.sparsify.objectives import Distilled, text_loss
@@ -362,6 +364,17 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
     rows = {row[0] for section in report.sections for item in section.items for row in getattr(item, "rows", ())}
     assert "chosen layers full, linear branch off" in rows
     assert "chosen layers full" in rows and "evenly spaced layers full" not in rows, "no layer is full to be spaced"
+    model, given = load(tmp_path)[0], {"input_ids": torch.randint(5, 12, (2, 32))}
+    given["labels"] = given["input_ids"]
+    settings, again = SparseSettings(row_tokens=32, kind="causal"), jieyue.Report("again")
+    texts = [Text(name, [given], 2, 2) for name in ("calibration", "held out")]
+    config = RunConfig(model=str(place / "llama"), data=[])
+    _tell_trained(again, config, settings, texts, {TRAINED: tmp_path}, ("local(4)+linear(elu)", "cpu"))
+    (losses,) = (item.rows for item in again.sections[0].items if getattr(item, "title", "") == "On held out")
+    jieyue.use(model, attention="local(4)")
+    by_name = {row[0]: row[1] for row in losses}
+    assert by_name["sparse, trained, linear branch off"] == pytest.approx(costs_of(model, [given]).mean, abs=1e-8)
+    assert by_name["sparse, trained, linear branch off"] != by_name["sparse, trained"]
 
 
 @pytest.mark.parametrize(

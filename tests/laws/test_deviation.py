@@ -80,6 +80,7 @@ def test_the_alarm_rings():
     assert bool((found._replace(tight=found.tight * 0.2).violated).any())
     swapped = found._replace(tight=found.tight / found.mass.clamp(min=1e-9) * (found.mass * 0.01))
     assert bool(swapped.violated.any())
+    assert bool(measured(q, k, v * torch.nan, "local(8)").violated.all()), "what is no number is no proof"
 
 
 def test_a_query_of_which_nothing_is_kept_is_bounded_by_its_values():

@@ -35,8 +35,9 @@ class Deviation(NamedTuple):
 
     @property
     def violated(self) -> Tensor:
-        """True where the measured distance is above the tightest bound by more than rounding: never, if this file is right."""
-        return self.distance > self.tight + self.rounding
+        """True where the measured distance is above the tightest bound by more than rounding: never, if this file is right; and where
+        one of them is no number."""
+        return ~(self.distance <= self.tight + self.rounding)
 
 
 def deviation(

@@ -72,7 +72,7 @@ def statements(
 def add_statements(section: Section, made: Sequence[HeadStatement], *, share: float, confidence: float) -> None:
     """The table, a picture of m by layer, and what it says in one sentence."""
     section.note(
-        f"For {share:.0%} of this text's queries each value is at most what stands here, at confidence {confidence:g} for all "
+        f"For {share:.0%} of this text's queries a column's values are at most what stands here, at confidence {confidence:g} for all "
         "layers and heads together (Clopper-Pearson, Bonferroni; queries drawn with replacement). m: softmax mass of the keys that "
         "the pattern drops; bound: m·max‖v_i − v_j‖, i kept, j dropped; both of one layer on the full model's own q, k, v."
     )

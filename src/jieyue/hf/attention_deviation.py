@@ -212,6 +212,11 @@ class _Watch:
                 bias = ask.offset_bias[:, at[:, None] - torch.arange(n, device=q.device) + k.shape[2] - 1]
             more = {"sinks": ask.sinks, "softcap": ask.softcap, "bias": bias}
             found = deviation(queries[:, at], keys, values, sees, kept, scale=scale, **more)  # type: ignore[arg-type]
+            if not bool((found.mass + found.distance).isfinite().all()):
+                allowed = "weights whose queries, keys and values are finite"
+                raise InputError(
+                    "measure_deviation(model)", f"numbers that are not finite in {self.layers[module]}", allowed
+                )
             self.found.setdefault(place, []).append(found)
         return whole.attend(q, k, v, ask, scale=scale)
 

@@ -160,15 +160,17 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     _check_name(name)
+    no_vocabulary = f"load({str(name)!r}): found no vocabulary, expected tokenizer.json or vocab.txt in the folder"
     try:
         with _silenced():
             tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        files = [*Path(name).glob("*token*"), *Path(name).glob("vocab*"), *Path(name).glob("*.model")]
+        if Path(name).is_dir() and not files:
+            raise InputError(no_vocabulary) from error
         raise InputError(f"load({str(name)!r}): no tokenizer could be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where no file is found
-        raise InputError(
-            f"load({str(name)!r}): found no vocabulary, expected tokenizer.json or vocab.txt in the folder"
-        )
+        raise InputError(no_vocabulary)
     return tokenizer
 
 

@@ -109,6 +109,18 @@ def check_drops(attention: str, row_tokens: int, *, is_causal: bool) -> None:
     raise InputError(asked, found, allowed, "a narrower pattern, or longer rows (--row-tokens)")
 
 
+def near_alone(attention: str) -> str | None:
+    """The list with each hybrid entry cut to its near part, softmax over a pattern; None where there is no hybrid.
+
+    >>> near_alone("full(),local(8)+linear(elu)"), near_alone("full(),local(8)")
+    ('full(),local(8)', None)
+    """
+    entries = [parse_entry(text) for text in split_layers(attention)]
+    if not any(isinstance(entry, HybridEntry) for entry in entries):
+        return None
+    return ",".join(str(entry.near if isinstance(entry, HybridEntry) else entry) for entry in entries)
+
+
 @contextmanager
 def switched_layers(model: PreTrainedModel, attention: str, by_heads: bool = False) -> Iterator[SwitchedLayers]:
     """The model under ``attention`` for a while, its layers (or their key-value heads) to be switched; then it is as it was before.

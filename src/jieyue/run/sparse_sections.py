@@ -12,9 +12,19 @@ from jieyue.tasks.sparsify.task import position_edges
 from .layer_options import Choosing
 from .layer_prices import CHOSEN, CHOSEN_HEADS, Measured
 
-__all__ = ["ALIKE", "SECTION", "TRAINED", "choice_section", "positions_section", "prices_section", "unlearned_note"]
+__all__ = [
+    "ALIKE",
+    "NO_LINEAR_TRAINED",
+    "SECTION",
+    "TRAINED",
+    "choice_section",
+    "positions_section",
+    "prices_section",
+    "unlearned_note",
+]
 
 SECTION, SECTION_OF_HEADS, TRAINED = "Layers that stay full", "Heads that stay full", "sparse, trained"
+NO_LINEAR_TRAINED = "sparse, trained, linear branch off"  # arXiv 2510.05901: in many trained hybrids it does nothing
 _LAYERS = ("full layers", "layer made sparse", "layer made sparse alone", "Layer by layer", "Price by full layers")
 _HEADS = ("full heads", "head made sparse", "head made sparse alone", "Head by head", "Price by full heads")
 ALIKE = "against the full model trained alike"

@@ -19,6 +19,7 @@ from jieyue import __version__
 from jieyue.budget import Budget
 from jieyue.hf.loading import load_model, save
 from jieyue.hf.positions import stretch
+from jieyue.hf.switched_layers import near_alone
 from jieyue.hf.use import use
 from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
@@ -40,7 +41,15 @@ from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_
 from .plan import check_budget
 from .resume import RESOLVED
 from .sections import leakage_facts, settings_section
-from .sparse_sections import ALIKE, TRAINED, choice_section, positions_section, prices_section, unlearned_note
+from .sparse_sections import (
+    ALIKE,
+    NO_LINEAR_TRAINED,
+    TRAINED,
+    choice_section,
+    positions_section,
+    prices_section,
+    unlearned_note,
+)
 
 __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 
@@ -115,7 +124,7 @@ def sparsify(
         )
         models["full, trained alike"] = folder / CONTROL
     listener.say("Pricing what was trained")
-    _tell_trained(report, config, settings, texts, models, allowed.device)
+    _tell_trained(report, config, settings, texts, models, (attention, allowed.device))
     report.sections += trained.sections
     report.save(folder)
     write_card(report, TASK, folder, command or "jieyue.sparsify(...)", config.model)
@@ -242,9 +251,11 @@ def _tell_trained(
     settings: SparseSettings,
     texts: Sequence[Text],
     models: dict[str, Path],
-    device: str,
+    how: tuple[str, str],
 ) -> None:
-    """The full model as it is, then each trained one, on the held-out and the second text."""
+    """The full model as it is, then each trained one, on the held-out and the second text; a hybrid without its linear branch too.
+    ``how``: under which attention it was trained, and where it is measured."""
+    (attention, device), off = how, dict[str, tuple[str, Costs]]()
     head = None if settings.kind == "encoder" else settings.head("")
     full = load_model(config.model, head).to(device)  # type: ignore[arg-type]
     known = {text.name: encoded(full, text.batches) if head is None else None for text in texts[1:]}
@@ -256,6 +267,10 @@ def _tell_trained(
         model = load_model(place, head).to(device)  # type: ignore[arg-type]
         for text in texts[1:]:
             found[text.name].append((name, costs_of(model, text.batches, reference=known[text.name])))
+        if name == TRAINED and (near := near_alone(attention)) is not None:
+            use(model, attention=near)
+            for text in texts[1:]:
+                off[text.name] = (NO_LINEAR_TRAINED, costs_of(model, text.batches, reference=known[text.name]))
     told = Report("")
     for name, settings_of in found.items():
         alike = len(settings_of) > 2
@@ -263,7 +278,8 @@ def _tell_trained(
             (_, _), sparse, control = settings_of
             section = f"Price against the full model trained alike, {name}"
             prices_section(told, section, f"{name}, {ALIKE}", [control, sparse], settings.row_tokens)
-        prices_section(told, f"Price after training, {name}", name, settings_of, settings.row_tokens, key=not alike)
+        rows = [*settings_of, off[name]] if name in off else settings_of
+        prices_section(told, f"Price after training, {name}", name, rows, settings.row_tokens, key=not alike)
     report.sections[:0] = told.sections
 
 

@@ -69,7 +69,7 @@ def open_weights(folders: Sequence[Path]) -> list[Weights]:
 
 def _opened(folder: Path) -> Weights:
     if not folder.is_dir():
-        found = f"no folder {folder}{near_file(folder)}"
+        found = f"the file {folder}" if folder.exists() else f"no folder {folder}{near_file(folder)}"
         raise InputError("--weights", found, "the folder of a model of transformers")
     config = load_config(folder)
     files = sorted(folder.glob("*.safetensors"))
@@ -79,6 +79,8 @@ def _opened(folder: Path) -> Weights:
         asked = (getattr(config, "architectures", None) or [config.model_type])[0]
         expected = "an encoder such as BERT, or a decoder such as Llama"
         raise InputError("--weights", f"{asked} in {folder}", expected)
+    if getattr(config, "vocab_size", None) is None:
+        raise InputError("--weights", f"{config.model_type} in {folder}, which reads no tokens", "a model of text")
     check_own_attention(folder, "--weights")  # claims hold other attentions against the model's own
     kind, tokenizer = _KIND_OF_HEAD[head_of(folder)], load_tokenizer(folder)
     files += [path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()]
