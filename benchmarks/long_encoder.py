@@ -72,7 +72,7 @@ def distilled(given, out, held_out, tokens, rate, seed):
         given.model, attention=given.attention, data=text, held_out=held_out, full_layers=0, tokens=tokens, distill=given.distill,
         learning_rate=rate, effective_batch=given.effective_batch, row_tokens=ROW, calibration_tokens=1024, candidates=1,
         price_tokens=given.price_tokens, evaluate_every=given.every, save_steps=50, seed=seed, out=out, overwrite=True,
-        resume=(out / "choice.json").is_file(),
+        resume=any((out / kept).is_file() for kept in ("choice.json", "measured.jsonl")),
     ).report  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def _first(
     positions_section(report, choosing, source.positions)
     chosen = {"asked": asked, "attention": measured.attention, "report": json.loads(report.json())}
     write_whole(path, json.dumps(chosen, ensure_ascii=False) + "\n")
-    (folder / NOTES).unlink()
+    (folder / NOTES).unlink(missing_ok=True)  # several processes of one run may share the folder
     listener.fact("chosen", attention=measured.attention, **{f"full_{choosing.noun}s": len(measured.choice.full)})
     return report, measured.attention, settings, texts
 
