@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jieyue import machine
+from jieyue import machine, malloc
 from jieyue.cli.allocator import find, preloaded
 from jieyue.report import Report
 
@@ -26,7 +26,7 @@ WAYS = ("glibc", "glibc, threshold 64 KiB", "tcmalloc")
 def work(way, given):
     """One process: trains, prints what it took."""
     if way == WAYS[1]:
-        machine.fix_malloc_threshold()
+        malloc.fix_malloc_threshold()
     import time
 
     import torch

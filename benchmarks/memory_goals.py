@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-from jieyue import machine
+from jieyue import machine, malloc
 from jieyue.budget import Plan, format_bytes, parse_bytes
 from jieyue.cli.allocator import find, preloaded
 from jieyue.planning.subject import Subject
@@ -125,13 +125,13 @@ def run(name, method, found, folder):
     from jieyue.training.weightwise import PreviousNorm, step_in_backward
 
     if found["tight"]:
-        machine.give_back_freed_memory()
+        malloc.give_back_freed_memory()
     fixed = fixed_cost()
     subject, setting = way_of(name, method)
     step = subject.step(setting)
     model = (subject.read(folder) if folder else step.build_model()).train()
     read = machine.peak_resident_bytes()
-    machine.release_free_memory()
+    malloc.release_free_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set starts anew
     optimizer, batch = step.make_optimizer(model), step.example_batch(ROWS, TOKENS)
     plan = Plan(effective_batch=ROWS, micro_batch=found["micro_batch"], checkpointing=found["checkpointing"])

@@ -107,7 +107,7 @@ def prepared_for(job, seed, data, model, work):
 def by_jieyue(prepared, training, folder):
     """(model, seconds, rows at once)."""
     from jieyue.budget import Budget
-    from jieyue.machine import give_back_freed_memory
+    from jieyue.malloc import give_back_freed_memory
     from jieyue.run.fit import fit
     from jieyue.run.plan import plan_for
 

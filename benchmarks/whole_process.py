@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jieyue import machine
+from jieyue import machine, malloc
 from jieyue.cli.allocator import find, preloaded
 from jieyue.report import Report, write_whole
 
@@ -103,7 +103,7 @@ def run(name, updates, limit, folder):
     decided = decide(prepared, allowed, training)
     planned = decided.planned
     if planned.tight:
-        machine.give_back_freed_memory()
+        malloc.give_back_freed_memory()
     before = machine.peak_resident_bytes()
     trained = fit(decided.prepared, planned, decided.training, folder / "run")
     cost = planned.plan.predicted
@@ -111,7 +111,7 @@ def run(name, updates, limit, folder):
         "budget_bytes": allowed.memory_bytes, "micro_batch": planned.plan.micro_batch, "checkpointing": planned.plan.checkpointing,
         "tight": planned.tight, "fixed_bytes": cost.fixed_bytes, "peak_bytes": cost.peak_bytes, "before_bytes": before,
         "predicted_bytes": cost.process_bytes, "measured_bytes": trained.facts["process_peak_bytes"], "updates": updates,
-        "malloc": machine.malloc_name(), "seconds": trained.facts["seconds"] / updates,
+        "malloc": malloc.malloc_name(), "seconds": trained.facts["seconds"] / updates,
     }  # fmt: skip
 
 

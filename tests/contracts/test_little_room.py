@@ -1,4 +1,4 @@
-"""Where little room is left under glibc, the faster of two exact plans is taken, and what tcmalloc would spare is said."""
+"""Where little room is left: a wall under tcmalloc; under glibc the faster of two exact plans, and what tcmalloc would spare is said."""
 
 from dataclasses import replace
 
@@ -67,8 +67,26 @@ def test_what_is_not_asked_keeps_the_plan(tight, told, monkeypatch):
     assert little_room.settled(roomy, TRAINING, timed) == (roomy, "") and told == []
     own = replace(TRAINING, plan=tight.plan)  # a plan that was given is obeyed
     assert little_room.settled(tight, own, timed)[0] is tight and told == ["gives back"]
+    of_a_gpu = replace(tight, budget=replace(tight.budget, device="cuda"))
+    assert little_room.settled(of_a_gpu, TRAINING, timed) == (of_a_gpu, "") and told == ["gives back"]
+
+
+@pytest.mark.parametrize(("room", "rows"), [(0.04, 12), (0.0, 6)])
+def test_tcmalloc_keeps_below_a_wall(tight, told, monkeypatch, room, rows):
     monkeypatch.setattr(little_room, "malloc_name", lambda: "tcmalloc")
-    assert little_room.settled(tight, TRAINING, timed)[0] is tight and told == ["gives back"] * 2
+    cost = tight.plan.predicted
+    allowed = cost.process_bytes + int(room * cost.peak_bytes)
+    planned = replace(tight, budget=Budget(memory_bytes=allowed))
+    found, said = little_room.settled(planned, TRAINING, pytest.fail)
+    assert told == ["gives back"] and found.wall_bytes == allowed and "stays within" in said
+    assert found.plan.micro_batch == found.way.micro_batch == rows and found.plan.exact
+    kept = found.plan.predicted
+    assert kept.process_bytes + little_room.HEADROOM * kept.peak_bytes <= allowed
+
+    own = replace(TRAINING, plan=tight.plan)  # a plan that was given is obeyed: below a wall where it leaves room for one
+    obeyed, said = little_room.settled(planned, own, pytest.fail)
+    assert obeyed.plan is planned.plan and obeyed.wall_bytes == (allowed if room else None)
+    assert ("at once" in said) is not bool(room)
 
 
 def test_seconds_are_of_the_whole_update(tight):

@@ -294,8 +294,8 @@ def test_largest_fitting_on_convex_peaks(effective, base, slopes, allowed):
 
 PROCESS = """
 import json, sys
-from jieyue import machine
-machine.fix_malloc_threshold()
+from jieyue import machine, malloc
+malloc.fix_malloc_threshold()
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])

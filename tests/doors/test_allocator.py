@@ -14,8 +14,8 @@ SEEN = """
 import json, os, subprocess, sys
 from jieyue.cli.allocator import start_again
 start_again(sys.argv[1:])
-from jieyue.machine import malloc_name
-child = [sys.executable, "-c", "from jieyue.machine import malloc_name; print(malloc_name())"]
+from jieyue.malloc import malloc_name
+child = [sys.executable, "-c", "from jieyue.malloc import malloc_name; print(malloc_name())"]
 own = {name: value for name, value in os.environ.items() if name in ("LD_PRELOAD", "JIEYUE_STARTED_AGAIN")}
 print(json.dumps([malloc_name(), subprocess.run(child, capture_output=True, text=True).stdout.strip(), own, sys.argv[1:]]))
 """
@@ -79,12 +79,12 @@ def test_without_tcmalloc(monkeypatch):
 
 HELD = """
 import json
-from jieyue import machine
+from jieyue import machine, malloc
 before = machine.resident_bytes()
 blocks = [bytearray(b"x") * (1 << 20) for _ in range(64)]
 del blocks
 held = machine.resident_bytes() - before
-given = [machine.give_back_beyond(1 << 50), machine.give_back_beyond(before + (16 << 20))]
+given = [malloc.give_back_beyond(1 << 50), malloc.give_back_beyond(before + (16 << 20))]
 print(json.dumps([held, given, machine.resident_bytes() - before]))
 """
 
@@ -101,3 +101,45 @@ def test_what_is_held_beyond_a_number_of_bytes_goes_back():
     assert held > 60 << 20 and given == [False, True]
     assert 0 < after < 18 << 20  # the rest is kept, for time
     assert json.loads(done[1])[1] == [False, False]  # glibc is left alone
+
+
+WALLED = """
+import json
+from jieyue import malloc
+from jieyue.machine import resident_bytes
+MB = 1 << 20
+wall = resident_bytes() + 48 * MB
+def churn(most):  # blocks of all sizes, of which none fits where another was
+    highest = 0
+    for number in range(1, most):
+        blocks = [b"x" * (number * MB // 2), b"x" * (number * MB // 3)]
+        highest = max(highest, resident_bytes())
+        del blocks
+    return highest
+refused = False
+with malloc.walled(wall):
+    inside = churn(40)
+    kept = resident_bytes()
+    try:
+        b"x" * (64 * MB)
+    except MemoryError:
+        refused = True
+after = resident_bytes()
+beyond = b"x" * (64 * MB)
+with malloc.walled(None):
+    pass
+print(json.dumps([inside <= wall, kept - after, refused, len(beyond)]))
+"""
+
+
+def run_alone(code, more):
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_tcmalloc
+def test_below_a_wall_freed_memory_is_kept_and_no_more_is_taken():
+    below, kept, refused, beyond = run_alone(WALLED, allocator.preloaded(allocator.find(), os.environ))
+    assert below and kept > 4 << 20 and refused and beyond == 64 << 20  # kept within, given back and free of it after
+    assert run_alone(WALLED, {})[2:] == [False, 64 << 20]  # another malloc: nothing is done

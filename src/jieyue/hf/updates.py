@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from jieyue.errors import BudgetError
+from jieyue.malloc import walled
 from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
 from jieyue.training.microbatch import MicroBatch
@@ -21,13 +24,30 @@ class Updates:
     """``clip``: the norm of the step before, where weights move in the backward pass and are clipped; None elsewhere."""
 
     def __init__(self, work: Work, micro: MicroBatch, max_grad_norm: float) -> None:
-        self.work, self.micro = work, micro
+        self.work, self.micro, self.wall_bytes = work, micro, work.wall_bytes
         self.clip = PreviousNorm(max_grad_norm) if work.in_backward and max_grad_norm else None
 
     def accumulated(
         self, model: nn.Module, batch: Mapping[str, Tensor], backward: Callable[[Tensor], object], scaled: bool
     ) -> Tally:
-        """The batch's gradient in ``.grad``; ``scaled``: a GradScaler decides what is finite."""
+        """The batch's gradient in ``.grad``; ``scaled``: a GradScaler decides what is finite.
+
+        Where not even one row has room behind the wall, it is taken down: the prediction was wrong, and the budget is passed.
+        """
+        if self.wall_bytes is not None:
+            planned = self.micro.rows, self.micro.tokens
+            try:
+                with walled(self.wall_bytes):
+                    return self._accumulated(model, batch, backward, scaled)
+            except BudgetError as error:
+                warnings.warn(f"{error}; from here on the budget may be passed", stacklevel=2)
+                self.wall_bytes = None
+                self.micro.rows, self.micro.tokens = planned
+        return self._accumulated(model, batch, backward, scaled)
+
+    def _accumulated(
+        self, model: nn.Module, batch: Mapping[str, Tensor], backward: Callable[[Tensor], object], scaled: bool
+    ) -> Tally:
         work = self.work
         return accumulate(
             work.objective,

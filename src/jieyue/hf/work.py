@@ -36,7 +36,8 @@ class Work:
     numbers (draw in the objective, whose random state is restored on resume). ``micro_batch``: rows, a Plan, or a
     ``MicroBatch`` that also trims padding or bounds tokens. ``non_finite`` and ``allow``: as in ``accumulate``.
     ``in_backward``: each weight moves in the backward pass (``weightwise``), for batches that are one piece each; clipping is
-    then by the norm of the step before, and a gradient that is not finite stops the run.
+    then by the norm of the step before, and a gradient that is not finite stops the run. ``wall_bytes``: what the resident set does
+    not pass while pieces run, under tcmalloc (``jieyue.malloc.walled``).
     """
 
     objective: Objective
@@ -47,6 +48,7 @@ class Work:
     non_finite: str = "stop"
     allow: Sequence[str] = ()
     in_backward: bool = False
+    wall_bytes: int | None = None
 
     def digest(self) -> str:
         """Identifies the batches, so that a run resumes on the data it was started with."""

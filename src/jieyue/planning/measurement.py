@@ -21,7 +21,8 @@ from torch.optim import SGD
 
 from jieyue.budget import Plan
 from jieyue.errors import BudgetError
-from jieyue.machine import give_back_freed_memory, peak_resident_bytes
+from jieyue.machine import peak_resident_bytes
+from jieyue.malloc import give_back_freed_memory
 from jieyue.timer import peak_bytes
 from jieyue.training.accumulation import accumulate
 from jieyue.training.in_backward import update_in_backward, update_in_backward_approx

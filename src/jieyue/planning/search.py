@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from jieyue.budget import Cost, format_bytes
-from jieyue.machine import release_free_memory, resident_bytes
+from jieyue.machine import resident_bytes
+from jieyue.malloc import release_free_memory
 
 from .prediction import TrainingStep, predict
 

@@ -11,7 +11,8 @@ import torch
 from jieyue import __version__
 from jieyue.attention import Call, full, why
 from jieyue.attention.engines.native import NATIVE, builds
-from jieyue.machine import available_bytes, cpu_name, malloc_name, usable_cores
+from jieyue.machine import available_bytes, cpu_name, usable_cores
+from jieyue.malloc import malloc_name
 from jieyue.report import Report, Section
 
 __all__ = ["TESTED", "environment"]

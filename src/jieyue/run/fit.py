@@ -23,7 +23,8 @@ from jieyue.hf.trainer import EffectiveBatchTrainer, Progress, Work
 from jieyue.hf.types import Control
 from jieyue.hf.unsharing import Unsharing
 from jieyue.listener import SILENT, ProgressListener, Update
-from jieyue.machine import give_back_beyond, peak_resident_bytes
+from jieyue.machine import peak_resident_bytes
+from jieyue.malloc import give_back_beyond
 from jieyue.tasks import Facts, Settings
 
 from .arguments import arguments_of, pace_of
@@ -106,6 +107,7 @@ def fit(
             batches=visits([batch.tolist() for batch in batches], len(prepared.rows)),
             micro_batch=micro,
             in_backward=training.in_backward,
+            wall_bytes=planned.wall_bytes,
         )
         trainer = EffectiveBatchTrainer(model, arguments, work, progress=watched, callbacks=[later])
         watched.model, watched.control = model, trainer.control

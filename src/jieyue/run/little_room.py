@@ -1,10 +1,12 @@
-"""Where a budget leaves little room: freed memory goes back at once, or smaller pieces leave room for what malloc keeps.
+"""Where a budget leaves little room: freed memory is kept below a wall, goes back at once, or smaller pieces leave room for it.
 
+    below a wall     tcmalloc keeps what was freed while pieces run, and gives back what would pass the budget
     as planned       the largest pieces; every freed block goes back to the system, and its pages are touched anew
     roomier          the largest pieces whose peak fits twice; malloc keeps what was freed
 
-Both are exact and keep the budget. tcmalloc hardly minds giving back, so the plan stays. Under glibc one piece of each is run a
-few times on fresh weights of the run's own model, and the faster update is taken.
+All are exact and keep the budget. The first costs least and needs tcmalloc, and a little room: where the planned pieces do not leave
+it, those that do are taken. Under glibc one piece of each of the others is run a few times on fresh weights of the run's own model,
+and the faster update is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 
 from jieyue.budget import Budget, Plan, format_seconds
 from jieyue.errors import BudgetError
-from jieyue.machine import give_back_freed_memory, keep_freed_memory, malloc_name, release_free_memory
+from jieyue.malloc import give_back_freed_memory, keep_freed_memory, malloc_name, release_free_memory
 from jieyue.planning.choice import choose
 from jieyue.planning.prediction import TrainingStep
 from jieyue.timer import take_turns
@@ -35,6 +37,7 @@ _TCMALLOC = (
     "install libtcmalloc-minimal4 (gperftools), which the command line finds by itself; in Python, start the process with "
     "LD_PRELOAD=libtcmalloc_minimal.so.4"
 )
+HEADROOM = 0.03  # of the tensors' peak: predictions are within 1 %, and what is free in pieces too small serves nobody
 REPEATS = 2  # after a first one; the fastest counts
 SLOW_SECONDS, COLD_SECONDS = 2.0, 6.0  # a piece slower than the first is timed once, than the second by its first run
 
@@ -51,13 +54,13 @@ def settled(
     keeps the plan, as they would time differently. Cost under glibc: a few passes of one piece of each, within the budget; one,
     where a piece takes long.
     """
-    if not planned.tight:
+    if not planned.tight or planned.budget.device != "cpu":  # malloc serves the processor's tensors
         return planned, ""
-    if malloc_name() == "tcmalloc":
-        told = "Little room is left: freed memory goes back to the system at once"
-        return planned, told if give_back_freed_memory() else ""
     one = not torch.distributed.is_torchelastic_launched()
-    roomy = _roomier(planned, training) if one and training.plan is None and not planned.step.in_backward else None
+    free = one and training.plan is None and not planned.step.in_backward  # to take smaller pieces
+    if malloc_name() == "tcmalloc":
+        return _below_a_wall(planned, training, one, free)
+    roomy = _smaller(planned, training, 1.0) if free else None
     if roomy is None:
         told = (
             "Little room is left: freed memory goes back to the system at once, which takes up to twice the time under this "
@@ -80,16 +83,30 @@ def settled(
     return planned, f"Little room is left: {between}. The larger ones are taken. {gain}"
 
 
-def _roomier(planned: RunPlan, training: TrainingConfig) -> RunPlan | None:
-    """The same run in pieces whose peak fits twice into what the process leaves; None where none do."""
+def _below_a_wall(planned: RunPlan, training: TrainingConfig, one: bool, free: bool) -> tuple[RunPlan, str]:
+    """tcmalloc is held below the budget while pieces run, where live tensors leave room for an error of the prediction."""
+    cost, allowed = planned.plan.predicted, planned.budget.memory_bytes
+    assert cost is not None and allowed is not None  # it is tight
+    given = give_back_freed_memory()
+    walled = planned if cost.process_bytes + HEADROOM * cost.peak_bytes <= allowed else None
+    if walled is None and free:
+        walled = _smaller(planned, training, HEADROOM)
+    if given and walled is not None and one and not planned.step.in_backward:
+        told = "Little room is left: freed memory is kept while it stays within the budget"
+        return replace(walled, wall_bytes=allowed), told
+    return planned, "Little room is left: freed memory goes back to the system at once" if given else ""
+
+
+def _smaller(planned: RunPlan, training: TrainingConfig, room: float) -> RunPlan | None:
+    """The same run in pieces whose peak leaves ``room`` times itself of what is allowed; None where none do."""
     cost, allowed = planned.plan.predicted, planned.budget.memory_bytes
     if cost is None or allowed is None:
         return None
-    half = Budget(memory_bytes=(allowed + cost.fixed_bytes) // 2, device=planned.budget.device)
+    left = cost.fixed_bytes + int((allowed - cost.fixed_bytes) / (1 + room))
     try:
         plan = choose(
             planned.step,
-            half,
+            Budget(memory_bytes=left, device=planned.budget.device),
             effective_batch=planned.plan.effective_batch,
             fixed_bytes=cost.fixed_bytes,
             checkpointing=training.checkpointing,

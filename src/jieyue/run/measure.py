@@ -14,7 +14,7 @@ from torch import nn
 
 from jieyue.budget import Cost, Plan
 from jieyue.hf.use import use
-from jieyue.machine import malloc_name
+from jieyue.malloc import malloc_name
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.training.accumulation import accumulate
@@ -69,7 +69,7 @@ def measured_memory(prepared: Prepared, planned: RunPlan, trained: Trained) -> M
     plan = replace(planned.plan, micro_batch=min(planned.plan.micro_batch, trained.facts["micro_batch"]))
     on_gpu = planned.budget.device.startswith("cuda")
     malloc = malloc_name()
-    may_keep = not planned.tight and malloc != "tcmalloc"
+    may_keep = planned.wall_bytes is not None or (not planned.tight and malloc != "tcmalloc")
     kept = f", under {malloc}" + ("; it may keep freed blocks, as the budget leaves room for them" if may_keep else "")
     return Memory(
         peak_bytes=_peak(prepared.objective, prepared, planned.step, trained, plan),

@@ -24,12 +24,17 @@ __all__ = ["RunPlan", "check_budget", "plan_for"]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The chosen plan, what was allowed, the step that was traced; ``way``: the run's optimizer and dtype, and their label."""
+    """The chosen plan, what was allowed, the step that was traced.
+
+    ``way``: the run's optimizer and dtype, and their label. ``wall_bytes``: what the resident set does not pass while pieces run
+    (``jieyue.malloc.walled``); None = no wall.
+    """
 
     plan: Plan
     budget: Budget
     step: TrainingStep
     way: Setting
+    wall_bytes: int | None = None
 
     @property
     def tight(self) -> bool:
