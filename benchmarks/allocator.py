@@ -4,7 +4,8 @@
     python benchmarks/allocator.py --repeats 1 --width 256 --layers 4 --rows 8      # small, to see that it works
 
 Ways: glibc as it is; glibc with its mmap threshold at 64 KiB (what a tight budget falls back to); tcmalloc as the command line
-starts it. A way's processes take turns with the others'; seconds are of the fastest update after the first, the fastest of the
+starts it; tcmalloc giving back at once; tcmalloc below a wall at the prediction and 3 % of the tensors' peak (a tight budget's way).
+Between the updates of the last two all that is free goes back. A way's processes take turns with the others'; seconds are of the fastest update after the first, the fastest of the
 turns. ``over``: the resident set against what was held before the model plus the predicted peak. Two loads: layers alone (a
 short vocabulary), and a long vocabulary's logits.
 """
@@ -20,13 +21,15 @@ from jieyue import machine, malloc
 from jieyue.cli.allocator import find, preloaded
 from jieyue.report import Report
 
-WAYS = ("glibc", "glibc, threshold 64 KiB", "tcmalloc")
+WAYS = ("glibc", "glibc, threshold 64 KiB", "tcmalloc", "tcmalloc, giving back at once", "tcmalloc, below a wall")
 
 
 def work(way, given):
     """One process: trains, prints what it took."""
     if way == WAYS[1]:
         malloc.fix_malloc_threshold()
+    elif way in WAYS[3:]:
+        malloc.give_back_freed_memory()
     import time
 
     import torch
@@ -37,6 +40,7 @@ def work(way, given):
     from jieyue.planning.search import fixed_cost
     from jieyue.planning.setting import Setting
     from jieyue.planning.subject import Subject
+    from jieyue.run.little_room import HEADROOM
 
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -50,10 +54,12 @@ def work(way, given):
     cost = predict(step, effective_batch=given.rows, micro_batch=given.rows)
     fixed = fixed_cost()
     *_, update = update_of(step, setting, given.rows)
+    wall = fixed + int((1 + HEADROOM) * cost.peak_bytes) if way == WAYS[4] else None
     seconds = []
     for _ in range(given.updates):
         started = time.perf_counter()
-        update()
+        with malloc.walled(wall):
+            update()
         seconds.append(time.perf_counter() - started)
     found = {
         "seconds": min(seconds[1:]),
@@ -66,7 +72,7 @@ def work(way, given):
 def run(way, vocabulary, arguments):
     """The same in a process of its own under that malloc."""
     environment = dict(os.environ)
-    if way == "tcmalloc":
+    if way.startswith("tcmalloc"):
         environment |= preloaded(find(), environment)
     command = [sys.executable, __file__, *arguments, "--work", way, "--vocabulary", str(vocabulary)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -112,7 +118,7 @@ def main():
     if given.work:
         work(given.work, given)
         return
-    ways = [way for way in WAYS if way != "tcmalloc" or find()]
+    ways = [way for way in WAYS if not way.startswith("tcmalloc") or find()]
     found = {}
     for load, vocabulary in (("layers alone", 1000), ("30,522 words", 30522)):
         own = found.setdefault(load, {})

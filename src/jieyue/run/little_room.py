@@ -31,7 +31,7 @@ from jieyue.training.microbatch import MicroBatch
 from .config import TrainingConfig
 from .plan import RunPlan
 
-__all__ = ["settled", "update_seconds"]
+__all__ = ["HEADROOM", "settled", "update_seconds"]
 
 _TCMALLOC = (
     "install libtcmalloc-minimal4 (gperftools), which the command line finds by itself; in Python, start the process with "
