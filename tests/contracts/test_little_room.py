@@ -1,4 +1,4 @@
-"""Where little room is left: a wall under tcmalloc; under glibc the faster of two exact plans, and what tcmalloc would spare is said."""
+"""Where little room is left: a wall under tcmalloc; under glibc the faster of two exact plans is taken, and tcmalloc is named."""
 
 from dataclasses import replace
 
@@ -83,7 +83,9 @@ def test_tcmalloc_keeps_below_a_wall(tight, told, monkeypatch, room, rows):
     kept = found.plan.predicted
     assert kept.process_bytes + little_room.HEADROOM * kept.peak_bytes <= allowed
 
-    own = replace(TRAINING, plan=tight.plan)  # a plan that was given is obeyed: below a wall where it leaves room for one
+    own = replace(
+        TRAINING, plan=tight.plan
+    )  # a plan that was given is obeyed: below a wall where it leaves room for one
     obeyed, said = little_room.settled(planned, own, pytest.fail)
     assert obeyed.plan is planned.plan and obeyed.wall_bytes == (allowed if room else None)
     assert ("at once" in said) is not bool(room)
