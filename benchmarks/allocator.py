@@ -5,11 +5,9 @@
 
 Ways: glibc as it is; glibc with its mmap threshold at 64 KiB (what a tight budget falls back to); tcmalloc as the command line
 starts it; tcmalloc giving back at once; tcmalloc below a wall at the prediction and 3 % of the tensors' peak (a tight budget's way).
-Between the updates of the last two all that is free goes back.
-
-A way's processes take turns with the others'; seconds are of the fastest update after the first, the fastest of the
-turns. ``over``: the resident set against what was held before the model plus the predicted peak. Two loads: layers alone (a
-short vocabulary), and a long vocabulary's logits.
+A way's processes take turns with the others'; seconds are of the fastest update after the first, the fastest of the turns.
+``over``: the resident set against what was held before the model plus the predicted peak. Two loads: layers alone (a short
+vocabulary), and a long vocabulary's logits.
 """
 
 import argparse

@@ -102,9 +102,9 @@ def malloc_name() -> str:
 def walled(num_bytes: int | None) -> Iterator[None]:
     """Within, the resident set stays below ``num_bytes`` and tcmalloc keeps what is freed; None and other mallocs: nothing is done.
 
-    Memory for which there is no room is refused, which torch raises as out of memory. Outside freed memory goes back at once, as
-    ``give_back_freed_memory`` has it, and all that was kept does so at the end. Cost: reading the resident set, and the pages that
-    are touched anew within, once.
+    Memory for which there is no room is refused, which torch raises as out of memory. Outside what is freed goes back at once, as
+    ``give_back_freed_memory`` has it; of what was kept within, a sixteenth of the heap goes back at the end where the wall is as near as
+    that, so that what is done outside has room. Cost: reading the resident set twice.
     """
     set_property = _c_function("MallocExtension_SetNumericProperty")
     get_property = _c_function("MallocExtension_GetNumericProperty")
@@ -120,7 +120,7 @@ def walled(num_bytes: int | None) -> Iterator[None]:
     finally:
         set_property(_LIMIT, ctypes.c_size_t(0))
         set_property(_DECOMMIT, ctypes.c_size_t(1))
-        release_free_memory()
+        give_back_beyond(num_bytes - max(0, heap) // 16)
 
 
 def _c_function(name: str) -> Any:

@@ -90,8 +90,7 @@ def fit(
     if not resume:
         write_resolved(folder, training, prepared, len(batches))
     arguments = arguments_of(training, steps=len(batches), pace=pace, folder=checkpoints, device=device)
-    if training.patience is not None and arguments.world_size > 1:
-        raise InputError("patience: found several processes, which would stop at different updates; expected none")
+    _check_patience(training, arguments.world_size)
     packed = packed_run(prepared, training, model.to(arguments.device), batches, micro)
     last = intact_checkpoint(checkpoints) if resume else None
     done_before = 0 if last is None else int(last.name.rpartition("-")[2])
@@ -137,6 +136,11 @@ def fit(
     assert trainer.model is not None and trainer.optimizer is not None
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper has torch's own inside
     return Trained(trainer.model, inner, watched.course, facts, trainer.is_world_process_zero())
+
+
+def _check_patience(training: TrainingConfig, world_size: int) -> None:
+    if training.patience is not None and world_size > 1:
+        raise InputError("patience: found several processes, which would stop at different updates; expected none")
 
 
 class _Watched:
