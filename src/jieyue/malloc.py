@@ -103,8 +103,8 @@ def walled(num_bytes: int | None) -> Iterator[None]:
     """Within, the resident set stays below ``num_bytes`` and tcmalloc keeps what is freed; None and other mallocs: nothing is done.
 
     Memory for which there is no room is refused, which torch raises as out of memory. Outside what is freed goes back at once, as
-    ``give_back_freed_memory`` has it; of what was kept within, a sixteenth of the heap goes back at the end where the wall is as near as
-    that, so that what is done outside has room. Cost: reading the resident set twice.
+    ``give_back_freed_memory`` has it; of what was kept within, a sixteenth of the heap goes back at the end where the wall is so near,
+    so that what is done outside has room. Cost: reading the resident set twice.
     """
     set_property = _c_function("MallocExtension_SetNumericProperty")
     get_property = _c_function("MallocExtension_GetNumericProperty")
