@@ -9,13 +9,16 @@ No model is shipped; --choice is the folder that ``jieyue sparsify`` left. ``--t
 against the model as it is and against the first of them. ``--positions``: the model beyond its trained length, under its own, YaRN
 and dynamic positions, all layers full and the chosen ones; the same tokens are also read as rows of half that length. ``--forward
 16384``, ``--step 8192`` and ``--token 16384`` time a forward pass, a training step and one more token against torch's SDPA
-(alternating, the median of --repeats); they need a quiet machine. Writes ``long.json``, or what --name-of-result says; with --add a
+(alternating, the median of --repeats); they need a quiet machine and, as training verbs do, run under tcmalloc
+where it is found (--malloc system: as it is). Writes ``long.json``, or what --name-of-result says; with --add a
 part that is measured now takes the place of that part in the file, and the others stay.
 """
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -25,11 +28,13 @@ from long_pictures import with_pictures
 
 from jieyue import __version__, machine
 from jieyue.attention import State
+from jieyue.cli.allocator import find, preloaded
 from jieyue.data.batch import IGNORED
 from jieyue.hf.entries import HeadsEntry, parse_entry, split_layers
 from jieyue.hf.loading import load
 from jieyue.hf.positions import ROTARY, stretch
 from jieyue.hf.use import use
+from jieyue.malloc import malloc_name
 from jieyue.report import Picture, Report, Section
 from jieyue.run.sparsify import CHOICE
 from jieyue.tasks.sparsify.costs import costs_of, price
@@ -281,7 +286,8 @@ def told(report, given, model, tokenizer, attention):
     if given.forward:
         columns = ["tokens", ("SDPA", "seconds"), ("chosen layers full", "seconds"), "times faster"]
         rows = forwards(model, attention, given.forward, given.repeats)
-        report.section(FORWARD).table(columns, rows, title=FORWARD, note="Without the output layer.")
+        note = f"Without the output layer; under {malloc_name()}, {given.repeats} repeats."
+        report.section(FORWARD).table(columns, rows, title=FORWARD, note=note)
     if given.step:
         columns = ["tokens", ("SDPA", "seconds"), ("chosen layers full", "seconds"), "times faster"]
         rows = training_steps(model, attention, given.step, given.repeats)
@@ -315,6 +321,7 @@ def main():
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--malloc", choices=("tcmalloc", "system"), default="tcmalloc" if find() else "system")
     parser.add_argument("--add", action="store_true")
     parser.add_argument("--name-of-result", default="long")
     parser.add_argument("--out", type=Path)
@@ -327,6 +334,8 @@ def main():
         parser.error(
             "--trained, --positions: found no --lengths or no --text, expected both for the first, text for the second"
         )
+    if given.malloc == "tcmalloc" and malloc_name() != "tcmalloc":
+        os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ) | preloaded(find(), os.environ))
     if given.threads:
         torch.set_num_threads(given.threads)
     if (given.model is None) != (given.choice is None):
