@@ -67,7 +67,7 @@ def trained(name, folder, *, resume=False, at=None, course=COURSE, **materials):
     """The weights after the course in micro-batches of two, so that an update is two calls."""
     given = RunConfig(**(RECIPES[name] | {"limit": 60} | materials))
     prepared = prepare(task(name), given, course, folder=folder)
-    planned = SimpleNamespace(plan=Plan(effective_batch=course.effective_batch, micro_batch=2))
+    planned = SimpleNamespace(plan=Plan(effective_batch=course.effective_batch, micro_batch=2), wall_bytes=None)
     if at is not None:
         prepared = replace(prepared, objective=interrupted(prepared.objective, at))
     return fit(prepared, planned, course, folder, resume=resume, curve=None).model.state_dict()
