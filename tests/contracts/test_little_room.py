@@ -71,17 +71,18 @@ def test_what_is_not_asked_keeps_the_plan(tight, told, monkeypatch):
     assert little_room.settled(of_a_gpu, TRAINING, timed) == (of_a_gpu, "") and told == ["gives back"]
 
 
-@pytest.mark.parametrize(("room", "rows"), [(0.04, 12), (0.0, 6)])
+@pytest.mark.parametrize(("room", "rows"), [(0.3, 12), (0.0, 6)])
 def test_tcmalloc_keeps_below_a_wall(tight, told, monkeypatch, room, rows):
     monkeypatch.setattr(little_room, "malloc_name", lambda: "tcmalloc")
     cost = tight.plan.predicted
     allowed = cost.process_bytes + int(room * cost.peak_bytes)
+    monkeypatch.setattr(little_room, "LIBRARIES_BYTES", aside := 2**16)
     planned = replace(tight, budget=Budget(memory_bytes=allowed))
     found, said = little_room.settled(planned, TRAINING, pytest.fail)
     assert told == ["gives back"] and found.wall_bytes == allowed and "stays within" in said
     assert found.plan.micro_batch == found.way.micro_batch == rows and found.plan.exact
     kept = found.plan.predicted
-    assert kept.process_bytes + little_room.HEADROOM * kept.peak_bytes <= allowed
+    assert kept.process_bytes + little_room.HEADROOM * kept.peak_bytes + aside <= allowed
 
     own = replace(
         TRAINING, plan=tight.plan

@@ -38,6 +38,7 @@ _TCMALLOC = (
     "LD_PRELOAD=libtcmalloc_minimal.so.4"
 )
 HEADROOM = 0.03  # of the tensors' peak: predictions are within 1 %, and what is free in pieces too small serves nobody
+LIBRARIES_BYTES = 48 * 2**20  # oneDNN's kernels of every length that it meets, threads' own memory
 REPEATS = 2  # after a first one; the fastest counts
 SLOW_SECONDS, COLD_SECONDS = 2.0, 6.0  # a piece slower than the first is timed once, than the second by its first run
 
@@ -88,21 +89,21 @@ def _below_a_wall(planned: RunPlan, training: TrainingConfig, one: bool, free: b
     cost, allowed = planned.plan.predicted, planned.budget.memory_bytes
     assert cost is not None and allowed is not None  # it is tight
     given = give_back_freed_memory()
-    walled = planned if cost.process_bytes + HEADROOM * cost.peak_bytes <= allowed else None
+    walled = planned if cost.process_bytes + HEADROOM * cost.peak_bytes + LIBRARIES_BYTES <= allowed else None
     if walled is None and free:
-        walled = _smaller(planned, training, HEADROOM)
+        walled = _smaller(planned, training, HEADROOM, LIBRARIES_BYTES)
     if given and walled is not None and one and not planned.step.in_backward:
         told = "Little room is left: freed memory is kept while it stays within the budget"
         return replace(walled, wall_bytes=allowed), told
     return planned, "Little room is left: freed memory goes back to the system at once" if given else ""
 
 
-def _smaller(planned: RunPlan, training: TrainingConfig, room: float) -> RunPlan | None:
-    """The same run in pieces whose peak leaves ``room`` times itself of what is allowed; None where none do."""
+def _smaller(planned: RunPlan, training: TrainingConfig, room: float, aside_bytes: int = 0) -> RunPlan | None:
+    """The same run in pieces whose peak leaves ``room`` times itself and ``aside_bytes`` of what is allowed; None where none do."""
     cost, allowed = planned.plan.predicted, planned.budget.memory_bytes
     if cost is None or allowed is None:
         return None
-    left = cost.fixed_bytes + int((allowed - cost.fixed_bytes) / (1 + room))
+    left = cost.fixed_bytes + int((allowed - cost.fixed_bytes - aside_bytes) / (1 + room))
     try:
         plan = choose(
             planned.step,
