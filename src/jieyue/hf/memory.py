@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import cache_utils
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -47,6 +47,9 @@ _KNOWN = (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
 )  # layers of which a cache's keys and values are all that attention reads
+_WITHOUT: tuple[type, ...] = tuple(
+    kind for name, kind in vars(cache_utils).items() if name == "DummyLayer"
+)  # a layer that reads another one's keys, where this transformers has a name for it
 _AS_GIVEN = (None, -1)  # the place of what is kept as it was given
 _SLACK = 256  # tokens that assisted decoding may take back at once
 
@@ -309,7 +312,7 @@ class StateCache(DynamicCache):
                     "can be kept for; call with use_cache=False"
                 )
             before = self.layers[index]
-            if isinstance(before, DummyLayer):
+            if isinstance(before, _WITHOUT):
                 continue  # it reads the keys of another layer
             if type(before) not in _KNOWN:
                 raise InputError(
