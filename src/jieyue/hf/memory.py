@@ -306,6 +306,8 @@ class StateCache(DynamicCache):
                 )
         super().__init__(config=model.config.get_text_config(decoder=True))
         for index, module in remembering(model):
+            if index is not None and index >= len(self.layers) and getattr(module, "is_kv_shared_layer", False):
+                continue  # where transformers has no layer of a cache for one that reads another's keys
             if index is None or not 0 <= index < len(self.layers):
                 raise InputError(
                     f"{type(model).__name__}: found the layer number {index} of {len(self.layers)}, expected one that a cache "
