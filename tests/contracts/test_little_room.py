@@ -1,17 +1,22 @@
 """Where little room is left: a wall under tcmalloc; under glibc the faster of two exact plans is taken, and tcmalloc is named."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from test_planning import Reader, step_of
+import torch
+from test_planning import Reader, objective, step_of
 
 from jieyue import timer
 from jieyue.budget import Budget
+from jieyue.hf.updates import Updates
+from jieyue.hf.work import Work
 from jieyue.planning.choice import choose
 from jieyue.planning.setting import Setting
 from jieyue.run import little_room
 from jieyue.run.config import TrainingConfig
 from jieyue.run.plan import RunPlan
+from jieyue.training.microbatch import MicroBatch
 
 MIB = 2**20
 TRAINING = TrainingConfig(effective_batch=12)
@@ -105,3 +110,39 @@ def test_a_piece_that_takes_long_is_not_run_again_and_again(tight, monkeypatch, 
     plan = replace(tight.plan, micro_batch=4, effective_batch=12)
     assert little_room.update_seconds(tight.step, plan) == 3 * seconds
     assert len(run) == passes
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_wall_that_leaves_no_room_is_taken_down_and_changes_nothing(monkeypatch):
+    step = step_of(length=16, dropout=0.1)
+    asked, inside = [], []
+
+    @contextmanager
+    def walled(num_bytes):
+        asked.append(num_bytes)
+        inside.append(True)
+        try:
+            yield
+        finally:
+            inside.pop()
+
+    def refused(model, batch):
+        tally = objective(model, batch)  # draws dropout, as a pass that runs out of memory has
+        if inside:
+            raise MemoryError
+        return tally
+
+    def gradients(wall_bytes, objective):
+        torch.manual_seed(0)
+        model, batch = step.build_model().train(), step.example_batch(4, 16)
+        work = Work(objective=objective, rows=[], collate=dict, batches=[], micro_batch=2, wall_bytes=wall_bytes)
+        updates = Updates(work, MicroBatch(2), 1.0)
+        updates.accumulated(model, batch, torch.Tensor.backward, False)
+        return updates, [parameter.grad for parameter in model.parameters()]
+
+    whole = gradients(None, objective)[1]
+    monkeypatch.setattr("jieyue.hf.updates.walled", walled)
+    with pytest.warns(UserWarning, match="the budget may be passed"):
+        updates, found = gradients(2**30, refused)
+    assert asked == [2**30] and updates.wall_bytes is None and updates.micro.rows == 2
+    assert all(map(torch.equal, found, whole))

@@ -12,7 +12,7 @@ from jieyue.errors import BudgetError
 from jieyue.malloc import walled
 from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
-from jieyue.training.microbatch import MicroBatch
+from jieyue.training.microbatch import MicroBatch, RandomState, device_of
 from jieyue.training.weightwise import PreviousNorm, step_in_backward
 
 from .work import Work
@@ -36,6 +36,7 @@ class Updates:
         """
         if self.wall_bytes is not None:
             planned = self.micro.rows, self.micro.tokens
+            start = RandomState(device_of(model))
             try:
                 with walled(self.wall_bytes):
                     return self._accumulated(model, batch, backward, scaled)
@@ -43,6 +44,7 @@ class Updates:
                 warnings.warn(f"{error}; from here on the budget may be passed", stacklevel=2)
                 self.wall_bytes = None
                 self.micro.rows, self.micro.tokens = planned
+                start.restore()
         return self._accumulated(model, batch, backward, scaled)
 
     def _accumulated(
