@@ -9,7 +9,7 @@ No model is shipped; --choice is the folder that ``jieyue sparsify`` left. ``--t
 against the model as it is and against the first of them. ``--positions``: the model beyond its trained length, under its own, YaRN
 and dynamic positions, all layers full and the chosen ones; the same tokens are also read as rows of half that length. ``--forward
 16384``, ``--step 8192`` and ``--token 16384`` time a forward pass, a training step and one more token against torch's SDPA
-(alternating, the median of --repeats); they need a quiet machine and, as training verbs do, run under tcmalloc
+(alternating, the median of --repeats); they need a quiet machine and, as long verbs do, run under tcmalloc
 where it is found (--malloc system: as it is). Writes ``long.json``, or what --name-of-result says; with --add a
 part that is measured now takes the place of that part in the file, and the others stay.
 """

@@ -1,7 +1,8 @@
-"""Training verbs run under tcmalloc where it is found, once, and what they start does not."""
+"""Verbs that train or read much run under tcmalloc where it is found, once, and what they start does not."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -34,16 +35,62 @@ def seen(*arguments, **environment):
 
 
 @needs_tcmalloc
-def test_a_training_verb_starts_again_once_and_its_children_do_not():
+def test_a_long_verb_starts_again_once_and_its_children_do_not():
     arguments = ["train", "mlm", "--steps", "2"]
     assert seen(*arguments) == ["tcmalloc", "glibc", {}, arguments]
+
+
+def test_verbs_that_train_or_read_much_start_again(monkeypatch):
+    """The fault: what reads with a model (chat, serve, predict, evaluate), and sparsify, ran under glibc."""
+    started = []
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(allocator, "find", lambda: "/a/library.so")
+    monkeypatch.setattr(os, "execve", lambda program, words, environment: started.append(environment["LD_PRELOAD"]))
+    for verb in ("train", "compare", "reproduce", "sparsify", "chat", "serve", "predict", "evaluate"):
+        allocator.start_again([verb, "folder"])
+        assert started.pop() == "/a/library.so", verb
+    for words in (
+        ["read"],
+        ["title"],
+        ["bench", "attention"],
+        ["verify", "attention"],
+        ["plan", "mlm"],
+        ["--version"],
+        [],
+    ):
+        allocator.start_again(words)
+        assert not started, words
+
+
+TALKING = """
+import os, signal, sys
+from jieyue.cli.allocator import start_again
+start_again(sys.argv[1:])
+from jieyue.malloc import malloc_name
+print(malloc_name(), os.getpid(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN, flush=True)
+for line in sys.stdin:
+    print(line.strip(), flush=True)
+"""
+
+
+@needs_tcmalloc
+def test_what_a_process_has_it_keeps_when_it_starts_again():
+    """The same number, so that a signal reaches it; all of standard input; signals that are ignored, as behind nohup."""
+    command = ["/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable, "-c", TALKING, "chat", "folder"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as talking:
+        print("one", "two", sep="\n", file=talking.stdin, flush=True)  # before the second start has read anything
+        assert talking.stdout.readline().split() == ["tcmalloc", str(talking.pid), "True"]
+        assert [talking.stdout.readline() for _ in range(2)] == ["one\n", "two\n"]
+        talking.terminate()
+    assert talking.returncode == -signal.SIGTERM
 
 
 @needs_tcmalloc
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [
-        (["read", "folder"], {}),  # no training
+        (["read", "folder"], {}),  # a short one
         (["train", "mlm", "--allocator", "system"], {}),
         (["train", "mlm", "--allocator=system"], {}),
         (["train", "mlm"], {"MALLOC_ARENA_MAX": "1"}),  # chosen already
@@ -60,6 +107,7 @@ def test_kernels_of_many_lengths_are_not_kept_for_good(monkeypatch):
         (["train", "mlm"], {}, "256"),
         (["train", "mlm"], {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}, "8"),  # chosen already
         (["read", "folder"], {}, None),
+        (["serve", "folder"], {}, None),
     ):
         monkeypatch.setattr(os, "environ", dict(before))
         allocator.start_again(arguments)
@@ -71,6 +119,7 @@ def test_without_tcmalloc(monkeypatch):
     monkeypatch.setattr(allocator, "find", lambda: None)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
     allocator.start_again(["train", "mlm"])
+    allocator.start_again(["serve", "folder"])
     with pytest.raises(InputError, match="libtcmalloc-minimal4"):
         allocator.start_again(["train", "mlm", "--allocator", "tcmalloc"])
     with pytest.raises(InputError, match="one of auto, tcmalloc, system"):

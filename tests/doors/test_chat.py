@@ -108,6 +108,7 @@ def test_bad_bytes_and_narrow_outputs_are_told(trained, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\xfe\nb\n"), "utf-8"))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "argv", ["jieyue", "chat", str(trained)])
+    monkeypatch.setattr("jieyue.cli.start_again", lambda *_: None)  # this process is the tests'
     with pytest.raises(SystemExit) as ended:
         main()
     out.flush()

@@ -1,8 +1,10 @@
-"""Which malloc a training runs under: tcmalloc where it is found, as freed blocks are then neither kept nor touched anew.
+"""Which malloc a long verb runs under: tcmalloc where it is found, as freed blocks are then neither kept nor touched anew.
 
 glibc keeps freed blocks (a process holds up to twice what its tensors need) or, under a low mmap threshold, gives each back to
 the system at once (up to twice the time). tcmalloc does neither, but must be there before the process starts: the command
-line starts itself again once, before torch is loaded. Only verbs that train do; what they start themselves does not inherit it.
+line starts itself again once, before torch is loaded and anything is opened or read: process number, standard input and the
+signals it ignores stay. Verbs that train do, and those that read much with a trained model; what they start themselves does not
+inherit it. ``bench`` and ``verify`` tell of the malloc that is there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from jieyue.errors import InputError
 __all__ = ["ALLOCATORS", "find", "preloaded", "start_again"]
 
 ALLOCATORS = ("auto", "tcmalloc", "system")
-_TRAINING = ("train", "compare", "reproduce")
+_TRAINING = ("train", "compare", "reproduce", "sparsify")
+_READING = ("chat", "serve", "predict", "evaluate")
 _FLAG = "--allocator"
 _STARTED = "JIEYUE_STARTED_AGAIN"  # from the command line to itself: which LD_PRELOAD there was before
 _KERNELS, _KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"  # oneDNN's own is 1024, some 100 KB for each length of rows
@@ -46,13 +49,14 @@ def preloaded(library: Path | None, environment: Mapping[str, str]) -> dict[str,
 
 
 def start_again(arguments: Sequence[str]) -> None:
-    """Replaces this process by itself under tcmalloc, once, where a verb trains and nothing else was chosen.
+    """Replaces this process by itself under tcmalloc, once, where a verb trains or reads much and nothing else was chosen.
 
     ``arguments``: the command line without the program's name. ``--allocator system`` leaves malloc as it is, ``tcmalloc``
     refuses to run without it (``InputError``), ``auto`` takes it where it is found; an LD_PRELOAD or MALLOC_* that is set
     already wins. Call it before torch is loaded.
     """
-    if arguments and arguments[0] in _TRAINING:  # kernels of lengths that do not come again are not kept for good
+    verb = arguments[0] if arguments else ""
+    if verb in _TRAINING:  # kernels of lengths that do not come again are not kept for good
         os.environ.setdefault(_KERNELS, _KEPT)
     before = os.environ.pop(_STARTED, None)
     if before is not None:  # this is the second start: processes of ours begin as the first one did
@@ -60,8 +64,10 @@ def start_again(arguments: Sequence[str]) -> None:
         if before:
             os.environ["LD_PRELOAD"] = before
         return
+    if verb not in (*_TRAINING, *_READING):
+        return
     wanted = _wanted(arguments)
-    library = find() if wanted != "system" and arguments and arguments[0] in _TRAINING else None
+    library = None if wanted == "system" else find()
     if wanted == "tcmalloc" and library is None:
         raise InputError(
             _FLAG, "no tcmalloc here", "gperftools' libtcmalloc_minimal", "apt install libtcmalloc-minimal4"
