@@ -18,6 +18,7 @@ from jieyue.evidence.pretrained.table import TEMPLATES, choose_on, left_out, tem
 from jieyue.evidence.pretrained.template import bind
 from jieyue.evidence.pretrained.weights import Weights, open_weights
 from jieyue.evidence.running import Outcome, digest, measure
+from jieyue.hf.loading import load
 from jieyue.hf.tokenizers import make_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -103,6 +104,22 @@ def test_folders_that_are_no_models_are_refused(folders, tmp_path):
     (tmp_path / "other").symlink_to(folders["bert"])
     with pytest.raises(InputError, match="same content"):
         open_weights([folders["bert"], tmp_path / "other"])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folders, tmp_path, wrong):
+    """The fault: claims were measured on them, until a beam that found no text was an index error."""
+    place = tmp_path / "broken"
+    shutil.copytree(folders["llama"], place)
+    model = LlamaForCausalLM.from_pretrained(place)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 2] = wrong
+    model.save_pretrained(place)
+    said = r"not finite numbers in (model.safetensors: )?model.layers.1.mlp.up_proj.weight, expected finite weights"
+    for opens in (lambda: open_weights([folders["bert"], place]), lambda: load(place)):
+        with pytest.raises(InputError, match=said) as refused:
+            opens()
+        assert "\n" not in str(refused.value)
 
 
 def test_what_a_model_cannot_serve_is_left_out_with_the_reason(weights):

@@ -8,17 +8,27 @@ import shutil
 import pytest
 import torch
 import transformers
+from test_cli import jieyue as command
 
 import jieyue
 from jieyue.errors import BudgetError, InputError
+from jieyue.hf.loading import load_tokenizer
+from jieyue.hf.progress import Progress
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.planning.search import fixed_cost
 from jieyue.run import layer_prices
 from jieyue.run.bars import Bars
+from jieyue.run.best import BestWeights
+from jieyue.run.config import TrainingConfig
+from jieyue.run.fit import _Watched
 from jieyue.run.folder import MEMORY
+from jieyue.run.layer_doors import check_set_aside
 from jieyue.run.layer_notes import Notes
 from jieyue.run.sparsify import CHOICE, NOTES
+from jieyue.tasks.sources import Sources
 from jieyue.tasks.sparsify.costs import Costs, costs_of
+from jieyue.tasks.sparsify.rows import blocks_of
+from jieyue.tasks.sparsify.settings import SparseSettings
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 SMALL = {"row_tokens": 32, "calibration_tokens": 64, "price_tokens": 64}
@@ -104,6 +114,8 @@ def test_models_that_have_no_row_or_no_attention_of_their_own(place, tmp_path, u
         (tmp_path / name / "jieyue.json").write_text(json.dumps(record), encoding="utf-8")
         with pytest.raises(InputError, match=says):
             jieyue.sparsify(tmp_path / name, **given)
+    told = command("verify", "attention", tmp_path / "sparse", "--attention", "local(2)")
+    assert told.returncode == 2 and "verify attention: found" in told.stderr and "name the model" in told.stderr
 
 
 def test_a_training_that_does_not_fit_is_refused_before_anything_is_measured(place, tmp_path, unmeasured, monkeypatch):
@@ -131,6 +143,35 @@ def test_tokens_that_the_text_has_not_are_told(place, tmp_path, monkeypatch):
     there = listening.facts["training"]["tokens_there"]
     assert 1000 < there < 1900 and listening.facts["training"]["tokens"] == 64 * round(20_000 / 64)
     assert any(f"rows of {there:,} tokens" in line and "times" in line for line in listening.said)
+
+
+def test_text_set_aside_that_fills_no_row_is_told_and_draws_nothing(place):
+    """The fault: its score was no number at every look, drawn as an empty curve, and the weights could not be chosen by it."""
+    tokenizer = load_tokenizer(place / "llama")
+    lines = blocks_of([" ".join(WORDS)] * 3, 32)
+    sources, listening = Sources("text", lines, lines, lines, None, None, {}), Listening()
+    for row_tokens, says in ((16, []), (64, ["fills no row of 64 tokens"])):
+        settings = SparseSettings(row_tokens=row_tokens)
+        check_set_aside(sources, tokenizer, settings, TrainingConfig(), listening)
+        assert len(listening.said) == len(says) and all(part in listening.said[0] for part in says)
+    with pytest.raises(InputError, match="keep='best': found text set aside that fills no row of 64 tokens"):
+        check_set_aside(sources, tokenizer, settings, TrainingConfig(keep="best"), listening)
+    for score, noted in ((float("nan"), []), (2.0, [(1, 2.0)])):
+        best = BestWeights(place, False, False, None)
+        watched = _Watched(None, listening, lambda model, prepared, score=score: score, best, 1)
+        watched.model = torch.nn.Linear(1, 1)
+        watched(
+            Progress(
+                step=1,
+                steps=2,
+                loss=3.0,
+                learning_rate=0.1,
+                tokens_per_second=1.0,
+                remaining_seconds=1.0,
+                micro_batch=1,
+            )
+        )
+        assert watched.course.scores == noted and watched.course.losses == [(1, 3.0)]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jieyue.errors import InputError
-from jieyue.run.layer_choice import choose_layers, interleaved
+from jieyue.run.layer_choice import choose_layers, interleaved, most_prices
 from jieyue.run.layer_options import Choosing, FullLayers, parse_count
 
 prices = st.lists(st.floats(0, 1), min_size=2, max_size=7)
@@ -68,6 +68,21 @@ def test_it_tells_what_is_kept_and_asks_no_more_than_it_says():
     found = choose_layers(counted, range(4), FullLayers(count=1), candidates=2, kept=kept.append)
     assert found.tried == len(asked) == 4 + 2 + 2 and found.order == (1, 3, 2)
     assert kept == [frozenset(range(4)), frozenset({0, 2, 3}), frozenset({0, 2}), frozenset({0})]
+
+
+@given(prices, st.integers(1, 9), st.booleans(), st.data())
+def test_as_many_prices_are_asked_for_as_progress_is_told_of(own, candidates, estimated, data):
+    """The fault: with more candidates than layers left the total was of prices that nobody asks for."""
+    count, layers = data.draw(st.integers(0, len(own))), range(len(own))
+    asked = []
+
+    def counted(full):
+        asked.append(full)
+        return joint(own, [])(full)
+
+    estimates = dict(enumerate(own)) if estimated else None
+    choose_layers(counted, layers, FullLayers(count=count), candidates=candidates, estimates=estimates)
+    assert len(asked) == most_prices(len(own), count, candidates, estimated=estimated)
 
 
 def test_evenly_spaced_layers_are_as_many_as_asked():

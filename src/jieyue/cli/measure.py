@@ -154,12 +154,14 @@ def verify_attention(
     from jieyue.bench.deviation import add_statements, statements
     from jieyue.hf.attention_check import verify_attention as verify
     from jieyue.hf.attention_deviation import check_drops, measure_deviation
+    from jieyue.hf.loading import check_own_attention
     from jieyue.hf.row_losses import as_written
 
     for name, value in (("share", share), ("confidence", confidence)):
         if not 0 < value < 1:
             raise InputError(f"{name}={value}: expected a share between 0 and 1")
     check_least(1, queries=queries)
+    check_own_attention(model, "verify attention")
     tried = attention or ["linear(elu)", "linear(relu)", "linear(taylor2)", "local(16)+linear(elu)"]
     bounded = [name for name in tried if "linear" not in name]
     loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts, bounded)

@@ -23,6 +23,7 @@ from jieyue.report import write_whole
 
 from .activations import register_config
 from .attention import FIELD, register_attention, restore_attention
+from .finite import check_finite
 from .saved_attention import LOAD_ALONE
 from .span import is_span_config, span_class, span_config
 
@@ -78,7 +79,8 @@ def load(name: str | Path, head: str | None = SAVED, *, new_head: bool = False) 
     ``name``: the folder or hub name. ``head``: one of ``HEADS``; "saved" = the head that the checkpoint was saved with, None = the bare
     model. ``new_head=True`` permits a head that the checkpoint lacks to start from random weights;
     otherwise weights that are missing or of another shape raise ``InputError`` with their list, as do folders that are not
-    transformers models. Only safetensors and ``weights_only`` archives are read, and no code from the folder is run.
+    transformers models, and weights that are no finite numbers. Only safetensors and ``weights_only``
+    archives are read, and no code from the folder is run.
     """
     head = head_of(name) if head == SAVED else head
     model, tokenizer = load_model(name, head, new_head=new_head), load_tokenizer(name)
@@ -150,6 +152,7 @@ def load_model(
             f"load({str(name)!r}): the checkpoint has {kind} for {_some(listed)}; they would be random in a {HEADS[head]}"
             + ("" if mismatched or inside else "; allow that with new_head (--new-head) and train it")
         )
+    check_finite(model.named_parameters(), f"load({str(name)!r})")
     if model.config.model_type == "nezha":
         _know_separator(model, name)
     return _restored(model, head).eval()

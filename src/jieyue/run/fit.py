@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ class _Watched:
                 self.best.take(state.step, score, self.model)
             if self.best.is_over and self.control is not None:
                 self.control.should_training_stop = True
+        if score is not None and math.isnan(score):  # of no row at all: no curve, rather than an empty one
+            score = None
         self.course.note(state.step, seconds, loss=state.loss, rate=state.learning_rate, score=score, aside=loss)
         self.since, self.before = time.perf_counter(), seconds
 

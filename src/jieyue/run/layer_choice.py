@@ -14,7 +14,7 @@ from jieyue.errors import InputError
 
 from .layer_options import FullLayers
 
-__all__ = ["Choice", "check_full", "choose_layers", "interleaved"]
+__all__ = ["Choice", "check_full", "choose_layers", "interleaved", "most_prices"]
 
 Price = Callable[[frozenset[int]], float]
 
@@ -79,6 +79,20 @@ def choose_layers(
         kept(full)
         path.append((len(full), reached))
     return Choice(tuple(sorted(full)), tuple(path), tuple(order), alone, tried, estimates or {})
+
+
+def most_prices(layers: int, count: int, candidates: int, *, estimated: bool = False) -> int:
+    """For how many prices ``choose_layers`` asks at most where ``count`` of so many layers are to stay full; ``estimated``: it is
+    given estimates in place of the prices alone.
+
+    >>> most_prices(6, 2, 4), most_prices(3, 0, 9)
+    (17, 6)
+    """
+    if count == layers:
+        return 0
+    first = layers if estimated else layers - 1  # without estimates the prices alone are the first round
+    rounds = sum(min(candidates, left) for left in range(first, count, -1))
+    return rounds if estimated else layers + rounds
 
 
 def check_full(wanted: FullLayers, layers: Sequence[int], noun: str = "layer") -> None:

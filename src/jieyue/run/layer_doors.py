@@ -30,7 +30,15 @@ from .layer_prices import Text
 from .prepare import Prepared, at_dtype
 from .ways import decide
 
-__all__ = ["check_tokenizer", "check_training", "checked_rows", "checked_settings", "control_of", "num_updates"]
+__all__ = [
+    "check_set_aside",
+    "check_tokenizer",
+    "check_training",
+    "checked_rows",
+    "checked_settings",
+    "control_of",
+    "num_updates",
+]
 
 _KINDS = {"causal-lm": "causal", "masked-lm": "masked", None: "encoder"}
 
@@ -104,6 +112,26 @@ def checked_rows(
     assert config.attention is not None
     check_drops(config.attention, fitted.row_tokens, is_causal=settings.kind == "causal")
     return fitted
+
+
+def check_set_aside(
+    sources: Sources[Line],
+    tokenizer: Tokenizer,
+    settings: SparseSettings,
+    training: TrainingConfig,
+    listener: ProgressListener,
+) -> None:
+    """Says that no curve will be drawn where the text set aside fills no row; refuses a training that it is to decide."""
+    if TASK.encode(sources.set_aside, tokenizer, settings)[0]:
+        return
+    if training.chooses:
+        asked = f"patience={training.patience}" if training.keep != "best" else "keep='best'"
+        found = f"text set aside that fills no row of {settings.row_tokens} tokens"
+        raise InputError(asked, found, "more running text", "add text, or take shorter rows (--row-tokens)")
+    listener.say(
+        f"No curve is drawn while it trains: the text set aside fills no row of {settings.row_tokens} tokens; "
+        "more text, or shorter rows (--row-tokens), would"
+    )
 
 
 def num_updates(choosing: Choosing, settings: SparseSettings, training: TrainingConfig) -> int:

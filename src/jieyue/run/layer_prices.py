@@ -30,7 +30,7 @@ from jieyue.tasks.sparsify.rows import Line, spread
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK, batches_of
 
-from .layer_choice import Choice, check_full, choose_layers, interleaved
+from .layer_choice import Choice, check_full, choose_layers, interleaved, most_prices
 from .layer_notes import Notes
 from .layer_options import Choosing
 
@@ -181,11 +181,8 @@ def _chosen(
             return {str(head): rise for head, rise in found.items()}
 
         estimates = {int(head): math.expm1(rise) for head, rise in notes.noted("derivatives", rises).items()}
-    rounds = len(switched.free) - (wanted.count or 0)
-    most = rounds * choosing.candidates
-    if estimates is None:
-        most += len(switched.free) - choosing.candidates
-
+    left = wanted.count or 0
+    most = most_prices(len(switched.free), left, choosing.candidates, estimated=estimates is not None)
     with listener.progress("choosing heads" if choosing.by_heads else "choosing layers") as update:
 
         def priced(full: frozenset[int]) -> Facts:
@@ -195,7 +192,7 @@ def _chosen(
         def asked(full: frozenset[int]) -> float:
             found: float = notes.noted(f"price, full: {sorted(full)}", partial(priced, full))["price"]
             done[0] += 1
-            update(min(done[0], most), most, {"full": len(full), "price": found})
+            update(done[0], most, {"full": len(full), "price": found})
             return found
 
         def kept(full: frozenset[int]) -> None:

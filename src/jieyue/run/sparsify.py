@@ -34,7 +34,15 @@ from .cards import write_card
 from .config import TrainingConfig
 from .folder import MEMORY, Out, check_apart, check_folder, check_unfinished, lasting, locked
 from .jobs import DEFAULT_BUDGET, say_findings, train
-from .layer_doors import check_tokenizer, check_training, checked_rows, checked_settings, control_of, num_updates
+from .layer_doors import (
+    check_set_aside,
+    check_tokenizer,
+    check_training,
+    checked_rows,
+    checked_settings,
+    control_of,
+    num_updates,
+)
 from .layer_notes import Notes, check_same
 from .layer_options import Choosing
 from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, rows_digest, texts_of
@@ -188,7 +196,9 @@ def _first(
     check_tokenizer(settings, source.tokenizer)
     settings = checked_rows(settings, source.positions, config, choosing, listener)
     texts = texts_of(sources, source.tokenizer, settings, choosing, config)
-    if not choosing.tokens:  # else told before the training
+    if choosing.tokens:
+        check_set_aside(sources, source.tokenizer, settings, training, listener)
+    else:  # with training told before that
         say_findings(listener, sources, {})
     asked = {**asked, "rows": rows_digest(texts)}
     listener.fact(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jieyue.errors import InputError, near_file
+from jieyue.hf.finite import check_finite, stored_weights
 from jieyue.hf.loading import check_own_attention, head_of, load_config, load_tokenizer, model_from_config
 from jieyue.json_values import Facts
 from jieyue.run.cells import content_of
@@ -50,10 +51,11 @@ class Weights:
 
 
 def open_weights(folders: Sequence[Path]) -> list[Weights]:
-    """What these folders hold, in their order; no weight is loaded, their bytes are read once for the digest.
+    """What these folders hold, in their order; no model is loaded, its bytes are read for the digest, each weight once by itself.
 
-    ``InputError``: a folder that is not there or holds no model of transformers, no safetensors or no tokenizer; a model
-    that both reads and writes, or whose attention is one of ours; two folders of one name, or of the same content.
+    ``InputError``: a folder that is not there or holds no model of transformers, no safetensors or no tokenizer; weights that are
+    no finite numbers; a model that both reads and writes, or whose attention is one of ours; two folders of one name,
+    or of the same content.
     """
     found: list[Weights] = []
     for folder in folders:
@@ -82,6 +84,7 @@ def _opened(folder: Path) -> Weights:
     if getattr(config, "vocab_size", None) is None:
         raise InputError("--weights", f"{config.model_type} in {folder}, which reads no tokens", "a model of text")
     check_own_attention(folder, "--weights")  # claims hold other attentions against the model's own
+    check_finite(stored_weights(files), f"--weights {folder}")
     kind, tokenizer = _KIND_OF_HEAD[head_of(folder)], load_tokenizer(folder)
     files += [path for name in ("tokenizer.json", "vocab.txt") if (path := folder / name).is_file()]
     facts: Facts = {
