@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from torch import nn
 
 from jieyue.budget import Budget, Cost, Plan
 from jieyue.errors import BudgetError, InputError
+from jieyue.planning import search
 from jieyue.planning.choice import choose
 from jieyue.planning.gradient_sums import sole_owner
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
 from jieyue.planning.search import fixed_cost, largest_fitting
+from jieyue.planning.setting import Setting
+from jieyue.run.measure import _cost
+from jieyue.run.plan import RunPlan
 from jieyue.training.accumulation import accumulate
 from jieyue.training.objective import token_loss
 
@@ -338,3 +343,18 @@ def test_fixed_cost_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     assert fixed_cost() > 50 * MIB
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_update_is_traced_once(monkeypatch):
+    """The fault: a search that began again, and what a run tells of its savings, traced anew what planning had traced."""
+    asked = []
+    monkeypatch.setattr(search, "predict", lambda one, **how: (asked.append((*how.values(),)), predict(one, **how))[1])
+    step = step_of(length=16, build_model=lambda: Reader(layers=1))
+    whole = search.traced(step, effective_batch=6, micro_batch=6)
+    budget = Budget(memory_bytes=MIB + whole.peak_bytes - 1)
+    plan = choose(step, budget, effective_batch=6, fixed_bytes=MIB)
+    planned = RunPlan(plan, budget, step, Setting(micro_batch=plan.micro_batch))
+    assert choose(step, budget, effective_batch=6, fixed_bytes=MIB) == plan and plan.micro_batch < 6
+    assert _cost(planned, step, replace(plan, micro_batch=6)) == whole
+    assert len(asked) == len(set(asked)) > 2
+    assert step.at(8).known == {}, "another step: nothing of it is known"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -59,6 +59,7 @@ class TrainingStep:
     this torch has one. ``length``: positions of a row. ``weigh(batch)``: the labels that a batch counts; given, the
     update is folded into the backward pass (``training.in_backward``): no gradients between pieces, no clipping.
     ``in_backward``: each weight moves in the backward pass (``training.weightwise``), of a batch in one piece.
+    ``known``: what was traced of this very step, by rows of the batch, rows of a piece and checkpointing (``search.traced``).
     """
 
     build_model: Callable[[], nn.Module]
@@ -72,6 +73,7 @@ class TrainingStep:
     mask: str | None = None
     columns: Collection[str] | None = None
     in_backward: bool = False
+    known: dict[tuple[int, int, bool], Cost] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def at(self, length: int) -> TrainingStep:
         """The same step on shorter (or longer) rows."""

@@ -17,16 +17,26 @@ from .prediction import TrainingStep, predict
 
 BY_LINE = 3  # probes that a line proposes; further ones halve what is left
 
-__all__ = ["fixed_cost", "largest_fitting", "refusal", "step_costs", "whole_or_nothing"]
+__all__ = ["fixed_cost", "largest_fitting", "refusal", "step_costs", "traced", "whole_or_nothing"]
+
+
+def traced(step: TrainingStep, *, effective_batch: int, micro_batch: int, checkpointing: bool = False) -> Cost:
+    """``predict``, once for each update of a step: a search that begins again, and what is told of a run, ask for the same ones."""
+    asked = (effective_batch, micro_batch, checkpointing)
+    if asked not in step.known:
+        step.known[asked] = predict(
+            step, effective_batch=effective_batch, micro_batch=micro_batch, checkpointing=checkpointing
+        )
+    return step.known[asked]
 
 
 def step_costs(
     step: TrainingStep, effective_batch: int, checkpointing: bool, fixed_bytes: int
 ) -> Callable[[int], Cost]:
-    """What an update costs by the rows of a piece, each asked for a trace of its own."""
+    """What an update costs by the rows of a piece, each a trace of its own."""
 
     def cost(rows: int) -> Cost:
-        found = predict(step, effective_batch=effective_batch, micro_batch=rows, checkpointing=checkpointing)
+        found = traced(step, effective_batch=effective_batch, micro_batch=rows, checkpointing=checkpointing)
         return replace(found, fixed_bytes=fixed_bytes)
 
     return cost

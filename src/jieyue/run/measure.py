@@ -17,6 +17,7 @@ from jieyue.hf.use import use
 from jieyue.malloc import malloc_name
 from jieyue.planning.measurement import measure_step
 from jieyue.planning.prediction import TrainingStep, predict
+from jieyue.planning.search import traced
 from jieyue.training.accumulation import accumulate
 from jieyue.training.objective import Objective
 
@@ -127,7 +128,7 @@ def _cost(planned: RunPlan, step: TrainingStep, setting: Plan) -> Cost:
         )
     ):
         return own.predicted
-    return predict(
+    return traced(
         step,
         effective_batch=setting.effective_batch,
         micro_batch=setting.micro_batch,
