@@ -97,12 +97,15 @@ bench: setup
 	$(BIN)/python docs/fill_numbers.py
 
 # A pretrained model that you have under sparse attention: the layers that jieyue sparsify chose, the price by length, the cache,
-# needles in long text.
-# make long MODEL=folder CHOICE=the folder that jieyue sparsify left TEXT=a file of held-out text ALSO="NAME=another such folder"
+# needles in long text, a second kind of text, how far each head moves.
+# make long MODEL=folder CHOICE=the folder that jieyue sparsify left TEXT=a file of held-out text SECOND=a file of another kind
+# ALSO="NAME=another such folder"
 long: setup
 	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 4096 --rows 8 --cache 1024 4096 16384 --forward 16384 --step 8192 --token 1024 4096 16384 --repeats 3 --also $(ALSO) --add --out benchmarks/results
 	$(BIN)/python benchmarks/needle.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --lengths 1024 2048 --needles 5 --out benchmarks/results
 	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --positions 16384 --rows 2 --name-of-result long-positions --out benchmarks/results
+	$(BIN)/python benchmarks/long.py $(MODEL) --choice $(CHOICE) --text $(TEXT) --second $(SECOND) --lengths 2048 --rows 8 --name-of-result long-second --out benchmarks/results
+	$(BIN)/python benchmarks/long_bound.py $(MODEL) --text $(TEXT) --rows 4 --queries 4000 --out benchmarks/results
 
 # The same model trained a little beside the full one trained alike, three seeds: LEARN is a file of text that neither chose nor judges.
 long-seeds: setup
@@ -126,6 +129,7 @@ long-trained: setup
 # make long-encoder ENCODER=folder LEARN="files of books" CHOOSE=… TELL=… BOOKS="files of other books"
 long-encoder: setup
 	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --books $(BOOKS) --speed 2048 4096 --repeats 15 --add --out benchmarks/results
+	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --books $(BOOKS) --positions interpolate --name-of-result long-encoder-interpolate --out benchmarks/results
 	$(BIN)/python benchmarks/long_encoder.py $(ENCODER) --train $(LEARN) --choose $(CHOOSE) --test $(TELL) --rates 1e-5 3e-5 1e-4 --rate-tokens 100000 --tokens 1000000 --seeds 0 1 --runs runs/long-encoder-more --name-of-result long-encoder-more --out benchmarks/results
 
 # Sparse attention in a small dialogue model that `make chat` trained (it is trained first where it is not there), about ten minutes

@@ -18,7 +18,7 @@ from jieyue.hf.attention import attention_of
 from jieyue.hf.loading import load, load_model, read_record
 from jieyue.hf.position_losses import token_losses
 from jieyue.hf.remembered_layers import RememberedLayers
-from jieyue.hf.switched_layers import check_sparse, switched_layers
+from jieyue.hf.switched_layers import switch_off_linear, switched_layers
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 from jieyue.hf.trained_part import attention_matrices, merged_weights, train_part, without_dropout
 from jieyue.run.bars import Bars
@@ -343,6 +343,68 @@ def test_measuring_and_choosing_without_training(name, pattern, place, tmp_path)
         jieyue.sparsify(place / name, **given, out=tmp_path / "out", **SMALL)
 
 
+def test_what_was_held_out_of_the_choice_is_held_out_of_the_training(place, lines, tmp_path, monkeypatch):
+    """The fault: a model with fewer positions than a usual row was chosen for by one part of the text and trained on another parting
+    of it, by blocks that went by its own rows, so that it learned lines on which its price was then told."""
+    (tmp_path / "more.txt").write_text("\n".join(f"{n} {line}" for n, line in enumerate(lines * 3)), encoding="utf-8")
+    parted, sources = [], TASK.sources
+    monkeypatch.setattr(
+        "jieyue.tasks.Task.sources", lambda self, *given: (parted.append(sources(*given)), parted[-1])[1]
+    )
+    given = {"attention": "local(4)", "full_layers": [0], "calibration_tokens": 64, "price_tokens": 64}
+    jieyue.sparsify(
+        place / "llama", data=tmp_path / "more.txt", tokens=64, effective_batch=1, out=tmp_path / "out", **given
+    )
+    assert len(parted) == 2 and [one.text for one in parted[0].held_out] == [one.text for one in parted[1].held_out]
+    assert not {one.text for one in parted[0].held_out} & {one.text for one in parted[1].train}
+
+
+def test_usual_rows_become_as_short_as_the_text_needs(place, lines, tmp_path):
+    """The fault: a few hundred lines were refused for rows of a length that nobody had asked for."""
+    (tmp_path / "text.txt").write_text("\n".join(lines[:80]), encoding="utf-8")
+    given = {"data": tmp_path / "text.txt", "full_layers": [0], "out": tmp_path / "out", "overwrite": True}
+    noted = Noted()
+    jieyue.sparsify(place / "llama", attention="local(4)", listener=noted, **given)
+    assert read_record(tmp_path / "out")["settings"]["row_tokens"] == 32
+    assert "Rows of 32 tokens: the text fills none that is longer" in noted.said
+    with pytest.raises(InputError, match=r"fill no row of 64 tokens"):
+        jieyue.sparsify(place / "llama", attention="local(4)", row_tokens=64, **given)
+    with pytest.raises(InputError, match=r"fill no row of 64 tokens"):
+        jieyue.sparsify(place / "llama", attention="local(40)", **given)
+
+
+def test_what_it_saves_and_still_finds_is_told(place, tmp_path):
+    shutil.copytree(place / "llama", tmp_path / "long")
+    config = json.loads((tmp_path / "long" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "long" / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 128}), encoding="utf-8"
+    )
+    given = {"data": place / "text.txt", "held_out": place / "text.txt", "full_layers": [0], **SMALL}
+    given |= {"row_tokens": 128, "price_tokens": "1k", "attention": "first(1)+local(2)", "out": tmp_path / "out"}
+    report = jieyue.sparsify(tmp_path / "long", savings_at="48,1k", needles=1, **given).report
+    tables = {item.title: item.rows for section in report.sections for item in section.items if hasattr(item, "rows")}
+    ((length, full, sparse, share),) = tables["Cache"]
+    assert (length, full) == (48, 3 * 2 * 48 * 8 * 4), (
+        "keys and values of three layers, one key-value head of 8 numbers"
+    )
+    assert full / 3 < sparse < 0.6 * full and share == sparse / full, "one layer whole, and some keys of two"
+    for title in ("Reading in one pass", "One more token"):
+        ((length, *seconds, times),) = tables[title]
+        assert length == 48 and min(seconds) > 0 and times == seconds[0] / seconds[1]
+    assert "Not measured at 1,000 tokens: the model has 128 positions" in report.text()
+    assert [row[0] for row in tables["Found, by depth, 128 tokens"]] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert "nothing is claimed" in report.text(), "random weights find nothing"
+    given["out"] = tmp_path / "other"
+    for name, wrong, says in (
+        ("long", {"needles": 20}, "1,024 tokens of text for 100 prompts of 128 that share none"),
+        ("bert", {"needles": 1, "row_tokens": 64}, "needles=1: found a model of the kind encoder"),
+        ("llama", {"savings_at": "8", "row_tokens": 64}, "savings_at: found '8'"),
+    ):
+        folder = tmp_path if name == "long" else place
+        with pytest.raises(InputError, match=says):
+            jieyue.sparsify(folder / name, **{**given, **wrong})
+
+
 def test_named_layers_stay_full_and_nothing_is_chosen(place, tmp_path, monkeypatch):
     second = [{"text": line} for line in (place / "text.txt").read_text(encoding="utf-8").splitlines()[:60]]
     given = {"attention": jieyue.local(4), "data": place / "text.txt", "second_data": second, **SMALL}
@@ -369,7 +431,7 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
     settings, again = SparseSettings(row_tokens=32, kind="causal"), jieyue.Report("again")
     texts = [Text(name, [given], 2, 2) for name in ("calibration", "held out")]
     config = RunConfig(model=str(place / "llama"), data=[])
-    _tell_trained(again, config, settings, texts, {TRAINED: tmp_path}, ("local(4)+linear(elu)", "cpu"))
+    _tell_trained(again, config, settings, texts, {TRAINED: tmp_path}, "cpu")
     (losses,) = (item.rows for item in again.sections[0].items if getattr(item, "title", "") == "On held out")
     jieyue.use(model, attention="local(4)")
     by_name = {row[0]: row[1] for row in losses}
@@ -381,8 +443,14 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
     ("given", "says"),
     [
         ({"model": "tiny"}, "no folder"),
-        ({"attention": "linear(elu)"}, "add a near part"),
         ({"attention": "local(4"}, "local"),
+        ({"attention": None}, "attention: found None, expected a pattern"),
+        ({"attention": ["local(4)", "full()"]}, "a list of layers is one text"),
+        ({"data": None}, "data: found None, expected files, or rows in hand"),
+        ({"held_out": None}, "held_out: found None, expected files, or rows in hand"),
+        ({"data": ["alpha beta gamma", "delta"]}, "no file 'alpha beta gamma'.*texts in hand are rows"),
+        ({"data": "alpha beta\n" * 99}, "texts in hand are rows"),
+        ({"out": None}, "out: found None, expected a folder"),
         ({"model": "bert", "tokens": 100}, "distill='means'"),
         ({"model": "bert", "tokens": 100, "distill": "logits"}, "distill='means'"),
         ({"distill": "everything"}, "one of none, outputs, means, logits"),
@@ -403,10 +471,10 @@ def test_a_hybrid_is_told_without_its_linear_branch(place, tmp_path):
     ],
 )
 def test_bad_input_is_refused_at_the_door(given, says, place, tmp_path):
-    asked = {"attention": "local(4)", "data": place / "text.txt", **SMALL} | given
+    asked = {"attention": "local(4)", "data": place / "text.txt", "out": tmp_path / "out", **SMALL} | given
     model = asked.pop("model", "llama")
     with pytest.raises(ValueError, match=says):
-        jieyue.sparsify(model if model == "tiny" else place / model, out=tmp_path / "out", **asked)
+        jieyue.sparsify(model if model == "tiny" else place / model, **asked)
     assert not (tmp_path / "out" / "config.json").exists()
 
 
@@ -551,10 +619,25 @@ def test_training_does_not_go_on_under_another_attention(place, tmp_path):
         check_resumed(tmp_path, training, replace(prepared, attention="local(2)"))
 
 
-def test_linear_entries_without_a_near_part_are_named():
-    check_sparse("local(8)+linear(elu), full()")
-    with pytest.raises(InputError, match=r"linear\(elu, window=4\)"):
-        check_sparse("local(8),linear(elu, window=4)")
+@pytest.mark.parametrize("linear", ["linear(elu)", "linear(elu, window=4)"])
+def test_linear_maps_alone_are_measured_and_switched_off(linear, place, tmp_path):
+    """The fault: they were refused. With a map switched off, its layer's attention adds nothing."""
+    given = {"attention": linear, "data": place / "text.txt", "full_layers": 1, **SMALL}
+    with pytest.warns(UserWarning, match="trained with softmax"):
+        done = jieyue.sparsify(place / "llama", **given, out=tmp_path)
+    assert sorted(attention_of(done.model).values()) == ["full()", linear, linear]
+    (rows,) = (item.rows for section in done.report.sections for item in section.items
+               if getattr(item, "title", "") == "On held out")  # fmt: skip
+    found = {row[0]: row[1] for row in rows}
+    off = found["chosen layers full, linear branch off"]
+    assert off != found["chosen layers full"] and "evenly spaced layers full" in found
+    model, ids = load(tmp_path)[0], torch.randint(5, 12, (2, 32))
+    assert switch_off_linear(model) and not switch_off_linear(load(place / "llama")[0])
+    twin = load(place / "llama")[0]
+    for number, own in enumerate(attention_of(done.model).values()):
+        if own == linear:
+            twin.model.layers[number].self_attn.o_proj.weight.data.zero_()
+    torch.testing.assert_close(model(ids).logits, twin(ids).logits)
 
 
 @pytest.mark.parametrize("how", ["yarn", "dynamic"])

@@ -143,6 +143,9 @@ def test_tokens_that_the_text_has_not_are_told(place, tmp_path, monkeypatch):
     there = listening.facts["training"]["tokens_there"]
     assert 1000 < there < 1900 and listening.facts["training"]["tokens"] == 64 * round(20_000 / 64)
     assert any(f"rows of {there:,} tokens" in line and "times" in line for line in listening.said)
+    with pytest.raises(Measured):
+        jieyue.sparsify(place / "llama", out=tmp_path, listener=listening, **{**given, "tokens": 20})
+    assert "An update reads 64 tokens, more than the 20 asked for: there is one" in listening.said
 
 
 def test_text_set_aside_that_fills_no_row_is_told_and_draws_nothing(place):

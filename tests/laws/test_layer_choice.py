@@ -1,5 +1,6 @@
 """Which layers stay full: the greedy choice by the joint price, held against trying every layer, with twins that must fail."""
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,15 @@ def test_with_all_candidates_it_is_the_greedy_choice(own, pairs, data):
     assert [left for left, _ in found.path] == list(range(len(own), count - 1, -1))
     for place, (_, told) in enumerate(found.path):
         assert told == pytest.approx(price(frozenset(layers) - set(found.order[:place])))
+
+
+def test_numpys_whole_numbers_are_numbers():
+    """The fault: a count that NumPy had computed was refused."""
+    assert FullLayers.parse(numpy.int64(2)) == FullLayers(count=2)
+    assert FullLayers.parse(numpy.arange(2)) == FullLayers.parse(range(2)) == FullLayers(layers=(0, 1))
+    for wrong in (numpy.float64(2), True, [True]):
+        with pytest.raises(InputError):
+            FullLayers.parse(wrong)
 
 
 def test_single_prices_do_not_decide():

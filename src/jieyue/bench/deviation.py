@@ -69,12 +69,16 @@ def statements(
     return made
 
 
-def add_statements(section: Section, made: Sequence[HeadStatement], *, share: float, confidence: float) -> None:
-    """The table, a picture of m by layer, and what it says in one sentence."""
+def add_statements(
+    section: Section, made: Sequence[HeadStatement], *, share: float, confidence: float, tokens: int
+) -> None:
+    """The table, a picture of m by layer, and what it says in one sentence; ``tokens``: of the text that were read, whose queries they
+    are."""
     section.note(
-        f"For {share:.0%} of this text's queries a column's values are at most what stands here, at confidence {confidence:g} for all "
-        "layers and heads together (Clopper-Pearson, Bonferroni; queries drawn with replacement). m: softmax mass of the keys that "
-        "the pattern drops; bound: m·max‖v_i − v_j‖, i kept, j dropped; both of one layer on the full model's own q, k, v."
+        f"For {share:.0%} of the queries of the {tokens:,} tokens that were read a column's values are at most what stands here, at "
+        f"confidence {confidence:g} for all layers and heads together (Clopper-Pearson, Bonferroni; queries drawn with replacement). "
+        "m: softmax mass of the keys that the pattern drops; bound: m·max‖v_i − v_j‖, i kept, j dropped; both of one layer on the full "
+        "model's own q, k, v."
     )
     how = f"{sum(one.queries for one in made)} rows"
     section.fact("violations of the bound", sum(one.violations for one in made), how=how, key=True)

@@ -39,7 +39,7 @@ FLAGS = {
         "--data", "--held-out", "--questions", "--limit", "--skip-bad", "--encoding", "--delimiter", "--roles",
         "--text-column", "--label-column", "--pair-column", "--label-separator", "--problem", "--tag-column",
         "--source-column", "--title-column", "--over-long", "--text", "--file", "--question", "--strict", "--scale",
-        "--second-data", "--calibration-tokens", "--price-tokens",
+        "--second-data", "--calibration-tokens", "--price-tokens", "--needles",
     ),
     "Model": (
         "--model", "--vocabulary", "--new-head", "--head", "--attention", "--unshare", "--unshare-after", "--start",
@@ -62,6 +62,7 @@ FLAGS = {
     "Output": (
         "--out", "--overwrite", "--resume", "--save-steps", "--log", "--json", "--config", "--show", "--language",
         "--picture", "--code", "--page", "--scripts", "--docs", "--measure", "--to", "--int8", "--quote", "--license",
+        "--savings-at",
     ),
 }  # fmt: skip
 _GROUPED = ("train", "plan", "doctor", "compare", "sparsify")

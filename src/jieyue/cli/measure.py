@@ -166,6 +166,7 @@ def verify_attention(
     bounded = [name for name in tried if "linear" not in name]
     loaded, batches = _model_and_batches(model, text, rows, max_tokens, max_texts, bounded)
     longest = max(int(batch["attention_mask"].sum(1).max()) for batch in batches)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     for name in bounded:
         check_drops(name, longest)
     if loaded.config.is_encoder_decoder:
@@ -177,13 +178,17 @@ def verify_attention(
     }
     console, report = Console(as_json), verify(loaded, batches, tried).report()
     section = report.section("Candidates").fact("longest row", longest, "tokens")
+    section.fact(
+        "tokens read", tokens, "tokens", how="of the text's first passages; --max-texts and --max-tokens read more"
+    )
     if unbounded := [name for name in tried if name not in bounded]:
         section.note(
             f"No bound for {', '.join(unbounded)}: it is of softmax weights that a pattern drops, in a decoder or an encoder alone."
         )
     for name in bounded:
         made = statements(found[name], share=share, confidence=confidence)
-        add_statements(report.section(f"Deviation under {name}"), made, share=share, confidence=confidence)
+        section = report.section(f"Deviation under {name}")
+        add_statements(section, made, share=share, confidence=confidence, tokens=tokens)
         if as_json:
             for one in made:
                 console.fact("deviation", attention=name, **asdict(one))

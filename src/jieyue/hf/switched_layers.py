@@ -13,18 +13,30 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from jieyue.attention import full
 from jieyue.errors import InputError
 
 from .attention import attention_modules, attention_of, is_cross, remove_attention, use_attention
-from .entries import Entry, HeadsEntry, HybridEntry, LinearEntry, PatternEntry, WindowEntry, parse_entry, split_layers
+from .entries import (
+    Entry,
+    HeadsEntry,
+    HybridEntry,
+    LinearEntry,
+    Memory,
+    PatternEntry,
+    WindowEntry,
+    parse_entry,
+    split_layers,
+)
 from .layers import SLOT, LayerAttention
+from .masks import Ask
 from .pattern_entries import kept_share
 from .remembered_layers import RememberedLayers
 
-__all__ = ["SwitchedLayers", "check_drops", "check_sparse", "switched_layers"]
+__all__ = ["SwitchedLayers", "check_drops", "check_sparse", "switch_off_linear", "switched_layers"]
 
 
 @dataclass(frozen=True)
@@ -62,15 +74,14 @@ class SwitchedLayers:
         return HeadsEntry(own, PatternEntry(full()), sparse)
 
     def without_linear(self, chosen: Collection[int]) -> None:
-        """The same, with the linear branch of each hybrid entry switched off: what stays is softmax over its near keys."""
+        """The same with every linear map switched off: of a hybrid entry softmax over its near keys stays, of a map alone nothing."""
         self.keep_full(chosen)
         for layer in self.layers:
-            if isinstance(layer.entry, HybridEntry):
-                layer.put(PatternEntry(layer.entry.near))
+            layer.put(_without_linear(layer.entry))
 
     @property
     def has_linear(self) -> bool:
-        return any(isinstance(entry, HybridEntry) for entry in self.sparse)
+        return any(_without_linear(entry) is not entry for entry in self.sparse)
 
     def text(self, chosen: Collection[int]) -> str:
         """The list that ``use`` takes for this choice: an entry for each layer, or one where all are alike."""
@@ -79,8 +90,8 @@ class SwitchedLayers:
 
 
 def check_sparse(attention: str, by_heads: bool = False) -> None:
-    """Refuses, before any model is read, what no choice can be measured for: linear maps without a near part, and heads that are
-    named already; where heads are chosen (``by_heads``) every linear map."""
+    """Refuses, before any model is read, what no choice can be measured for: heads that are named already; where heads are chosen
+    (``by_heads``) every linear map."""
     for text in split_layers(attention):
         entry, asked = parse_entry(text), f"sparsify(attention={attention!r})"
         if isinstance(entry, HeadsEntry):
@@ -89,15 +100,14 @@ def check_sparse(attention: str, by_heads: bool = False) -> None:
             )
         if by_heads and not isinstance(entry, PatternEntry):
             raise InputError(asked, f"{entry}, and heads to choose", "a pattern without linear(...)", "choose layers")
-        if isinstance(entry, LinearEntry | WindowEntry):
-            allowed = "a pattern, or local(w)+linear(map)"
-            raise InputError(asked, str(entry), allowed, "add a near part")
 
 
 def check_drops(attention: str, row_tokens: int, *, is_causal: bool) -> None:
     """Refuses patterns that show every key of rows of ``row_tokens``, all of them: such an attention saves nothing. Of hybrids, the
-    near part."""
+    near part; a linear map alone needs no row."""
     entries = [parse_entry(text) for text in split_layers(attention)]
+    if any(isinstance(one, LinearEntry | WindowEntry) for one in entries):
+        return
     patterns = [one.pattern for one in entries if isinstance(one, PatternEntry)]
     patterns += [one.near for one in entries if isinstance(one, HybridEntry)]
     if any(kept_share(one, row_tokens, is_causal=is_causal) < 1 for one in patterns):
@@ -109,16 +119,54 @@ def check_drops(attention: str, row_tokens: int, *, is_causal: bool) -> None:
     raise InputError(asked, found, allowed, "a narrower pattern, or longer rows (--row-tokens)")
 
 
-def near_alone(attention: str) -> str | None:
-    """The list with each hybrid entry cut to its near part, softmax over a pattern; None where there is no hybrid.
+def switch_off_linear(model: PreTrainedModel) -> bool:
+    """Switches every linear map of a model that wears one off, until ``use`` puts on what it had; False where there is none."""
+    layers = [vars(module)[SLOT] for _, module in attention_modules(model) if SLOT in vars(module)]
+    found = any(_without_linear(layer.entry) is not layer.entry for layer in layers)
+    for layer in layers:
+        layer.put(_without_linear(layer.entry))
+    return found
 
-    >>> near_alone("full(),local(8)+linear(elu)"), near_alone("full(),local(8)")
-    ('full(),local(8)', None)
-    """
-    entries = [parse_entry(text) for text in split_layers(attention)]
-    if not any(isinstance(entry, HybridEntry) for entry in entries):
-        return None
-    return ",".join(str(entry.near if isinstance(entry, HybridEntry) else entry) for entry in entries)
+
+def _without_linear(entry: Entry) -> Entry:
+    """Softmax over the near keys of a hybrid entry, nothing of a linear map alone; another entry as it is."""
+    if isinstance(entry, HybridEntry):
+        return PatternEntry(entry.near)
+    return _Off() if isinstance(entry, LinearEntry | WindowEntry) else entry
+
+
+@dataclass(frozen=True)
+class _Off:
+    """A linear map that is switched off, and what it remembers, nothing: its output is 0, so that its layer adds a bias at most."""
+
+    croppable = True
+    nbytes = 0
+
+    def causal(self) -> _Off:
+        return self
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, ask: Ask, *, scale: float | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        return v.new_zeros(*q.shape[:-1], v.shape[-1])
+
+    def decode(
+        self,
+        memory: _Off | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        ask: Ask,
+        *,
+        scale: float | None,
+        dropout: float,
+        slack: int,
+    ) -> tuple[Tensor, Memory]:
+        return self.attend(q, k, v, ask), self
+
+    def reorder(self, index: Tensor) -> None: ...
+
+    def crop(self, length: int) -> None: ...
 
 
 @contextmanager

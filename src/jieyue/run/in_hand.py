@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -134,7 +134,7 @@ def train(
         report = jobs.train(
             task,
             config,
-            Out(Path(out), options.get("overwrite", False)),
+            _out(out, options.get("overwrite", False)),
             budget=Budget.parse(budget, device),
             training=training,
             resume=options.get("resume", False),
@@ -178,6 +178,8 @@ class SparseOptions(_EveryTraining, total=False):
     positions: str
     position_factor: float
     control: bool
+    savings_at: str
+    needles: int
     row_tokens: int
     train: str
     distill: str
@@ -223,9 +225,9 @@ def sparsify(
         training = TrainingConfig(**{"effective_batch": EFFECTIVE_BATCH, **parts[2]})
         settings = SparseSettings(**given, seed=training.seed)
         report = sparsify_files(
-            RunConfig(**{**parts[1], **files, "model": name, "attention": str(attention), "settings": settings}),
+            RunConfig(**{**parts[1], **files, "model": name, "attention": _text_of(attention), "settings": settings}),
             Choosing(**parts[0]),
-            Out(Path(out), options.get("overwrite", False)),
+            _out(out, options.get("overwrite", False)),
             budget=Budget.parse(budget, options.get("device", "cpu")),
             training=training,
             resume=options.get("resume", False),
@@ -233,6 +235,19 @@ def sparsify(
         )
     opened = Predictor(out)
     return TrainedModel(opened.model, opened.tokenizer, report, Path(out))
+
+
+def _out(out: str | Path, overwrite: bool) -> Out:
+    if not isinstance(out, str | Path):
+        raise InputError("out", repr(out), "a folder for the model and its report")
+    return Out(Path(out), overwrite)
+
+
+def _text_of(attention: str | Pattern) -> str:
+    if not isinstance(attention, str | Pattern):
+        allowed = "a pattern, or its text such as 'first(4)+local(512)'"
+        raise InputError("attention", repr(attention), allowed, "a list of layers is one text, commas between them")
+    return str(attention)
 
 
 @contextmanager
@@ -245,13 +260,13 @@ def _in_files(
         name = str(model)
         if isinstance(model, nn.Module):
             if tokenizer is None:
-                raise InputError("train(model)", "a model in hand without tokenizer", "its tokenizer beside it")
+                raise InputError("model", "a model in hand without tokenizer", "its tokenizer beside it")
             own = str(getattr(model.config, "name_or_path", "")).strip("/").rpartition("/")[2] or "model"
             model.save_pretrained(place / own)
             tokenizer.save_pretrained(place / own)
             name = str((place / own).rename(_made(place / _checksum(place / own)) / own))
         elif tokenizer is not None:
-            raise InputError("train(tokenizer)", "one beside a name", "a model in hand, or the name's own tokenizer")
+            raise InputError("tokenizer", "one beside a name", "a model in hand, or the name's own tokenizer")
         yield name, {role: _files(role, given, place) for role, given in texts.items()}
 
 
@@ -271,12 +286,14 @@ def _made(folder: Path) -> Path:
 
 def _files(role: str, given: Data, place: Path) -> list[str | Path]:
     """The files as they are, or one of JSON lines with the rows."""
+    if given is None:
+        raise InputError(role, "None", "files, or rows in hand", "() stands for what ships, or for none")
     if isinstance(given, str | Path):
-        return [given]
+        return [_named(role, given)]
     rows = [dict(row) if isinstance(row, Mapping) else row for row in given]
     paths = [row for row in rows if isinstance(row, str | Path)]
     if len(paths) == len(rows):
-        return paths
+        return [_named(role, path) for path in paths]
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(role, "files and rows together, or rows that are no dicts", "files, or dicts")
     names = _class_names(given)
@@ -289,6 +306,17 @@ def _files(role: str, given: Data, place: Path) -> list[str | Path]:
             }
             stream.write(json.dumps(told, ensure_ascii=False) + "\n")
     return [file]
+
+
+def _named(role: str, path: str | Path) -> str | Path:
+    """The file's name; ``InputError`` for a text in its place, which is no name of a file."""
+    text = str(path)
+    with suppress(OSError, ValueError):  # a name that is too long, or has a null byte
+        if len(text.split()) < 2 or Path(text).exists():
+            return path
+    start = text if len(text) < 40 else text[:40] + "…"
+    do = 'texts in hand are rows: [{"text": "…"}, …]'
+    raise InputError(role, f"no file {start!r}", "files that exist, or rows", do)
 
 
 def _class_names(given: Data) -> dict[str, Callable[[int], str]]:

@@ -17,16 +17,17 @@ from jieyue.hf.switched_layers import check_drops, check_sparse
 from jieyue.hf.types import Tokenizer
 from jieyue.listener import ProgressListener
 from jieyue.tasks import RunConfig, Sources
+from jieyue.tasks.models import ModelSource
 from jieyue.tasks.sparsify.objectives import text_loss
 from jieyue.tasks.sparsify.rows import Line
-from jieyue.tasks.sparsify.settings import SparseSettings
+from jieyue.tasks.sparsify.settings import LEAST_TOKENS, SparseSettings
 from jieyue.tasks.sparsify.task import TASK
 
 from .batches import Stage
 from .config import TrainingConfig
 from .devices import check_device
 from .layer_options import Choosing
-from .layer_prices import Text
+from .layer_prices import Text, TooLittleText, texts_of
 from .prepare import Prepared, at_dtype
 from .ways import decide
 
@@ -34,10 +35,10 @@ __all__ = [
     "check_set_aside",
     "check_tokenizer",
     "check_training",
-    "checked_rows",
     "checked_settings",
     "control_of",
     "num_updates",
+    "read_texts",
 ]
 
 _KINDS = {"causal-lm": "causal", "masked-lm": "masked", None: "encoder"}
@@ -72,6 +73,8 @@ def checked_settings(config: RunConfig, choosing: Choosing, training: TrainingCo
     _check_used(settings, choosing)
     if kind == "encoder" and choosing.tokens and settings.distill == "none":
         raise InputError("distill='none'", "an encoder, which has no loss of its own", "distill='means'")
+    if kind != "causal" and choosing.needles:
+        raise InputError(f"needles={choosing.needles}", f"a model of the kind {kind}", "one that writes, to be asked")
     if kind == "encoder" and choosing.control:
         raise InputError("control", "an encoder: the full model has nothing to learn from itself", "no control")
     return settings
@@ -95,23 +98,44 @@ def check_tokenizer(settings: SparseSettings, tokenizer: Tokenizer) -> None:
         raise InputError("sparsify(model)", found, "an encoder's tokenizer, or a model that writes, with its head")
 
 
-def checked_rows(
-    settings: SparseSettings, positions: int, config: RunConfig, choosing: Choosing, listener: ProgressListener
-) -> SparseSettings:
-    """The settings with rows that the model can read, in which the attention drops keys.
+def read_texts(
+    config: RunConfig, choosing: Choosing, settings: SparseSettings, source: ModelSource, listener: ProgressListener
+) -> tuple[SparseSettings, Sources[Line], list[Text]]:
+    """The text, parted, and rows of each part; with settings whose rows the model can read, every part fills, and the attention
+    drops keys of.
 
-    Rows that were asked for and are longer than its positions are refused; the usual ones become shorter, and that is said.
+    The rows' length comes first: the text is parted in blocks that go by it, and the training parts it anew. Rows that were asked for
+    and do not fit are refused; the usual ones become shorter, and that is said.
     """
-    if settings.row_tokens > positions:
-        if settings.row_tokens != SparseSettings().row_tokens:
+    usual, plain = settings.row_tokens == SparseSettings().row_tokens, replace(config, attention=None)
+    if settings.row_tokens > source.positions:
+        if not usual:
             more = "--positions" if choosing.positions == "none" else "--position-factor"
-            allowed = f"at most {positions}, the model's positions"
-            raise InputError("row_tokens", str(settings.row_tokens), allowed, f"--row-tokens {positions}, or {more}")
-        listener.say(f"Rows of {positions} tokens: the model has no more positions")
-    fitted = settings.fitted(positions)
-    assert config.attention is not None
-    check_drops(config.attention, fitted.row_tokens, is_causal=settings.kind == "causal")
-    return fitted
+            allowed = f"at most {source.positions}, the model's positions"
+            do = f"--row-tokens {source.positions}, or {more}"
+            raise InputError("row_tokens", str(settings.row_tokens), allowed, do)
+        listener.say(f"Rows of {source.positions} tokens: the model has no more positions")
+    settings = settings.fitted(source.positions)
+    check_drops(str(config.attention), settings.row_tokens, is_causal=settings.kind == "causal")
+    while True:
+        sources = TASK.sources(plain, settings, settings.seed)
+        try:
+            return settings, sources, texts_of(sources, source.tokenizer, settings, choosing, config)
+        except TooLittleText:
+            shorter = settings.row_tokens // 2
+            if not usual or shorter < LEAST_TOKENS or not _drops(config, shorter, settings):
+                raise
+            settings = replace(settings, row_tokens=shorter)
+            listener.say(f"Rows of {shorter} tokens: the text fills none that is longer")
+
+
+def _drops(config: RunConfig, row_tokens: int, settings: SparseSettings) -> bool:
+    """Whether the attention drops keys of rows so short."""
+    try:
+        check_drops(str(config.attention), row_tokens, is_causal=settings.kind == "causal")
+    except InputError:
+        return False
+    return True
 
 
 def check_set_aside(
@@ -165,6 +189,10 @@ def check_training(
     updates = num_updates(choosing, settings, training)
     trained, there = updates * per_update, rows.num_there * settings.row_tokens
     listener.fact("training", updates=updates, tokens=trained, tokens_there=there)
+    if per_update > choosing.tokens:
+        listener.say(
+            f"An update reads {per_update:,} tokens, more than the {choosing.tokens:,} asked for: there is one"
+        )
     if trained > there:
         listener.say(
             f"The training text fills rows of {there:,} tokens: training reads each of them {trained / there:.1f} times"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 from jieyue.errors import InputError
@@ -49,8 +50,11 @@ class FullLayers:
         >>> str(FullLayers.parse([4, 5, 6, 1]))
         '1,4-6'
         """
-        if not isinstance(text, str | int):
-            return cls(layers=_ascending(text, list(text) if isinstance(text, Iterable) else []))
+        if _is_number(text):
+            text = str(text)
+        if not isinstance(text, str):
+            told = list(text) if isinstance(text, Iterable) else []
+            return cls(layers=_ascending(text, [int(one) if _is_number(one) else one for one in told]))
         written = str(text).strip()
         if re.fullmatch(r"[0-9]{1,6}", written):
             return cls(count=int(written))
@@ -67,6 +71,21 @@ class FullLayers:
             ends = zip(firsts, lasts, strict=True)
             return ",".join(str(one) if one == last and not alone else f"{one}-{last}" for one, last in ends)
         return str(self.count) if self.most is None else f"auto:+{self.most * 100:g}%"
+
+
+def _lengths(written: str) -> list[int]:
+    """Of "1k,4k"; none of "none"."""
+    if written.strip() == "none":
+        return []
+    found = [parse_count(one, "savings_at") for one in written.split(",")]
+    if min(found) < 16:
+        raise InputError("savings_at", repr(written), "lengths of 16 tokens or more, commas between them")
+    return sorted(set(found))
+
+
+def _is_number(given: str | int | Sequence[int]) -> bool:
+    """Whether it is a whole number, of NumPy too."""
+    return isinstance(given, Integral) and not isinstance(given, bool)
 
 
 def _listed(written: str) -> list[int]:
@@ -94,9 +113,11 @@ class Choosing:
     """How many layers stay full and how they are chosen; counts of tokens may be written 200k or 2M.
 
     ``full_heads``: key-value heads are chosen in place of whole layers, "none" = they are not.
-    ``tokens``: what is trained on afterwards, 0 = nothing; ``control``: the full model is trained on the same tokens too, by the
-    text's loss, and told beside. ``positions``: how the model gets ``position_factor`` times as many positions ("none": it keeps its
-    own); rows may then be as long, and the model as it is stands beside.
+    ``savings_at``: lengths of rows by which it is told what the attention saves, "none" = it is not. ``needles``: numbers hidden at
+    each of five depths of held-out rows, which the model is asked for. ``tokens``: what is trained on afterwards, 0 = nothing;
+    ``control``: the full model is trained on the same tokens too, by the text's loss, and told beside. ``positions``: how the model
+    gets ``position_factor`` times as many positions ("none": it keeps its own); rows may then be as long, and the model as it is
+    stands beside.
     """
 
     tokens: int = option(
@@ -123,13 +144,23 @@ class Choosing:
     )
     position_factor: float = option(2.0, "How many times as many positions, with --positions.")
     control: bool = option(False, "Train the full model on the same tokens as well, and tell the price beside it.")
+    savings_at: str = option(
+        "1024,4096,16384",
+        "Lengths at which reading, one more token and the cache are measured, where the model has the positions; none: not.",
+        metavar="TOKENS,…|none",
+    )
+    needles: int = option(
+        0, "Numbers hidden at each of five depths of held-out rows, and asked for; 0 = none. The sentences are English."
+    )
 
     def __post_init__(self) -> None:
         for name in ("tokens", "calibration_tokens", "price_tokens"):
             object.__setattr__(self, name, parse_count(getattr(self, name), name))
         object.__setattr__(self, "full_layers", str(FullLayers.parse(self.full_layers)))
         self._check_heads()
-        for name, least in (("tokens", 0), ("calibration_tokens", 1), ("price_tokens", 1), ("candidates", 1)):
+        object.__setattr__(self, "savings_at", ",".join(map(str, _lengths(str(self.savings_at)))) or "none")
+        least_of = {"tokens": 0, "calibration_tokens": 1, "price_tokens": 1, "candidates": 1, "needles": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
         for path in self.second_data:
@@ -145,6 +176,11 @@ class Choosing:
             raise InputError(f"position_factor={self.position_factor:g}", "positions='none'", allowed)
         if self.control and not self.tokens:
             raise InputError("control", "tokens=0, so that nothing is trained", "tokens to train on")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of rows by which it is told what the attention saves."""
+        return _lengths(self.savings_at)
 
     @property
     def wanted(self) -> FullLayers:

@@ -41,6 +41,7 @@ __all__ = [
     "OWN",
     "Measured",
     "Text",
+    "TooLittleText",
     "measure_layers",
     "price_as_it_was",
     "rows_digest",
@@ -57,6 +58,10 @@ CHOSEN, INTERLEAVED = "chosen layers full", "evenly spaced layers full"
 CHOSEN_HEADS, INTERLEAVED_HEADS = "chosen heads full", "evenly spaced heads full"
 
 
+class TooLittleText(InputError):
+    """A text that fills no row."""
+
+
 @dataclass(frozen=True)
 class Text:
     """Rows of one kind of text as batches; ``name``: what they are called in the report; ``num_there``: rows that its source fills."""
@@ -71,7 +76,8 @@ class Text:
 class Measured:
     """``attention``: the chosen list, as ``use`` takes it; ``costs``: text -> setting -> what its rows cost there. ``heads``: the
     key-value heads of a layer that are chosen one by one (head h of layer n is number n·heads + h), 1 where layers are. ``guess``:
-    the loss of a guess among all tokens of the vocabulary, in nats; 0 of an encoder."""
+    the loss of a guess among all tokens of the vocabulary, in nats; 0 of an encoder. ``mixes``: setting -> what ``use`` takes for it,
+    but for every layer full."""
 
     attention: str
     choice: Choice
@@ -79,6 +85,7 @@ class Measured:
     costs: Mapping[str, Mapping[str, Costs]] = field(default_factory=dict)
     heads: int = 1
     guess: float = 0.0
+    mixes: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, number: int) -> int | str:
         """A layer by its number, a head by its layer's and its own: "3.1"."""
@@ -96,7 +103,7 @@ def texts_of(
     choosing: Choosing,
     config: RunConfig,
 ) -> list[Text]:
-    """Calibration, held-out and second text, each spread over its source; ``InputError`` where one fills no row."""
+    """Calibration, held-out and second text, each spread over its source; ``TooLittleText`` where one fills no row."""
     parts: list[tuple[str, Sequence[Line], int]] = [
         ("calibration", sources.train, choosing.calibration_tokens),
         ("held out", sources.held_out, choosing.price_tokens),
@@ -111,7 +118,7 @@ def texts_of(
             text = f"{sum(len(line.text) for line in lines)} characters of {name} text that fill no row of {settings.row_tokens} tokens"
             more = "raise --limit" if config.limit is not None and name != "second text" else "add text"
             role = {"calibration": "data", "held out": "held_out"}.get(name, "second_data")
-            raise InputError(role, text, "more running text", f"{more}, or take shorter rows (--row-tokens)")
+            raise TooLittleText(role, text, "more running text", f"{more}, or take shorter rows (--row-tokens)")
         some = spread(rows, tokens, settings.row_tokens)
         found.append(Text(name, batches_of(TASK, some, tokenizer, settings), len(some), len(rows)))
     return found
@@ -156,7 +163,8 @@ def measure_layers(
                 costs[text.name] = _settings(model, switched, text, known[text.name], choice, notes)
                 update(number + 1, len(texts), {})
         guess = 0.0 if head is None else math.log(head.weight.shape[0])
-        return Measured(switched.text(choice.full), choice, len(switched.layers), costs, switched.heads, guess)
+        mixes = {name: switched.text(full) for name, full in _mixes(switched, choice).items() if name != ALL_FULL}
+        return Measured(switched.text(choice.full), choice, len(switched.layers), costs, switched.heads, guess, mixes)
 
 
 def _chosen(
@@ -244,18 +252,24 @@ def _settings(
     notes: Notes,
 ) -> dict[str, Costs]:
     """What the rows cost under each setting; one that was measured under another name is not measured again."""
-    chosen = {
+    mixes = _mixes(switched, choice)
+    found = {name: _costs_under(full, model, switched, text, known, notes) for name, full in mixes.items()}
+    if switched.has_linear:
+        full = frozenset(choice.full)
+        found[NO_LINEAR] = _costs_under(full, model, switched, text, known, notes, linear=False)
+    return found
+
+
+def _mixes(switched: SwitchedLayers, choice: Choice) -> dict[str, frozenset[int]]:
+    """Setting -> the layers, or heads, that are full."""
+    found = {
         ALL_FULL: frozenset(switched.free),
         ALL_SPARSE: frozenset[int](),
         CHOSEN if switched.heads == 1 else CHOSEN_HEADS: frozenset(choice.full),
     }
     if 0 < len(choice.full) < len(switched.free):
         spaced = frozenset(interleaved(switched.free, len(choice.full)))
-        chosen[INTERLEAVED if switched.heads == 1 else INTERLEAVED_HEADS] = spaced
-    found = {name: _costs_under(full, model, switched, text, known, notes) for name, full in chosen.items()}
-    if switched.has_linear:
-        full = frozenset(choice.full)
-        found[NO_LINEAR] = _costs_under(full, model, switched, text, known, notes, linear=False)
+        found[INTERLEAVED if switched.heads == 1 else INTERLEAVED_HEADS] = spaced
     return found
 
 

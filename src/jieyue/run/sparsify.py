@@ -19,13 +19,15 @@ from jieyue import __version__
 from jieyue.budget import Budget
 from jieyue.hf.loading import load_model, save
 from jieyue.hf.positions import stretch
-from jieyue.hf.switched_layers import near_alone
+from jieyue.hf.switched_layers import switch_off_linear
+from jieyue.hf.types import Model, Tokenizer
 from jieyue.hf.use import use
 from jieyue.json_values import Facts
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
 from jieyue.report import Report, write_whole
 from jieyue.tasks import RunConfig
+from jieyue.tasks.models import ModelSource
 from jieyue.tasks.sparsify.costs import Costs, costs_of, encoded
 from jieyue.tasks.sparsify.settings import SparseSettings
 from jieyue.tasks.sparsify.task import TASK
@@ -38,17 +40,19 @@ from .layer_doors import (
     check_set_aside,
     check_tokenizer,
     check_training,
-    checked_rows,
     checked_settings,
     control_of,
     num_updates,
+    read_texts,
 )
 from .layer_notes import Notes, check_same
 from .layer_options import Choosing
-from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, rows_digest, texts_of
+from .layer_prices import ALL_FULL, Measured, Text, measure_layers, price_as_it_was, rows_digest
+from .needles import DEPTHS, Prompt, find_needles, needle_prompts, needles_section
 from .plan import check_budget
 from .resume import RESOLVED
 from .sections import leakage_facts, settings_section
+from .sparse_savings import measure_savings, savings_section
 from .sparse_sections import (
     ALIKE,
     NO_LINEAR_TRAINED,
@@ -64,6 +68,7 @@ __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 EFFECTIVE_BATCH = 8
 CHOICE = "choice.json"  # what was measured and chosen, for --resume
 NOTES = "measured.jsonl"  # what was measured before there is a choice
+_LATER = ("tokens", "control", "savings_at", "needles")  # what the choice does not depend on
 CONTROL, FULL = "control", "full"  # folders inside: the full model trained alike, and an encoder in hand as it was
 
 
@@ -132,7 +137,7 @@ def sparsify(
         )
         models["full, trained alike"] = folder / CONTROL
     listener.say("Pricing what was trained")
-    _tell_trained(report, config, settings, texts, models, (attention, allowed.device))
+    _tell_trained(report, config, settings, texts, models, allowed.device)
     report.sections += trained.sections
     report.save(folder)
     write_card(report, TASK, folder, command or "jieyue.sparsify(...)", config.model)
@@ -161,7 +166,7 @@ def _stretched(
 
 def _asked(config: RunConfig, choosing: Choosing, settings: SparseSettings) -> Facts:
     """What a choice depends on: it is kept for --resume only where all of this is the same."""
-    own = {name: str(value) for name, value in asdict(choosing).items() if name not in ("tokens", "control")}
+    own = {name: str(value) for name, value in asdict(choosing).items() if name not in _LATER}
     own["second_data"] = str(tuple(Path(path).name for path in choosing.second_data))
     rows = {"row_tokens": settings.row_tokens, "seed": settings.seed, "limit": config.limit}
     files = [Path(path).name for path in (*config.data, *config.held_out)]
@@ -188,14 +193,9 @@ def _first(
     were stretched, and the training that is to come; ``how``: its budget with the device, and who is told."""
     (choosing, own, training), (allowed, listener) = wanted, how
     listener.say(f"Reading {', '.join(map(str, config.data)) or 'the corpus that ships'}")
-    plain = replace(config, attention=None)
-    sources = TASK.sources(plain, settings, settings.seed)
-    source = TASK.open_model(
-        plain, replace(settings, train="all"), lambda: TASK.texts(sources.train), seed=settings.seed
-    )
+    source = TASK.open_model(replace(config, attention=None), replace(settings, train="all"), list, seed=settings.seed)
     check_tokenizer(settings, source.tokenizer)
-    settings = checked_rows(settings, source.positions, config, choosing, listener)
-    texts = texts_of(sources, source.tokenizer, settings, choosing, config)
+    settings, sources, texts = read_texts(config, choosing, settings, source, listener)
     if choosing.tokens:
         check_set_aside(sources, source.tokenizer, settings, training, listener)
     else:  # with training told before that
@@ -213,10 +213,12 @@ def _first(
         return Report.parse(json.dumps(kept["report"])), str(kept["attention"]), settings, texts
     if choosing.tokens:
         check_training(config, choosing, settings, training, allowed, (sources, texts[0]), listener)
+    prompts = _prompts(choosing, source.tokenizer, texts[1], settings)
     notes = _notes(folder, asked, resume, listener)
     model = source.build().to(allowed.device)
     assert config.attention is not None
     measured = measure_layers(model, texts, config.attention, choosing, listener, notes)
+    beside = _beside(model, source, measured, choosing, settings, prompts, listener)  # type: ignore[arg-type]
     del model
     if choosing.positions != "none" and settings.kind != "encoder":
         before = load_model(own, settings.head("")).to(allowed.device)  # type: ignore[arg-type]
@@ -224,11 +226,50 @@ def _first(
     report = _told(config, own, measured, texts, settings)
     leakage_facts(report, f"Price without training, {texts[1].name}", sources)
     positions_section(report, choosing, source.positions)
+    report.sections += beside.sections
     chosen = {"asked": asked, "attention": measured.attention, "report": json.loads(report.json())}
     write_whole(path, json.dumps(chosen, ensure_ascii=False) + "\n")
     (folder / NOTES).unlink(missing_ok=True)  # several processes of one run may share the folder
     listener.fact("chosen", attention=measured.attention, **{f"full_{choosing.noun}s": len(measured.choice.full)})
     return report, measured.attention, settings, texts
+
+
+def _prompts(choosing: Choosing, tokenizer: Tokenizer, text: Text, settings: SparseSettings) -> list[Prompt]:
+    """Prompts of the held-out rows, each of a row's length."""
+    if not choosing.needles:
+        return []
+    ids = [token for batch in text.batches for token in batch["input_ids"].flatten().tolist()]
+    return needle_prompts(tokenizer, ids, settings.row_tokens, DEPTHS, choosing.needles, settings.seed)[0]
+
+
+def _beside(
+    model: Model,
+    source: ModelSource,
+    measured: Measured,
+    choosing: Choosing,
+    settings: SparseSettings,
+    prompts: Sequence[Prompt],
+    listener: ProgressListener,
+) -> Report:
+    """What the chosen attention saves by length, and what each mix of layers still finds; nothing where every layer stays full."""
+    told = Report("")
+    if measured.attention == "full()":
+        return told
+    lengths = [one for one in choosing.lengths if one <= source.positions]
+    writes = settings.kind == "causal"
+    found = measure_savings(model, measured.attention, lengths, writes=writes, listener=listener) if lengths else []
+    savings_section(told, found, choosing.lengths, source.positions)
+    if prompts:
+        listener.say(f"Asking for {len(prompts)} needles in rows of {settings.row_tokens:,} tokens")
+
+        def heard(mix: str, found: Sequence[bool]) -> None:
+            listener.fact("needles", layers=mix, found=sum(found), of=len(found))
+
+        mixes = {ALL_FULL: None, **measured.mixes}
+        needles_section(
+            told, settings.row_tokens, prompts, find_needles(model, source.tokenizer, mixes, prompts, heard)
+        )
+    return told
 
 
 def _notes(folder: Path, asked: Facts, resume: bool, listener: ProgressListener) -> Notes:
@@ -261,11 +302,10 @@ def _tell_trained(
     settings: SparseSettings,
     texts: Sequence[Text],
     models: dict[str, Path],
-    how: tuple[str, str],
+    device: str,
 ) -> None:
-    """The full model as it is, then each trained one, on the held-out and the second text; a hybrid without its linear branch too.
-    ``how``: under which attention it was trained, and where it is measured."""
-    (attention, device), off = how, dict[str, tuple[str, Costs]]()
+    """The full model as it is, then each trained one, on the held-out and the second text; with its linear maps switched off too."""
+    off = dict[str, tuple[str, Costs]]()
     head = None if settings.kind == "encoder" else settings.head("")
     full = load_model(config.model, head).to(device)  # type: ignore[arg-type]
     known = {text.name: encoded(full, text.batches) if head is None else None for text in texts[1:]}
@@ -277,8 +317,7 @@ def _tell_trained(
         model = load_model(place, head).to(device)  # type: ignore[arg-type]
         for text in texts[1:]:
             found[text.name].append((name, costs_of(model, text.batches, reference=known[text.name])))
-        if name == TRAINED and (near := near_alone(attention)) is not None:
-            use(model, attention=near)
+        if name == TRAINED and switch_off_linear(model):
             for text in texts[1:]:
                 off[text.name] = (NO_LINEAR_TRAINED, costs_of(model, text.batches, reference=known[text.name]))
     told = Report("")

@@ -9,7 +9,7 @@ from jieyue.errors import InputError
 from jieyue.options import option
 from jieyue.tasks.settings import Settings
 
-__all__ = ["DISTILLED", "KINDS", "TRAINED", "SparseSettings"]
+__all__ = ["DISTILLED", "KINDS", "LEAST_TOKENS", "TRAINED", "SparseSettings"]
 
 KINDS = {"causal": "causal-lm", "masked": "masked-lm", "encoder": "saved"}
 """kind of model -> the head it is opened with: the next token, hidden tokens, no head at all."""
