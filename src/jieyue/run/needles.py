@@ -90,7 +90,7 @@ def finds(model: Model, tokenizer: Tokenizer, prompt: Prompt) -> bool:
     """Whether the number is in what the model writes greedily."""
     ids = torch.tensor([prompt.ids], device=model.device)
     with torch.inference_mode():
-        said = model.generate(
+        said = model.generate(  # type: ignore[operator]
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=_ANSWER_TOKENS,
