@@ -56,7 +56,10 @@ def __getattr__(name: str) -> Any:
     if name in _EARLIER:
         raise AttributeError(f"module 'jieyue' has no attribute {name!r}; it is called {_EARLIER[name]} now")
     if name not in _FACE:
-        raise AttributeError(f"module 'jieyue' has no attribute {name!r}; it has {', '.join(_FACE)}")
+        from .errors import near
+
+        hint = near(name, _FACE)
+        raise AttributeError(f"module 'jieyue' has no attribute {name!r}{hint}; it has {', '.join(_FACE)}")
     return getattr(import_module(_FACE[name]), _INSIDE.get(name, name))
 
 

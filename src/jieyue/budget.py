@@ -22,7 +22,7 @@ def _parse(text: str | int | float, units: Mapping[str, float], argument: str, e
     if isinstance(text, int | float):
         value = float(text)
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
         if match is None or match[2].lower() not in units:
             raise InputError(f"{argument}={text!r}: expected a number with a unit, such as {example}")
         value = float(match[1]) * units[match[2].lower()]
@@ -88,6 +88,14 @@ class Budget:
     seconds: float | None = None
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+                raise InputError(
+                    f"{name}={value!r}: expected a number above 0, or None; Budget.parse('4GiB') reads text"
+                )
+
     @classmethod
     def parse(cls, text: str | int | Budget, device: str = "cpu") -> Budget:
         """``Budget.parse("1GiB")``; ``text`` as ``parse_bytes`` reads it, a Budget comes back as it is."""
@@ -133,6 +141,9 @@ class Plan:
     rejected: tuple[tuple[str, str], ...] = field(default=())
 
     def __post_init__(self) -> None:
+        for name in ("effective_batch", "micro_batch"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name}={getattr(self, name)!r}: expected a whole number of rows")
         if self.effective_batch < 1:
             raise InputError(f"effective_batch={self.effective_batch}: expected at least 1 row")
         if not 1 <= self.micro_batch <= self.effective_batch:

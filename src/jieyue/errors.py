@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["BudgetError", "InputError", "MissingExtra", "check_least", "message", "near", "near_file"]
+__all__ = ["BudgetError", "InputError", "MissingExtra", "check_known", "check_least", "message", "near", "near_file"]
 
 
 class InputError(ValueError):
@@ -64,6 +64,18 @@ def check_least(least: float, **given: float | None) -> None:
             raise InputError(f"{name}={value}: expected at least {least}")
 
 
+def check_known(asked: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """``InputError`` that names the first of these that is not known, and the nearest one that is.
+
+    >>> check_known("options", ["stepz"], ["seed", "steps"])
+    Traceback (most recent call last):
+    jieyue.errors.InputError: options: found stepz, expected some of seed, steps, did you mean 'steps'?
+    """
+    names = list(known)
+    if unknown := sorted(set(given) - set(names)):
+        raise InputError(asked, unknown[0], f"some of {', '.join(names)}{near(unknown[0], names)}")
+
+
 def near(asked: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """What to put behind an unknown name: ", did you mean X?", or nothing where no known one is alike.
 
@@ -82,5 +94,6 @@ def near_file(asked: str | PathLike[str]) -> str:
         beside = {one.name: str(path.with_name(one.name)) for one in path.parent.iterdir() if one.name[:1] != "."}
     except OSError:
         return ""
+    beside.pop(path.name, None)  # it is there, but is something else than what was looked for
     found = get_close_matches(path.name, beside, n=1, cutoff=0.75)
     return f", did you mean {beside[found[0]]!r}?" if found else ""

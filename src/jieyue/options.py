@@ -12,12 +12,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .errors import InputError
 
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Option", "option", "options_of"]
+    from _typeshed import DataclassInstance
+
+__all__ = ["Option", "check_kinds", "option", "options_of"]
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "True or False"),
+    "str": ((str,), "a text"),
+    "Path": ((str, Path), "a path"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,3 +66,24 @@ def options_of(settings: type[Any]) -> list[Option]:
         for one in fields(settings)
         if "help" in one.metadata
     ]
+
+
+def check_kinds(settings: DataclassInstance) -> None:
+    """``InputError`` for an option whose value is of another type than its field's, before anything computes with it.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Lengths:
+    ...     max_tokens: int | None = option(128, "Tokens of a row, special ones included.")
+    >>> check_kinds(Lengths(max_tokens="64"))
+    Traceback (most recent call last):
+    jieyue.errors.InputError: max_tokens: found '64', expected a whole number or None
+    """
+    for one in options_of(type(settings)):
+        name, _, none = one.kind.partition(" | ")
+        value = getattr(settings, one.name)
+        if name not in _KINDS or none not in ("", "None") or (value is None and none):
+            continue
+        kinds, told = _KINDS[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and name != "bool"):
+            raise InputError(one.name, repr(value), told + (" or None" if none else ""))

@@ -28,6 +28,8 @@ class Tally:
     weight: Tensor | float
 
     def __add__(self, other: Tally) -> Tally:
+        if not isinstance(other, Tally):
+            return NotImplemented
         return Tally(self.total + other.total, self.weight + other.weight)
 
     def __radd__(self, other: int) -> Tally:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import sys
 import zipfile
 
@@ -346,3 +347,18 @@ def test_documents_one_after_another_are_salvaged_and_the_end_is_told(tmp_path):
         found = salvaged(path)
         assert [one for one in found if not isinstance(one, Unreadable)] == good, text
         assert sum(isinstance(one, Unreadable) for one in found) == 1, text
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"%PDF-1.7\n1 0 obj << /Type /Catalog >>\n", "found a PDF, expected plain text"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Office"),
+        (random.Random(0).randbytes(2000), "a binary file"),
+        (("这是一段文字，没有标记。" * 90).encode("utf-16-le"), "name its encoding"),
+    ],
+    ids=["pdf", "office", "picture", "utf-16 without its mark"],
+)
+def test_what_is_no_text_is_refused_and_not_read_as_an_old_code_page(data, told):
+    with pytest.raises(InputError, match=told):
+        find_encoding(data, "x")

@@ -1,7 +1,10 @@
 """A mistake is one line and exit code 2, before anything slow; a run says what it decided, and its folder what it was trained on."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +85,9 @@ def table(report, title):
         (["train", "read", "--held-out", "missing.json"], ["held_out", "missing.json"]),
         (["train", "classify", "--data", "."], ["data", "the folder"]),
         (["train", "mlm", "--share", "nan"], ["share=nan"]),
+        (["train", "read", "--model", "tinny"], ["model='tinny'", "'tiny'"]),
+        (["train", "read", "--model", "./models/mine"], ["./models/mine", "no such folder"]),
+        (["train", "read", "--attention", "locl(3)"], ["locl(3)"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("train", "plan") else "",
 )
@@ -89,6 +95,51 @@ def test_flags_are_refused_before_anything_is_read(flags, parts, tmp_path, monke
     monkeypatch.setattr("jieyue.run.prepare.Prepared", None)  # nothing may come so far
     assert refused(jieyue(*flags, cwd=tmp_path), *parts)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_wrong_folder_is_told_before_torch_is_imported(tmp_path):
+    (tmp_path / "finished").mkdir()
+    for name in ("jieyue.json", "report.json", "rows.jsonl"):
+        (tmp_path / "finished" / name).write_text('{"recipe": "tag"}', encoding="utf-8")
+    rows, project = str(tmp_path / "finished" / "rows.jsonl"), tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("mine", encoding="utf-8")
+    lines = [
+        ["train", "read", "--out", rows],
+        ["train", "read", "--out", str(tmp_path / "finished")],
+        ["train", "read", "--out", str(project)],
+        ["train", "read", "--resume", "--overwrite"],
+        ["train", "read", "--questions", "0"],
+        ["chat", "nowhere", "--max-tokens", "0"],
+        ["sparsify", "model", "--attention", "local(3)", "--data", rows, "--out", str(tmp_path / "finished")],
+        ["evaluate", "nowhere"],
+        ["evaluate", str(tmp_path / "finished"), "--out", str(tmp_path / "finished")],
+        ["evaluate", str(tmp_path / "finished"), "--out", rows],
+        ["fit", "gelu", "--out", rows],
+        ["plan", "model", "tiny", "--out", rows],
+        ["predict", "nowhere", rows, "--out", "out.csv"],
+        ["read", "nowhere", "--question", "Why?", "--text", "So."],
+        ["read", str(tmp_path / "finished"), "--question", "Why?", "--text", "So."],
+        ["classify", str(tmp_path / "finished"), "--text", "So."],
+        ["title", rows, "--text", "So."],
+        ["export", "nowhere", "--out", "model.onnx"],
+        ["push", str(tmp_path), "owner/name"],
+    ]
+    code = (
+        "import sys\nfrom jieyue.cli import main\n"
+        f"for line in {lines!r}:\n"
+        "    sys.argv = ['jieyue', *line]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print(end.code, 'torch' in sys.modules, *line[:2])\n"
+    )
+    environment = os.environ | {"MALLOC_ARENA_MAX": "2"}  # so that training does not start again under another malloc
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"2 False {' '.join(line[:2])}" for line in lines]
+    assert len(done.stderr.splitlines()) == len(lines), done.stderr
+    assert "--questions=0" in done.stderr and "max_tokens=0" in done.stderr
+    assert [one.name for one in project.iterdir()] == ["README.md"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -9,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "jieyue"
 
 GROUND = {
-    "autograd", "budget", "errors", "json_values", "listener", "machine", "malloc", "options", "report", "tally", "text", "timer",
+    "autograd", "budget", "errors", "json_values", "listener", "machine", "malloc", "options", "record", "report", "tally", "text",
+    "timer",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),

@@ -80,6 +80,8 @@ def gelu(x: Tensor, approximate: Variant = "none") -> Tensor:
     >>> gelu(torch.tensor([-1.0, 0.0, 2.0]), "sigmoid")
     tensor([-0.1542,  0.0000,  1.9357])
     """
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        raise InputError("gelu(x)", str(x.dtype), "a tensor of a float dtype")
     chosen = variant(approximate)
     if chosen == "none":
         return F.gelu(x)

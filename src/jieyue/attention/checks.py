@@ -62,8 +62,8 @@ def check_settings(
         raise InputError(f"attend: dropout={dropout}, expected 0 ≤ dropout < 1")
     if isinstance(q_offset, bool) or not isinstance(q_offset, int | torch.SymInt):
         raise InputError(f"attend: q_offset={q_offset!r}, expected a whole number")
-    if scale is not None and not math.isfinite(scale):
-        raise InputError(f"attend: scale={scale}, expected a finite number")
+    if scale is not None and (isinstance(scale, str) or not math.isfinite(scale)):
+        raise InputError(f"attend: scale={scale!r}, expected a finite number")
     if engine is not None:
         named(engine)
     return width**-0.5 if scale is None else float(scale)

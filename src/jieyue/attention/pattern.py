@@ -191,6 +191,8 @@ class Pattern:
         >>> sparse(3, window=1).mask(4, 6).int().tolist()
         [[1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 1], [1, 0, 1, 1, 1, 0]]
         """
+        if min(n, m) < 0:
+            raise InputError(f"mask(n={n}, m={m}): expected sizes of at least 0")
         return self.sees(torch.arange(q_offset, q_offset + n, device=device), torch.arange(m, device=device))
 
     def sees(self, i: Tensor, j: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from jieyue.errors import InputError
-from jieyue.hf.loading import RECORD, read_record
+from jieyue.record import RECORD, read_record
 from jieyue.run.config import TrainingConfig
 from jieyue.run.prepare import prepare
 from jieyue.tasks import RunConfig

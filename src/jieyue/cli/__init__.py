@@ -72,6 +72,7 @@ def build(verb: str = "") -> typer.Typer:
         add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
+        context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_start)
     if is_whole or verb in _BY_TASK:
@@ -116,11 +117,18 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in _OF_FILES or (error.filename is None and error.errno not in _NO_ROOM):
             raise
-        sys.stderr.write(f"jieyue: {error.filename or 'a file'}: {error.strerror}; nothing was left half-written\n")
+        left = "; nothing was left half-written" if error.errno in _NO_ROOM else ""
+        sys.stderr.write(f"jieyue: {error.filename or 'a file'}: {error.strerror}{left}\n")
         sys.exit(2)
 
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OF_FILES = (
+    *(*_NO_ROOM, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+    errno.ENAMETOOLONG,
+)
 
 # click's UsageError: typer names it nowhere, and keeps a click of its own or not, by version
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]

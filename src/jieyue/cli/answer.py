@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from jieyue.errors import InputError
+from jieyue.record import read_record
 
 from .console import Console, decoded, read_text, show
-from .options import AsJson, BatchSize, SkipBad
+from .options import AsJson, BatchSize, SkipBad, writable
 
 __all__ = ["add_to"]
 
@@ -33,13 +34,17 @@ def evaluate(
     encoding: Annotated[str | None, typer.Option(help="The files' encoding. Default: found, and named.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="What parts a table's columns. Default: found.")] = None,
     roles: Annotated[str | None, typer.Option(help="Dialogues: who is who, user=NAME,assistant=NAME.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a report of this evaluation.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=writable, help="Folder for a report of this evaluation.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a trained model on examples with known answers; the folder says which task it is for."""
     from jieyue.tasks.config import RunConfig
 
-    RunConfig(data=files or ())  # files that are not there are told before anything slow is imported
+    RunConfig(data=files or ())  # files and folders that are not there are told before anything slow is imported
+    read_record(folder)
+    if out is not None and out.resolve() == folder.resolve():
+        found = f"{out}, the model's own folder, whose report tells of its training"
+        raise InputError("out", found, "another folder")
     from jieyue.run.jobs import evaluate as judge
 
     console = Console(as_json)
@@ -58,13 +63,14 @@ def read(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from passages: text, files or standard input."""
-    from jieyue.tasks.read.asking import read as ask
-
+    read_record(folder, "read")
     passages = [*(text or ()), *(read_text(path) for path in file or ())]
     if not passages:
         if sys.stdin.isatty():
             raise InputError("read: found no passage, expected --text, --file or a passage on standard input")
         passages = [decoded(sys.stdin.buffer.read(), "standard input")]
+    from jieyue.tasks.read.asking import read as ask
+
     answer = ask(folder, question, passages)
     if as_json:
         sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.text import without_controls
 
 from .console import Console
@@ -56,6 +56,8 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model: replies stream, /help lists what else there is. Over a pipe each line is a message."""
+    check_least(1, max_tokens=max_tokens, candidates=candidates)
+    check_least(2, context=context)
     from jieyue.decoding.sampling import Sampling
     from jieyue.hf.loading import head_of, load
     from jieyue.run.conversation import Conversation

@@ -15,7 +15,7 @@ from jieyue.tasks.config import RunConfig
 
 from .console import Console, show
 from .flags import Given, chosen, flag_of, flags_of, verb_of
-from .options import AsJson, BudgetText, ConfigFile, Device, Show
+from .options import AsJson, BudgetText, ConfigFile, Device, Show, writable
 from .tasks import TITLE, remedies_of, run_config
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ def _flags() -> list[inspect.Parameter]:
     defaults: dict[str, int | str] = {"effective_batch": 16, "start": "orthogonal-copy"}
     return [
         *flags_of(RunConfig, leave=TITLE.without, words=TITLE.words),
-        flag_of("out", Annotated[Path, typer.Option(help="Folder for the cells and the report.")], Path(OUT)),
+        flag_of(
+            "out",
+            Annotated[Path, typer.Option(callback=writable, help="Folder for the cells and the report.")],
+            Path(OUT),
+        ),
         flag_of("variant", Variants, None),
         flag_of("seeds", Annotated[int, typer.Option(help="How many seeds, from 0.")], 3),
         *flags_of(TrainingConfig, leave=("curriculum", "seed"), defaults=defaults),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jieyue.errors import InputError, near
+from jieyue.record import read_record
 
 from .console import Console, show
 from .options import AsJson
@@ -32,6 +33,7 @@ def export(
     formats = ("onnx",)
     if to not in formats:
         raise InputError(f"--to {to}", repr(to), f"one of {', '.join(formats)}{near(to, formats)}")
+    read_record(folder)
     from jieyue.run.export import Exporting, export_onnx
 
     exported = export_onnx(Exporting(folder=folder, out=out, int8=int8, overwrite=overwrite))

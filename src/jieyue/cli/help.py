@@ -139,7 +139,8 @@ def _parameters(command: Command, context: Context) -> Iterator[tuple[str, list[
             continue
         flag = next((name for name in one.opts if name in group_of), "")
         group = "Arguments" if one.param_type_name == "argument" else group_of.get(flag, "Options")
-        found[group].append((record[0], _explained(record[1])))
+        shown = record[0].replace("-h, --help", "--help, -h")  # long names first, as everywhere
+        found[group].append((shown, _explained(record[1])))
     return ((title, rows) for title, rows in found.items() if rows)
 
 

@@ -11,7 +11,7 @@ import typer
 from jieyue.errors import InputError, check_least
 
 from .console import Console, read_text, show
-from .options import AsJson
+from .options import AsJson, writable
 
 __all__ = ["add_to"]
 
@@ -19,7 +19,7 @@ _bench = typer.Typer(help="Measure on this machine: seconds, bytes, errors.", no
 _verify = typer.Typer(help="Verify on your own model what a change costs.", no_args_is_help=True)
 _fit = typer.Typer(help="Fit an approximation and certify its error.", no_args_is_help=True)
 
-Out = Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")]
+Out = Annotated[Path | None, typer.Option(callback=writable, help="Folder for the report (HTML and JSON).")]
 Repeats = Annotated[int, typer.Option(help="Alternating repeats; medians count.")]
 
 
@@ -209,6 +209,8 @@ def _model_and_batches(
     from jieyue.hf.loading import head_of, load
     from jieyue.hf.row_losses import text_batches
 
+    check_least(1, rows=rows, max_texts=max_texts)
+    check_least(2, max_tokens=max_tokens)
     loaded, tokenizer = load(name, head_of(name))
     if text is None:
         texts = [question.passages[0].text for question in read_questions(heldout_path())[0]]

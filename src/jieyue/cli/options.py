@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from jieyue.errors import InputError
 
 __all__ = [
     "Allocator",
@@ -20,7 +23,20 @@ __all__ = [
     "Show",
     "SkipBad",
     "Strict",
+    "writable",
 ]
+
+
+def writable(folder: Path | None) -> Path | None:
+    """For a flag that names a folder to write: ``InputError`` before anything is measured where it cannot be made or written."""
+    if folder is not None:
+        place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not place.is_dir():
+            raise InputError("out", f"the file {place}", "a folder, or a name that is free")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError("out", f"{place}, which cannot be written", "a folder")
+    return folder
+
 
 BudgetText = Annotated[str, typer.Option("--budget", help="Memory for the whole process, such as 1GiB or 800MB.")]
 EffectiveBatch = Annotated[int, typer.Option(help="Rows of one update, whatever fits at once.")]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import Console, show
-from .options import AsJson, BudgetText, EffectiveBatch
+from .options import AsJson, BudgetText, EffectiveBatch, writable
 
 __all__ = ["add_to"]
 
@@ -44,7 +44,7 @@ def plan_model(
         str | None, typer.Option("--dtype", metavar="NAME", help="Only float32 or bfloat16 (autocast). Default: both.")
     ] = None,
     measure: Annotated[int, typer.Option(help="Run so many rows from the top, each in its own process.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report (HTML and JSON).")] = None,
+    out: Annotated[Path | None, typer.Option(callback=writable, help="Folder for the report (HTML and JSON).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The settings in which any model could be trained within a budget, cheapest exact first; no weight is read."""

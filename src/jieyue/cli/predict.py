@@ -11,6 +11,7 @@ import typer
 
 from jieyue.errors import InputError
 from jieyue.listener import SILENT
+from jieyue.record import read_record
 
 from .console import Console, decoded
 from .options import AsJson
@@ -55,6 +56,7 @@ def predict(
         raise InputError(str(file), "no such file", "JSON lines, or a CSV with a header")
     if not streams and not prints and file.resolve() == out.resolve():
         raise InputError("--out", "the input itself", "another file")
+    read_record(folder)
     from jieyue.run.predict import Predictor, check_out, predict_file
 
     if not prints:
@@ -105,6 +107,7 @@ def tag(
 
 
 def _answer(task: str, folder: Path, text: list[str] | None, device: str, as_json: bool) -> None:
+    read_record(folder, task)
     texts = list(text or ())
     if not texts:
         if sys.stdin.isatty():
@@ -116,8 +119,6 @@ def _answer(task: str, folder: Path, text: list[str] | None, device: str, as_jso
     from jieyue.run.row_files import cell
 
     answering = Predictor(folder, device=device)
-    if answering.task.name != task:
-        raise InputError(str(folder), f"a model of `jieyue train {answering.task.name}`", f"one of `train {task}`")
     rows = [{"text": one} for one in texts]
     found = [joined(row, one) for row, one in zip(rows, answering(rows), strict=True)]
     if as_json:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from jieyue.record import read_record
+
 from .console import Console
 from .options import AsJson
 
@@ -37,6 +39,7 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Send a trained model to the hub: what goes up is listed first, data and checkpoints stay here."""
+    read_record(folder)
     from jieyue.run.push import push as send
 
     console = Console(as_json)

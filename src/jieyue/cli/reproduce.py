@@ -14,7 +14,7 @@ from jieyue.errors import InputError
 
 from .console import Console
 from .language import spoken
-from .options import AsJson
+from .options import AsJson, writable
 
 __all__ = ["add_to"]
 
@@ -40,12 +40,17 @@ def reproduce(
             help="Folder of a pretrained model: measure the claims that it can serve on it instead; several.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the measured cells and the pages.")] = Path("reproduction"),
+    out: Annotated[Path, typer.Option(callback=writable, help="Folder for the measured cells and the pages.")] = Path(
+        "reproduction"
+    ),
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of the larger data. Default: the variable JIEYUE_DATA.")
     ] = None,
     docs: Annotated[
-        Path | None, typer.Option(help="Also keep the cells in DOCS/results, and write DOCS/reproduction.md from them.")
+        Path | None,
+        typer.Option(
+            callback=writable, help="Also keep the cells in DOCS/results, and write DOCS/reproduction.md from them."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

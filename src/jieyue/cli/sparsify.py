@@ -12,6 +12,7 @@ import typer
 
 from jieyue.budget import Budget
 from jieyue.run.config import TrainingConfig
+from jieyue.run.folder import check_free
 from jieyue.run.layer_options import Choosing
 from jieyue.tasks.config import RunConfig
 from jieyue.tasks.sparsify.settings import SparseSettings
@@ -78,6 +79,8 @@ def _flags() -> list[inspect.Parameter]:
 
 def _run(given: Given) -> None:
     budget, out, console = Budget.parse(given["budget"], given["device"]), given["out"], Console(given["as_json"])
+    if not given["show"]:
+        check_free(out, resume=given["resume"], overwrite=given["overwrite"])
     settings = SparseSettings(**chosen(SparseSettings, given), seed=given["seed"])
     config = RunConfig(**chosen(RunConfig, given) | {"model": given["model"], "settings": settings})
     choosing = Choosing(**chosen(Choosing, given))

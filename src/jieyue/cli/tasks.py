@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jieyue.budget import Budget
+from jieyue.errors import InputError
 from jieyue.run.config import TrainingConfig
+from jieyue.run.folder import check_free
 from jieyue.tasks.config import RunConfig
 from jieyue.tasks.settings import Settings
 
@@ -245,7 +247,13 @@ def _doctor_flags(verb: TaskVerb) -> list[inspect.Parameter]:
 
 def run_config(verb: TaskVerb, given: Given, seed: int) -> RunConfig:
     """Files are looked for before anything slow is imported; then the task's settings with what was given of them."""
-    config = RunConfig(**chosen(RunConfig, given))
+    try:
+        config = RunConfig(**chosen(RunConfig, given))
+    except InputError as error:
+        for name, flag in verb.flags.items():
+            if str(error).startswith(f"{name}="):  # what was typed has another name
+                raise InputError(f"{flag}{str(error).removeprefix(name)}") from None
+        raise
     changes = chosen(verb.settings_class, given, is_open=True)
     if not changes:
         return config
@@ -269,6 +277,8 @@ def _training(given: Given) -> TrainingConfig:
 
 def _run_train(verb: TaskVerb, given: Given) -> None:
     budget, out = Budget.parse(given["budget"], given["device"]), given["out"]
+    if not given["show"]:
+        check_free(out, resume=given["resume"], overwrite=given["overwrite"])
     config = run_config(verb, given, given["seed"])
     training, console = _training(given), Console(given["as_json"])
     if given["show"]:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from jieyue.errors import InputError
+from jieyue.record import read_record
 
 from .console import Console, decoded, read_text
 from .options import AsJson
@@ -32,13 +33,14 @@ def title(
     as_json: AsJson = False,
 ) -> None:
     """Write a title for each text, file, or standard input."""
-    from jieyue.tasks.title.task import write
-
+    read_record(folder, "title")
     texts = [*(text or ()), *(read_text(path) for path in file or ())]
     if not texts:
         if sys.stdin.isatty():
             raise InputError("title: found no text, expected --text, --file or a text on standard input")
         texts = [decoded(sys.stdin.buffer.read(), "standard input")]
+    from jieyue.tasks.title.task import write
+
     console = Console()
     for found in write(folder, texts, **({} if beams is None else {"beams": beams})):
         if as_json:

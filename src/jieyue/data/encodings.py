@@ -22,6 +22,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_DOCUMENTS = ((b"%PDF-", "a PDF"), (b"{\\rtf", "an RTF document"), (b"\xd0\xcf\x11\xe0", "a document of Office"))
+_CONTROLS = bytes({*range(9), *range(14, 27), *range(28, 32)})  # that no text has; escape begins ISO 2022
 _SIMPLIFIED = frozenset(
     "的一是在了不和有大中人上为个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多定行学"
     "法所民得经十三之进着等部度家电力里如水化高自二理起小物现实加量都两体制机当使点从业本去天没好看这那你什么很吗吧还想"
@@ -51,13 +53,17 @@ def find_encoding(start: bytes, name: str, *, wanted: str | None = None, whole: 
     """The encoding of a file that begins with ``start`` (the ``whole`` file or its first block); ``wanted`` decides where given.
 
     A file most of whose characters above ASCII are whole UTF-8 is UTF-8 with damaged places. ``InputError`` for an unknown
-    ``wanted`` and for bytes that no encoding explains. Cost: the first 64 KiB are decoded by each code page.
+    ``wanted``, for bytes that no encoding explains, and for documents and
+    pictures. Cost: the first 64 KiB are decoded by each code page.
     """
     if wanted is not None:
         return _named(start, wanted)
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return Encoding(encoding, len(mark))
+    for mark, kind in _DOCUMENTS:
+        if start.startswith(mark):
+            raise InputError(name, kind, "plain text, or a table as text", "save it as text first")
     zeros = start[: SAMPLE // 16].count(0)
     if zeros * 5 > len(start[: SAMPLE // 16]):  # text without zero characters: every other byte of ASCII in UTF-16
         return Encoding("utf-16-le" if start[1:2] == b"\0" else "utf-16-be", is_sure=False)
@@ -90,6 +96,9 @@ def _named(start: bytes, wanted: str) -> Encoding:
 
 
 def _likeliest(sample: bytes, name: str, broken_at: int) -> Encoding:
+    if 50 * (len(sample) - len(sample.translate(None, _CONTROLS))) > len(sample):
+        do = "give plain text, or name its encoding: --encoding"
+        raise InputError(name, "bytes of a binary file, or of UTF-16 without its mark", "text", do)
     scores = []
     for encoding, score in _CODE_PAGES:
         text, damaged = _decoded(sample, encoding)

@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 
 from jieyue.budget import Budget
-from jieyue.hf.loading import RECORD
+from jieyue.record import RECORD
 from jieyue.report import write_whole
 from jieyue.run.comparison import train_on
 from jieyue.run.config import TrainingConfig

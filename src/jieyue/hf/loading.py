@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from jieyue.errors import InputError, near_file
+from jieyue.record import RECORD, read_record
 from jieyue.report import write_whole
 
 from .activations import register_config
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADS",
     "RECORD",
+    "check_name",
     "check_own_attention",
     "check_tokenizer",
     "head_of",
@@ -48,7 +50,6 @@ __all__ = [
     "save",
 ]
 
-RECORD = "jieyue.json"
 SAVED = "saved"  # the head that a checkpoint was saved with
 HEADS = {
     None: "AutoModel",
@@ -114,7 +115,7 @@ def load_model(
 
     if head not in HEADS:
         raise InputError(f"load(head={head!r})", repr(head), f"one of {', '.join(map(repr, HEADS))}")
-    _check_name(name)
+    check_name(name)
     try:
         with _silenced():
             own = register_names(transformers.AutoConfig.from_pretrained(str(name), trust_remote_code=False))
@@ -162,7 +163,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer alone; see ``load``."""
     from transformers import AutoTokenizer
 
-    _check_name(name)
+    check_name(name)
     no_vocabulary = f"load({str(name)!r}): found no vocabulary, expected tokenizer.json or vocab.txt in the folder"
     try:
         with _silenced():
@@ -181,7 +182,7 @@ def load_config(name: str | Path) -> PretrainedConfig:
     """The configuration alone, no weight read; see ``load``."""
     from transformers import AutoConfig
 
-    _check_name(name)
+    check_name(name)
     try:
         return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -318,22 +319,10 @@ def save(
     return folder
 
 
-def read_record(folder: str | Path, task: str | None = None) -> dict[str, Any]:
-    """What ``save`` recorded; ``InputError`` for a folder that was not saved by jieyue, a broken record or another task."""
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        hint = "" if Path(folder).is_dir() else near_file(folder)
-        raise InputError(f"{folder}: no {RECORD} in it; expected the folder of a model trained by `jieyue train`{hint}")
-    try:
-        record = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not the JSON object that `jieyue train` writes: {error}") from error
-    if task is not None and record.get("recipe") != task:
-        raise InputError(f"{folder}: its task is {record.get('recipe')!r}, expected {task!r}")
-    return record
-
-
-def _check_name(name: str | Path) -> None:
+def check_name(name: str | Path) -> None:
+    """``InputError`` for a file, a path that is no folder, or a folder without ``config.json``; other names may be the hub's."""
+    if Path(name).is_file():
+        raise InputError(f"load({str(name)!r})", "a file", "a transformers model folder, or a name on the hub")
     looks_like_path = os.sep in str(name) and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1)
     if looks_like_path and not Path(name).is_dir():
         raise InputError(f"load({str(name)!r}): no such folder{near_file(name)}")

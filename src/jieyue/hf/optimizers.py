@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from jieyue.errors import InputError, MissingExtra
+from jieyue.errors import InputError, MissingExtra, near
 from jieyue.training.adam_mini import AdamMini
 from jieyue.training.muon import MuonAdamW, hidden_matrices
 from jieyue.training.techniques import Technique, technique
@@ -92,7 +92,7 @@ OPTIMIZERS = {
 def optimizer_named(name: str) -> OptimizerChoice:
     """The choice of that name; ``InputError`` for an unknown one, ``MissingExtra`` for one whose package is not installed."""
     if name not in OPTIMIZERS:
-        raise InputError("optimizer", repr(name), f"one of {', '.join(OPTIMIZERS)}")
+        raise InputError("optimizer", repr(name), f"one of {', '.join(OPTIMIZERS)}{near(name, OPTIMIZERS)}")
     choice = OPTIMIZERS[name]
     if choice.package is not None and not choice.installed:
         raise MissingExtra(choice.package, EIGHT_BIT_EXTRA)

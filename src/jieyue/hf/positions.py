@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError
 from jieyue.json_values import Facts
+from jieyue.record import RECORD, read_record
 
-from .loading import RECORD, load, read_record, save
+from .loading import load, save
 from .surgery import own_config, replace_parameters
 
 if TYPE_CHECKING:

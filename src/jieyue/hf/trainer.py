@@ -35,7 +35,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
 from jieyue.budget import Plan
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_known
 from jieyue.tally import Tally
 from jieyue.training.evaluation import measure_loss
 from jieyue.training.microbatch import MicroBatch, RandomState
@@ -102,6 +102,7 @@ class EffectiveBatchTrainer(Trainer):
         progress: Callable[[Progress], None] | None = None,
         **given: Unpack[Given],
     ) -> None:
+        check_known("EffectiveBatchTrainer", given, Given.__annotations__)
         check_device(args, asked_fsdp(args))
         check_obeyed(args, from_dataset=work is None)
         from_dataset = work is None

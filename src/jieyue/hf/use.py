@@ -6,6 +6,8 @@ import warnings
 from types import EllipsisType
 from typing import Any
 
+from torch import nn
+
 from jieyue.activations.operator import Variant
 from jieyue.attention import Pattern
 from jieyue.errors import InputError
@@ -51,6 +53,11 @@ def use(
     share one module (ALBERT). Warns where nothing changes because each layer has a window of its own, and where a pattern
     counts along the patches of a picture. Cost: six forward passes of two rows of seven tokens.
     """
+    is_model = isinstance(model, nn.Module)
+    if not is_model:
+        raise InputError(
+            "use(model)", type(model).__name__, "a model", "model, tokenizer = jieyue.load(name) gives one"
+        )
     if attention is ... and gelu is ... and dropout is None:
         raise InputError("use(model): found nothing to do, expected attention=..., gelu=... or dropout=...")
     given: dict[str, str] = {}

@@ -8,6 +8,7 @@ import torch
 
 from jieyue.budget import Plan
 from jieyue.errors import InputError
+from jieyue.hf.entries import parse_entry, split_layers
 from jieyue.hf.optimizers import OPTIMIZERS
 from jieyue.training.techniques import EXACT, UPDATES, Technique, technique
 
@@ -53,6 +54,8 @@ class Setting:
         if self.optimizer not in OPTIMIZERS:
             raise InputError("optimizer", repr(self.optimizer), f"one of {', '.join(OPTIMIZERS)}")
         dtype_named(self.dtype)
+        for text in () if self.attention is None else split_layers(self.attention):
+            parse_entry(text)
         if self.in_backward and self.optimizer not in FOLDED:
             raise InputError("update in backward", repr(self.optimizer), f"one of {', '.join(FOLDED)}")
 

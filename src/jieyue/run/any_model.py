@@ -9,7 +9,7 @@ from typing import Any
 
 from jieyue.budget import Budget, format_bytes, format_seconds
 from jieyue.data.files import read_text
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_least
 from jieyue.hf.classic_presets import refuse_misspelt
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
@@ -169,9 +169,12 @@ def plan_model(
 
     Time: about a second a trace, up to three traces a setting, and a short run of single layers.
     """
+    allowed = Budget.parse(budget)
+    check_least(1, effective_batch=effective_batch)
+    check_least(0, measure=measure)
     subject, rows = open_subject(name, length=length, data=data, head=head)
     tried = list(settings(subject))
-    table = feasible(subject, Budget.parse(budget), effective_batch=effective_batch, settings=tried)
+    table = feasible(subject, allowed, effective_batch=effective_batch, settings=tried)
     measured = tuple(measure_alone(subject, row.setting, effective_batch) for row in table.rows[:measure])
     narrow = bfloat16_price() if any(setting.dtype == "bfloat16" for setting in tried) else None
     return Planned(name=name, subject=subject, rows=rows, table=table, measured=measured, bfloat16=narrow)
@@ -181,6 +184,7 @@ def open_subject(
     name: str, *, length: int | None = None, data: str | Path | None = None, head: str | None = None
 ) -> tuple[Subject, Rows]:
     """The model by its configuration, rows as long as asked or as the longest text of the file (at most its positions)."""
+    check_least(1, length=length)
     texts = [] if data is None else _texts(Path(data))
     config: Any
     tokenizer: Callable[[], Any]

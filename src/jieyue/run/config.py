@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError, near
 from jieyue.json_values import Facts
-from jieyue.options import option
+from jieyue.options import check_kinds, option
 
 if TYPE_CHECKING:
     from jieyue.budget import Plan
@@ -112,6 +112,9 @@ class TrainingConfig:
     measure: bool = True
 
     def __post_init__(self) -> None:
+        check_kinds(self)
+        if wrong := [one for one in self.remedies if not callable(one)]:
+            raise InputError("remedies", repr(wrong[0]), "remedies such as fgm(0.5), not their texts")
         given = [name for name in ("steps", "epochs", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)}: found {len(given)} lengths of training, expected one of them")

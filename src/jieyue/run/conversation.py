@@ -50,6 +50,7 @@ class Conversation:
         candidates: int = 1,
     ) -> None:
         check_least(1, candidates=candidates, reply_tokens=reply_tokens)
+        check_least(2, context=context)
         self.model, self.tokenizer, self.sampling, self.candidates = model, tokenizer, sampling, candidates
         self.context = min(positions_of(model) or CONTEXT, context or CONTEXT)
         self.reply_tokens = min(reply_tokens, max(1, self.context // 2))

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from jieyue.errors import InputError, MissingExtra
 from jieyue.hf.dense import make_dense, patterns_of
-from jieyue.hf.loading import RECORD, load, read_record
+from jieyue.hf.loading import load
+from jieyue.record import RECORD, read_record
 from jieyue.report import Report
 from jieyue.tasks.table import task
 

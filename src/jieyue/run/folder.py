@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import torch.distributed
-
 from jieyue.errors import InputError
-from jieyue.hf.loading import RECORD
-from jieyue.tasks import Facts
+from jieyue.json_values import Facts
+from jieyue.record import RECORD
 
 __all__ = [
     "IN_HAND",
     "MEMORY",
+    "RESOLVED",
     "Out",
     "check_apart",
     "check_folder",
+    "check_free",
     "check_unfinished",
     "lasting",
     "locked",
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 IN_HAND = "jieyue-"  # how the temporary folders of models and rows in hand are called
+RESOLVED = "training.json"  # the resolved settings of a run, for --resume
+_WRITTEN = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "report.html", "report.json")
 MEMORY = "training_memory.json"  # what judging must know of the training examples: Task.memory
 
 
@@ -46,6 +48,15 @@ class Out:
         return out if isinstance(out, Out) else cls(Path(out))
 
 
+def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """What of ``check_folder`` and ``check_unfinished`` can be told by looking, before anything slow is imported."""
+    if resume and overwrite:
+        raise InputError("resume and overwrite: found both, expected one of them")
+    if folder.exists() and not folder.is_dir():
+        raise InputError("out", f"the file {folder}", "a folder, or a name that is free")
+    check_unfinished(folder, overwrite or resume)
+
+
 def check_folder(folder: Path) -> None:
     """Refuses a folder that is a file or cannot be written, before anything is read or trained."""
     try:
@@ -59,11 +70,18 @@ def check_folder(folder: Path) -> None:
 
 
 def check_unfinished(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder in which a training was finished, unless it is to be written over."""
-    if (folder / RECORD).is_file() and (folder / "report.json").is_file() and not overwrite:
+    """Refuses a folder in which a training was finished, or that holds what a run would take the place of, unless that is asked for."""
+    if overwrite:
+        return
+    if (folder / RECORD).is_file() and (folder / "report.json").is_file():
         raise InputError(
             "out", f"{folder}, which holds a finished model", "another folder", "--overwrite trains anew there"
         )
+    if (folder / RECORD).is_file() or (folder / RESOLVED).is_file():
+        return
+    if there := [name for name in _WRITTEN if (folder / name).exists()]:
+        found = f"{folder}, where the {there[0]} of something else lies"
+        raise InputError("out", found, "a new folder", "--overwrite writes over it")
 
 
 def check_apart(folder: Path, model: str) -> None:
@@ -85,6 +103,8 @@ def lasting(name: str) -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the system gives it free when the process ends, however it ends."""
+    import torch.distributed  # here: what looks at a folder before anything slow is imported is above
+
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         yield  # several processes of one run share the folder
         return

@@ -19,7 +19,7 @@ from torch import nn
 
 from jieyue.attention import Pattern
 from jieyue.budget import Budget, Plan
-from jieyue.errors import InputError
+from jieyue.errors import InputError, check_known
 from jieyue.hf.types import Model, Tokenizer
 from jieyue.listener import ProgressListener
 from jieyue.report import Report
@@ -33,7 +33,7 @@ from .bars import Bars
 from .config import TrainingConfig
 from .folder import IN_HAND, Out
 from .layer_options import Choosing, FullLayers
-from .predict import Predictor
+from .predict import Predictor, check_rows
 from .sparsify import EFFECTIVE_BATCH
 from .sparsify import sparsify as sparsify_files
 
@@ -220,8 +220,8 @@ def sparsify(
             {one.name: given.pop(one.name) for one in fields(kind) if one.name in given}
             for kind in (Choosing, RunConfig, TrainingConfig)
         ]
-        if unknown := sorted(set(given) - {one.name for one in fields(SparseSettings)}):
-            raise InputError("options", ", ".join(unknown), f"some of {', '.join(SparseOptions.__annotations__)}")
+        known = {one.name for one in fields(SparseSettings)}
+        check_known("options", set(given) - known, SparseOptions.__annotations__)
         training = TrainingConfig(**{"effective_batch": EFFECTIVE_BATCH, **parts[2]})
         settings = SparseSettings(**given, seed=training.seed)
         report = sparsify_files(
@@ -290,7 +290,10 @@ def _files(role: str, given: Data, place: Path) -> list[str | Path]:
         raise InputError(role, "None", "files, or rows in hand", "() stands for what ships, or for none")
     if isinstance(given, str | Path):
         return [_named(role, given)]
+    check_rows(role, given)
     rows = [dict(row) if isinstance(row, Mapping) else row for row in given]
+    if not rows and given != ():
+        raise InputError(role, "no rows", "files or rows, or nothing at all for what ships")
     paths = [row for row in rows if isinstance(row, str | Path)]
     if len(paths) == len(rows):
         return [_named(role, path) for path in paths]
@@ -336,9 +339,8 @@ def _configured(
     run: Facts = {one.name: given.pop(one.name) for one in fields(RunConfig) if one.name in given}
     run |= {"model": name, **files}
     how = {one.name: given.pop(one.name) for one in fields(TrainingConfig) if one.name in given}
-    if given:
-        known = sorted({one.name for one in (*fields(RunConfig), *fields(TrainingConfig))} | {"settings", "device"})
-        raise InputError("options", ", ".join(given), f"some of {', '.join(known)}")
+    known = {one.name for one in (*fields(RunConfig), *fields(TrainingConfig))} | {"settings", "device"}
+    check_known("options", given, sorted({*known, "listener", "overwrite", "resume"}))
     if how.get("plan") is not None:
         how.setdefault("effective_batch", how["plan"].effective_batch)
         how.setdefault("checkpointing", how["plan"].checkpointing)
@@ -346,5 +348,7 @@ def _configured(
     training = TrainingConfig(**how)
     config = RunConfig(**run)
     if isinstance(settings, Mapping):
-        settings = task_named(task).default_settings(config, training.seed).changed(**settings)
+        job = task_named(task)
+        check_known("settings", settings, sorted(one.name for one in fields(job.settings_class)))
+        settings = job.default_settings(config, training.seed).changed(**settings)
     return RunConfig(settings=settings, **run), training, device

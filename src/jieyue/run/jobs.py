@@ -15,12 +15,14 @@ from jieyue.data.advice import Advice, advise
 from jieyue.errors import InputError
 from jieyue.hf.attention import attention_engines
 from jieyue.hf.interrupts import Interrupted
-from jieyue.hf.loading import load, read_record
+from jieyue.hf.loading import load
 from jieyue.listener import SILENT, ProgressListener
 from jieyue.machine import describe
 from jieyue.planning.bfloat16 import bfloat16_price
+from jieyue.record import read_record
 from jieyue.report import Report, write_whole
 from jieyue.tasks import Facts, RunConfig, Sources, name_of
+from jieyue.tasks.models import check_model
 from jieyue.tasks.table import AnyTask, task
 
 from .cards import write_card
@@ -73,6 +75,7 @@ def doctor(name: str = "read", config: RunConfig = RunConfig()) -> Report:
 def examined(name: str, config: RunConfig) -> tuple[Report, tuple[Advice, ...]]:
     """``doctor``'s report, and what it advises. What training would refuse of the data as a whole is an error among that."""
     job = task(name)
+    check_model(config)
     wanted = job.settings(config, 0)
     examples, findings, shared = job.check(config, wanted)
     report = Report(f"Doctor · {name_of(config.data)}")
@@ -152,6 +155,7 @@ def train(
     folder = place.path
     check_device(allowed.device, must_exist=True)
     check_budget(allowed)
+    check_model(config)
     check_apart(folder, config.model)
     check_folder(folder)
     check_unfinished(folder, place.overwrite or resume)

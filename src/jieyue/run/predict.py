@@ -10,18 +10,19 @@ from __future__ import annotations
 import errno
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Protocol, TextIO, runtime_checkable
 
 from torch import nn
 
 from jieyue.errors import InputError
-from jieyue.hf.loading import load, read_record
+from jieyue.hf.loading import load
 from jieyue.hf.types import Tokenizer
 from jieyue.listener import SILENT, ProgressListener
+from jieyue.record import read_record
 from jieyue.tasks import Facts, Prediction, Settings
 from jieyue.tasks.table import AnyTask, task
 
@@ -85,6 +86,12 @@ def predict(
     chat: messages or text; mlm: a text with masks), or texts. ``batch_size``: rows of a forward pass; ``device``: of a folder's model.
     confidence is None where the task has none. Raises ``InputError`` (a ValueError) for rows that the task does not understand.
     """
+    check_rows("predict(rows)", rows)
+    rows = list(rows)
+    if wrong := [row for row in rows if not isinstance(row, str | Mapping)]:
+        raise InputError(
+            "predict(rows)", f"a row that is {type(wrong[0]).__name__}", "dicts with the task's fields, or texts"
+        )
     given = [{"text": row} if isinstance(row, str) else dict(row) for row in rows]
     if isinstance(model, nn.Module):
         if tokenizer is None or task_name is None:
@@ -96,6 +103,21 @@ def predict(
         answering = Predictor(model, device=device)
     answers = answering(given, batch_size=batch_size)
     return [joined(row, one) for row, one in zip(given, answers, strict=True)]
+
+
+@runtime_checkable
+class _Frame(Protocol):
+    def iterrows(self) -> Iterator[object]: ...
+
+
+def check_rows(name: str, rows: Iterable[Facts | str | Path]) -> None:
+    """``InputError`` for what would be gone through otherwise than row by row: a text, one row, a table by its columns."""
+    if isinstance(rows, _Frame):
+        raise InputError(
+            name, f"a {type(rows).__name__}, which gives its columns", "rows", "frame.to_dict('records') gives them"
+        )
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise InputError(name, f"{type(rows).__name__} {str(rows)[:60]!r}", "a list of rows", "put one row into a list")
 
 
 def predict_file(

@@ -16,7 +16,7 @@ from jieyue.data.packing import DialogueRows
 from jieyue.errors import InputError
 from jieyue.planning.setting import AUTO, dtype_named
 from jieyue.tasks import Facts, Row, RunConfig, Settings, Sources
-from jieyue.tasks.models import ModelSource
+from jieyue.tasks.models import ModelSource, check_model
 from jieyue.tasks.sources import halved
 from jieyue.tasks.table import AnyTask
 from jieyue.training.accumulation import under_autocast
@@ -101,6 +101,7 @@ def prepare(
 
     ``folder``: the run's, where a task that keeps its tokens finds them again; ``device``: where the objective's dtype will be.
     """
+    check_model(config)
     narrow = _autocast(training, device)
     if config.base is not None and training.dtype not in ("float32", AUTO):
         found = f"dtype={training.dtype} beside it, whose products would be narrowed twice"

@@ -11,8 +11,8 @@ from pathlib import Path
 from jieyue.budget import format_bytes
 from jieyue.errors import InputError, message
 from jieyue.hf.hub import base_entries, check_repository, check_token, upload
-from jieyue.hf.loading import RECORD, read_record
 from jieyue.listener import SILENT, ProgressListener
+from jieyue.record import RECORD, read_record
 from jieyue.report import Report
 from jieyue.report.card import Entry
 from jieyue.tasks.table import AnyTask, task

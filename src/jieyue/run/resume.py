@@ -17,12 +17,10 @@ from jieyue.planning.setting import AUTO
 from jieyue.report import write_whole
 
 from .config import TrainingConfig
-from .folder import lasting
+from .folder import RESOLVED, lasting
 from .prepare import Prepared
 
 __all__ = ["RESOLVED", "as_before", "check_resumed", "decided_updates", "write_resolved"]
-
-RESOLVED = "training.json"  # the resolved settings of a run, for --resume
 
 
 def write_resolved(folder: Path, training: TrainingConfig, prepared: Prepared, updates: int) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from jieyue.data.labelled import Labelled
 from jieyue.data.tagged import words_of
 from jieyue.errors import InputError, MissingExtra
-from jieyue.hf.loading import RECORD, head_of, load, read_record
+from jieyue.hf.loading import head_of, load
+from jieyue.record import RECORD, read_record
 from jieyue.tasks.classify.kinds import Choice, Choices, Estimated
 from jieyue.tasks.classify.settings import ClassifySettings
 from jieyue.tasks.classify.task import TASK as CLASSIFY

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jieyue.data.textstream import Progress
 from jieyue.errors import InputError, check_least, near_file
-from jieyue.options import option
+from jieyue.options import check_kinds, option
 
 from .settings import Settings
 
@@ -54,6 +54,7 @@ class RunConfig:
     progress: Progress | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_least(0, unshare=self.unshare, unshare_after=self.unshare_after)
         if self.unshare_after and self.unshare is None:
             raise InputError("unshare_after: found no unshare, expected how many blocks (0 = one for each layer)")
@@ -65,6 +66,8 @@ class RunConfig:
             Adapter.parse(self.adapter, self.base)
         check_least(1, limit=self.limit)
         for name in ("data", "held_out"):
+            if isinstance(getattr(self, name), str | Path):
+                raise InputError(name, f"one name, {str(getattr(self, name))!r}", "a list of files")
             for path in getattr(self, name):
                 if not Path(path).exists():
                     raise InputError(name, f"no file {path}", f"files that exist{near_file(path)}")

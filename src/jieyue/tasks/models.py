@@ -17,7 +17,16 @@ from jieyue.decoding.slots import positions_of
 from jieyue.errors import InputError
 from jieyue.hf.albert import Sharing, sharing_of, unshare
 from jieyue.hf.classic_presets import CLASSIC_PRESETS, build_classic, classic_config, refuse_misspelt
-from jieyue.hf.loading import check_tokenizer, head_of, load_config, load_model, load_tokenizer, model_from_config
+from jieyue.hf.entries import parse_entry, split_layers
+from jieyue.hf.loading import (
+    check_name,
+    check_tokenizer,
+    head_of,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_from_config,
+)
 from jieyue.hf.low_rank import Adapter, trained_share
 from jieyue.hf.prefix import as_prefix_lm
 from jieyue.hf.presets import PRESETS, STARTS, build, preset_config
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 
 NO_LIMIT = 1_000_000  # positions of a model that sets none
 
-__all__ = ["NO_LIMIT", "ModelSource", "open_model", "with_attention", "with_padding"]
+__all__ = ["NO_LIMIT", "ModelSource", "check_model", "open_model", "with_attention", "with_padding"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,16 @@ class ModelSource:
     head: str = "the checkpoint's"
     start: str | None = None
     adapter: str | None = None
+
+
+def check_model(config: RunConfig) -> None:
+    """``InputError`` for what a look tells, before data are read: a misspelt preset, a folder that is none, a pattern that is none."""
+    refuse_misspelt(config.model)
+    check_name(config.model)
+    if "/" in config.model and not Path(config.model).is_dir():
+        load_config(config.model)  # the hub's, or what is kept of it here
+    for text in () if config.attention is None else split_layers(config.attention):
+        parse_entry(text)
 
 
 def open_model(

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from jieyue.errors import InputError
 from jieyue.json_values import Facts
-from jieyue.options import option
+from jieyue.options import check_kinds, option
 
 __all__ = ["DELIMITER", "PackedSettings", "Settings"]
 
@@ -27,6 +27,9 @@ class Settings:
     """
 
     encoding: str | None = option(None, "The files' encoding, such as gb18030 or shift_jis. Default: found, and named.")
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
 
     def head(self, default: str) -> str:
         """The model's head under these settings, of ``hf.loading.HEADS``; ``default`` is the task's own."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.budget import Plan
-from jieyue.errors import BudgetError, InputError
+from jieyue.errors import BudgetError, InputError, check_known
 from jieyue.tally import Tally
 
 from .cached_gradients import CachedGradients
@@ -81,6 +81,11 @@ def accumulate(
     sum in place of the mean); layers that see the whole batch (BatchNorm) or move with every pass (spectral_norm) in
     training when it is cut, unless their class name or module name is in ``allow``: the update is then an approximation.
     """
+    check_known("accumulate", how, How.__annotations__)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "accumulate", f"a model that is {type(model).__name__}", "objective, model and batch, in this order"
+        )
     wanted = plan if micro_batch is None else micro_batch
     if wanted is None or (plan is not None and micro_batch is not None):
         raise InputError("accumulate", f"micro_batch={micro_batch} and plan={plan}", "one of the two")

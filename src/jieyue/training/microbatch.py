@@ -49,8 +49,8 @@ class MicroBatch:
         self.mask, self.tokens = mask, tokens
         self.columns = None if columns is None else frozenset(columns)
         self.halvings = self.skipped = 0
-        if self.rows < 1:
-            raise InputError(f"micro_batch={self.rows}: expected at least 1 row")
+        if not isinstance(self.rows, int) or self.rows < 1:
+            raise InputError(f"micro_batch={self.rows!r}: expected a whole number, at least 1 row")
         if isinstance(columns, str) or (columns is not None and mask is None):
             raise InputError(
                 f"MicroBatch(columns={columns!r}, mask={mask!r}): expected a list of names, and the mask's"

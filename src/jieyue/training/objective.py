@@ -40,6 +40,8 @@ def token_loss(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Tally:
 
 def num_rows(batch: Mapping[str, Tensor | Sequence[str | int]]) -> int:
     """Rows of a batch, the first dimension that all its tensors (and lists) share; ``InputError`` where they differ."""
+    if not isinstance(batch, Mapping):
+        raise InputError("batch", type(batch).__name__, "tensors by name, each with one entry per row")
     counts = {}
     for name, value in batch.items():
         if isinstance(value, Tensor) and value.ndim > 0:

@@ -35,6 +35,7 @@ class ChatSettings(Settings):
     delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss_on not in LOSSES:
             raise InputError(f"loss_on={self.loss_on!r}: expected one of {', '.join(LOSSES)}")
         parse_roles(self.roles)

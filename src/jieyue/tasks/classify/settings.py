@@ -45,6 +45,7 @@ class ClassifySettings(PackedSettings):
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(4, max_tokens=self.max_tokens)
         check_kind(self.problem)
         if self.label_separator is not None and self.problem == "auto":

@@ -27,6 +27,7 @@ class MaskSettings(PackedSettings):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(8, max_tokens=self.max_tokens)
         check_least(0, pseudo_rows=self.pseudo_rows)
         if not 0 < self.share < 0.9:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jieyue.data.qa_files import Passage, Question
 from jieyue.errors import InputError
-from jieyue.hf.loading import load, read_record
+from jieyue.hf.loading import load
 from jieyue.json_values import Facts
+from jieyue.record import read_record
 
 from .settings import ReadSettings
 from .task import TASK

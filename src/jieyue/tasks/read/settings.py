@@ -45,6 +45,7 @@ class ReadSettings(PackedSettings):
     delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reader not in HEADS:
             raise InputError("reader", repr(self.reader), f"one of {', '.join(HEADS)}")
         check_least(

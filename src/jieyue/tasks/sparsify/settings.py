@@ -41,6 +41,7 @@ class SparseSettings(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.row_tokens < LEAST_TOKENS or self.rank < 1 or not 0 < self.share < 0.9:
             found = f"row_tokens={self.row_tokens}, rank={self.rank}, share={self.share}"
             raise InputError(f"{found}: expected at least {LEAST_TOKENS}, at least 1, and a share between 0 and 0.9")

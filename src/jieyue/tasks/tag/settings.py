@@ -25,15 +25,13 @@ class TagSettings(PackedSettings):
     types: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.tag_column is not None:  # a number too, as older folders have it
+            object.__setattr__(self, "tag_column", str(self.tag_column).strip())
+        super().__post_init__()
         check_least(8, max_tokens=self.max_tokens)
-        if self.tag_column is not None:
-            object.__setattr__(
-                self, "tag_column", str(self.tag_column).strip()
-            )  # a number too, as older folders have it
-            if not self.tag_column or (self.tag_column.lstrip("-").isdecimal() and int(self.tag_column) < 2):
-                raise InputError(
-                    f"tag_column={self.tag_column!r}: expected 2 or more (the first has the word), or a name"
-                )
+        column = self.tag_column
+        if column == "" or (column is not None and column.lstrip("-").isdecimal() and int(column) < 2):
+            raise InputError(f"tag_column={column!r}: expected 2 or more (the first has the word), or a name")
 
     @property
     def tags(self) -> list[str]:

@@ -40,6 +40,7 @@ class TitleSettings(Settings):
     delimiter: str | None = option(None, DELIMITER)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in KINDS:
             raise InputError("kind", repr(self.kind), f"one of {', '.join(KINDS)}")
         if self.over_long not in OVER_LONG:

@@ -25,10 +25,11 @@ from jieyue.data.findings import Findings
 from jieyue.data.titles import NAMES, Pair, read_titles, shared_pairs
 from jieyue.errors import InputError
 from jieyue.hf.classic_presets import refuse_misspelt
-from jieyue.hf.loading import load, load_config, read_record
+from jieyue.hf.loading import load, load_config
 from jieyue.hf.presets import PRESETS
 from jieyue.metrics import generation
 from jieyue.metrics.intervals import bootstrap
+from jieyue.record import read_record
 from jieyue.report import Report
 from jieyue.tasks import POSITIONS, Card, Deciding, Facts, Judged, Prediction, Row, RunConfig, Task
 from jieyue.tasks.fields import text_of

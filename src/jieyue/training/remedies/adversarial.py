@@ -26,7 +26,7 @@ from jieyue.training.objective import Objective
 from jieyue.training.trained import probe
 
 from .embeddings import embeddings_through
-from .remedy import Remedy, Rows
+from .remedy import Remedy, Rows, check_strength
 from .targets import bare, labels_per_example
 
 __all__ = ["fgm", "penalize_gradient"]
@@ -43,8 +43,7 @@ def fgm(epsilon: float = 0.5, add_clean: bool = False) -> Remedy:
     Cost: a second forward pass and the part of a backward pass that leads to the embeddings: about 5/3 of a plain step;
     memory as a plain step (``add_clean``: the activations of both passes at once). Source: Miyato et al. 2017; Su 2020, 7234.
     """
-    if epsilon < 0:
-        raise InputError(f"fgm(epsilon={epsilon}): expected at least 0")
+    check_strength("fgm(epsilon)", epsilon)
 
     def run(objective: Objective, model: nn.Module, rows: Rows, step: int) -> Tally:
         watch = _Watch(len(rows.seeds), detach=not add_clean)
@@ -77,8 +76,7 @@ def penalize_gradient(epsilon: float = 1.0) -> Remedy:
     once.
     Source: Su 2020, 7234 and 7259.
     """
-    if epsilon < 0:
-        raise InputError(f"penalize_gradient(epsilon={epsilon}): expected at least 0")
+    check_strength("penalize_gradient(epsilon)", epsilon)
 
     def run(objective: Objective, model: nn.Module, rows: Rows, step: int) -> Tally:
         watch = _Watch(len(rows.seeds), detach=False)

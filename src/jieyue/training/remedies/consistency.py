@@ -14,7 +14,7 @@ from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import IGNORED, Objective
 
-from .remedy import Remedy, Rows
+from .remedy import Remedy, Rows, check_strength
 from .targets import bare, labels_of_rows, logits_of
 
 __all__ = ["rdrop", "unlikelihood"]
@@ -31,8 +31,7 @@ def rdrop(alpha: float = 1.0) -> Remedy:
     Cost: two forward and two backward passes, and the activations of both. Without dropout the passes agree and it is the plain
     loss, at twice the cost.
     """
-    if alpha < 0:
-        raise InputError(f"rdrop(alpha={alpha}): expected at least 0")
+    check_strength("rdrop(alpha)", alpha)
 
     def run(objective: Objective, model: nn.Module, rows: Rows, step: int) -> Tally:
         several = _several(model, rows)
@@ -61,8 +60,7 @@ def unlikelihood(alpha: float = 1.0) -> Remedy:
 
     Cost: one gather of [B, T, T] from the log probabilities, which are computed once more; no pass.
     """
-    if alpha < 0:
-        raise InputError(f"unlikelihood(alpha={alpha}): expected at least 0")
+    check_strength("unlikelihood(alpha)", alpha)
 
     def run(objective: Objective, model: nn.Module, rows: Rows, step: int) -> Tally:
         with logits_of(model) as found:

@@ -12,6 +12,7 @@ In evaluation mode, and where gradients are off, a remedy does nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from jieyue.errors import InputError
 from jieyue.tally import Tally
 from jieyue.training.objective import Batch, Objective
 
-__all__ = ["Remedied", "Remedy", "Rows", "apply", "uniforms"]
+__all__ = ["Remedied", "Remedy", "Rows", "apply", "check_strength", "uniforms"]
 
 
 class Rows(dict[str, Tensor]):
@@ -119,3 +120,9 @@ def _mixed(state: Tensor) -> Tensor:
     state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
     state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     return state ^ ((state >> 31) & 0x1FFFFFFFF)
+
+
+def check_strength(name: str, value: float) -> None:
+    """``InputError`` for a strength of a remedy that is no finite number from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InputError(f"{name}={value!r}: expected a finite number, at least 0")

@@ -44,7 +44,8 @@ def replace_tokens(
     drawn anew, and some of these fall on the token that stood there. ``InputError`` for what is no probability or no pool.
     Source: Su 2020, 7259.
     """
-    if not (0 <= p_token <= 1 and 0 <= p_example <= 1) or pool not in _POOLS:
+    is_known = all(isinstance(share, int | float) and 0 <= share <= 1 for share in (p_token, p_example))
+    if not is_known or pool not in _POOLS:
         raise InputError(
             f"replace_tokens({p_token}, {p_example}, {pool!r}): expected probabilities and one of {', '.join(_POOLS)}"
         )
