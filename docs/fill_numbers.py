@@ -53,7 +53,8 @@ def table(name: str, section: str, wanted: list[str], language: str) -> str:
             rows = [row for original, row in pairs if not wanted or original[0] in wanted]
             columns = told.columns or ("", "", "")[: len(block.rows[0])]
             if rows:
-                parts.append(rendered(columns, rows, block.right))
+                title = f"**{told.title}**\n\n" if block.kind == "table" and told.title else ""
+                parts.append(title + rendered(columns, rows, block.right))
     if not parts:
         raise SystemExit(f"{name} has no section {section!r} with rows {wanted}")
     return "\n\n".join(parts)
