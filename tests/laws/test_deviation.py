@@ -101,3 +101,16 @@ def test_values_far_from_zero_and_near_one_another_are_told_apart():
     apart = torch.stack([(v[0, 0] - v[0, 1]).norm(), (v[0, 38] - v[0, 39]).norm()])
     torch.testing.assert_close(found.tight[0], apart / 2, rtol=1e-6, atol=0)
     assert not bool(found.violated.any())
+
+
+@pytest.mark.slow
+def test_a_million_rows_have_no_violation():
+    """Sharp and flat queries, all patterns, heads that share keys; the twin whose bound is a fifth has some."""
+    rows = violations = missed = 0
+    for seed in range(700):
+        pattern, sharp = PATTERNS[seed % len(PATTERNS)], 10.0 ** (seed % 5 - 2)
+        found = measured(*drawn(seed, n=24, heads=64, groups=8, sharp=sharp), pattern)
+        rows += found.mass.numel()
+        violations += int(found.violated.sum())
+        missed += int(found._replace(tight=found.tight * 0.2).violated.sum())
+    assert rows > 10**6 and violations == 0 < missed

@@ -117,16 +117,20 @@ def read_texts(
         listener.say(f"Rows of {source.positions} tokens: the model has no more positions")
     settings = settings.fitted(source.positions)
     check_drops(str(config.attention), settings.row_tokens, is_causal=settings.kind == "causal")
+    longest = settings.row_tokens
     while True:
         sources = TASK.sources(plain, settings, settings.seed)
         try:
-            return settings, sources, texts_of(sources, source.tokenizer, settings, choosing, config)
+            texts = texts_of(sources, source.tokenizer, settings, choosing, config)
         except TooLittleText:
             shorter = settings.row_tokens // 2
             if not usual or shorter < LEAST_TOKENS or not _drops(config, shorter, settings):
                 raise
             settings = replace(settings, row_tokens=shorter)
-            listener.say(f"Rows of {shorter} tokens: the text fills none that is longer")
+            continue
+        if settings.row_tokens < longest:
+            listener.say(f"Rows of {settings.row_tokens} tokens: the text fills none that is longer")
+        return settings, sources, texts
 
 
 def _drops(config: RunConfig, row_tokens: int, settings: SparseSettings) -> bool:
