@@ -1,6 +1,7 @@
 """The deviation of every head under a pattern: measured on the model's own q, k, v, never above its bound, padding apart."""
 
 import contextlib
+import json
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from attention_models import GROUPED, PAD, SMALL, inputs, make
 
 import jieyue
 from jieyue.bench.deviation import statements
+from jieyue.cli import build
 from jieyue.errors import InputError
 from jieyue.hf.attention import attention_of
 from jieyue.hf.attention_deviation import check_drops, draws_needed, measure_deviation, tokens_to_drop
 from jieyue.hf.row_losses import as_written
+from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
 
 
 def batch():
@@ -188,3 +191,24 @@ def test_rows_are_long_enough_for_the_pattern_to_drop_keys():
     check_drops("local(8),full()", 10)
     with pytest.raises(InputError, match="drops no key of rows of 9 tokens"):
         check_drops("local(8),full()", 9)
+
+
+def test_short_lines_are_read_as_running_text(tmp_path, capsys):
+    """The fault: a pattern was refused on a text of short lines, since no line alone was longer than it reaches."""
+    lines = [f"alpha beta {'gamma' if n % 3 else 'delta'}" for n in range(90)]
+    (tmp_path / "text.txt").write_text("\n".join(f"{line} {n}" for n, line in enumerate(lines)), encoding="utf-8")
+    tokenizer = make_tokenizer(learn_vocabulary(lines))
+    make("llama", vocab_size=len(tokenizer), max_position_embeddings=48).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ["verify", "attention", str(tmp_path / "model"), "--attention", "local(20)", "--json"]
+    asked += ["--text", str(tmp_path / "text.txt"), "--share", "0.9", "--confidence", "0.9"]
+    build("verify")(asked, prog_name="jieyue", standalone_mode=False)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    heads = [one for one in told if one["event"] == "deviation"]
+    assert len(heads) == 2 * make("llama").config.num_attention_heads
+    for one in heads:
+        assert {"layer", "head", "m", "bound", "deviation", "violations"} <= set(one)
+        assert one["violations"] == 0 and 0 < one["deviation"] <= one["bound"] and 0 < one["m"] < 1
+    (report,) = (one for one in told if one["event"] == "report")
+    facts = {item["what"]: item["value"] for part in report["sections"] for item in part["items"] if "what" in item}
+    assert facts["tokens read"] >= facts["longest row"] == 48, "no longer than the model has positions"

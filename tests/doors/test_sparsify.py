@@ -366,7 +366,9 @@ def test_usual_rows_become_as_short_as_the_text_needs(place, lines, tmp_path):
     noted = Noted()
     jieyue.sparsify(place / "llama", attention="local(4)", listener=noted, **given)
     assert read_record(tmp_path / "out")["settings"]["row_tokens"] == 32
-    assert [line for line in noted.said if "fills none" in line] == ["Rows of 32 tokens: the text fills none that is longer"]
+    assert [line for line in noted.said if "fills none" in line] == [
+        "Rows of 32 tokens: the text fills none that is longer"
+    ]
     with pytest.raises(InputError, match=r"fill no row of 64 tokens"):
         jieyue.sparsify(place / "llama", attention="local(4)", row_tokens=64, **given)
     with pytest.raises(InputError, match=r"fill no row of 64 tokens"):

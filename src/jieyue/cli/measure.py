@@ -200,7 +200,7 @@ def _model_and_batches(
 ) -> tuple[Any, Any]:
     """The model, and labelled batches of the text's lines (of the corpus's passages without one).
 
-    Where rows must be longer for the patterns ``bounded`` to drop keys, each holds neighbouring lines.
+    For the patterns ``bounded`` rows are running text, neighbouring lines together, so long that these drop keys.
     """
     from jieyue.data.corpora import heldout_path
     from jieyue.data.qa_files import read_questions
@@ -217,9 +217,11 @@ def _model_and_batches(
     else:
         texts = read_text(text).splitlines()
     if max_tokens is None:
-        max_tokens = max([SHORT, *(tokens_to_drop(one, positions_of(loaded)) for one in bounded)])
+        positions = positions_of(loaded)
+        max_tokens = max([SHORT, *(tokens_to_drop(one, positions) for one in bounded)])
+        max_tokens = max_tokens if positions is None else min(max_tokens, positions)
     texts = list(dict.fromkeys(line for line in texts if line.strip()))
-    if bounded and max_tokens > SHORT:
+    if bounded:
         texts = list(_passages(texts, 8 * max_tokens))
         rows, max_texts = max(1, min(rows, 2048 // max_tokens)), max_texts or max(4, 16_384 // max_tokens)
     return loaded, text_batches(loaded, tokenizer, texts[: max_texts or 64], rows=rows, max_tokens=max_tokens)
