@@ -7,13 +7,17 @@ import torch
 from torch import nn
 
 import jieyue as jy
+from jieyue.bench.activation import bench_activation
+from jieyue.data.labelled import Columns, read_labelled
 from jieyue.errors import InputError
 from jieyue.options import check_kinds, options_of
 from jieyue.planning.setting import Setting
 from jieyue.run.any_model import plan_model
 from jieyue.run.in_hand import _files
 from jieyue.tasks.read.settings import ReadSettings
+from jieyue.tasks.table import task
 from jieyue.training.remedies.consistency import rdrop, unlikelihood
+from jieyue.training.remedies.texts import parse_remedy
 
 ROWS = torch.ones(4, 3)
 
@@ -128,6 +132,9 @@ def test_other_wrong_values():
         (lambda: Setting(micro_batch=1, attention="locl(3)"), "locl(3)"),
         (lambda: jy.use((nn.Linear(1, 1), None), attention="local(3)"), "use(model): found tuple"),
         (lambda: jy.load(__file__), "a file"),
+        (lambda: jy.load("bert-tiny"), "a preset, which has no weights yet"),
+        (lambda: bench_activation(device="gpu"), "name a GPU cuda"),
+        (lambda: parse_remedy("fgmm(0.5)"), "did you mean 'fgm'"),
         (lambda: jy.plan("bert-tiny", task="classify", settings={"max_tokns": 9}), "did you mean 'max_tokens'"),
         (lambda: jy.EffectiveBatchTrainer(None, None, colator=None), "colator"),
     ):
@@ -138,3 +145,29 @@ def test_other_wrong_values():
         jy.Tally(1.0, 1) + 1
     with pytest.raises(AttributeError, match="did you mean 'local'"):
         _ = jy.locl
+
+
+@pytest.mark.parametrize("columns", [Columns(label="lable"), Columns(pair="second")])
+def test_a_named_column_that_no_record_has_is_refused(columns, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="expected a field of some record"):  # all labels were unknown, all pairs empty
+        read_labelled(file, columns=columns)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write('{"text": "three", "lable": "c", "second": "more"}\n')
+    assert len(read_labelled(file, columns=columns)[0]) == 3
+
+
+def test_what_cannot_be_parted_says_why(tmp_path):
+    same, other, bare = (tmp_path / name for name in ("same.jsonl", "other.jsonl", "bare.jsonl"))
+    same.write_text('{"text": "one", "label": "a"}\n' * 50, encoding="utf-8")
+    other.write_text("".join(f'{{"text": "t {n}", "label": "{n % 2}"}}\n' for n in range(50)), encoding="utf-8")
+    bare.write_text('{"text": "one"}\n' * 50, encoding="utf-8")
+    job = task("classify")
+    for config, told in (
+        (jy.RunConfig(data=[same]), "1 different texts whose answers are known are too few"),
+        (jy.RunConfig(data=[other], held_out=[bare]), "bare.jsonl: found no examples whose answers are known"),
+    ):
+        with pytest.raises(InputError) as refused:
+            job.sources(config, job.default_settings(config, 0), 0)
+        assert told in str(refused.value)

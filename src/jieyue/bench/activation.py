@@ -21,6 +21,7 @@ from jieyue.activations.operator import Variant
 from jieyue.errors import InputError
 from jieyue.machine import describe
 from jieyue.report import Picture, Report
+from jieyue.run.devices import check_device
 from jieyue.timer import median_seconds, peak_bytes
 
 __all__ = ["ActivationBench", "ActivationTiming", "bench_activation", "saved_bytes"]
@@ -102,6 +103,7 @@ def bench_activation(
 
     Cost: about (variants + 3) × dtypes × repeats × 0.2 s for 4 million elements. ``InputError`` for unknown dtypes or no elements.
     """
+    check_device(device, must_exist=True)
     unknown = [name for name in dtypes if name not in DTYPES]
     if unknown or not dtypes:
         raise InputError(f"dtypes={list(dtypes)}: expected one or more of {', '.join(DTYPES)}")

@@ -20,6 +20,7 @@ from torch import Tensor
 from jieyue.attention import Call, attend, parse, pick
 from jieyue.errors import InputError
 from jieyue.json_values import Facts
+from jieyue.run.devices import check_device
 from jieyue.timer import Timed, peak_bytes, take_turns, timed
 
 from .attention_rows import (
@@ -67,6 +68,7 @@ def bench_attention(
     ``rivals`` join those of ``rivals.RIVALS``; ``say`` hears what is being measured. Threads: torch's own count.
     Cost: about 12 minutes with everything on two cores, 1 minute for "shares" alone. ``InputError`` for unknown parts.
     """
+    check_device(device, must_exist=True)
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or repeats < 1:
         raise InputError(

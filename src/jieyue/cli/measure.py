@@ -309,6 +309,7 @@ def fit_gelu(
     from jieyue.activations.pictures import error_picture, fit_report
     from jieyue.activations.texts import fit_text
     from jieyue.report import save_picture
+    from jieyue.report.drawing import check_picture
 
     console = Console(as_json)
     if page is not None:
@@ -317,6 +318,8 @@ def fit_gelu(
         return
     if language is not None:
         check_language(language)
+    if picture is not None:
+        check_picture(picture)
     found = fit_text(form, target, criterion, domain, fixed)
     show(console, fit_report(found, f"{form} for {target}, {criterion}"), out=out, name="fit")
     if picture is not None:

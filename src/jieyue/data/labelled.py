@@ -108,7 +108,11 @@ def read_labelled(
     read: list[tuple[str, Labelled]] = []
     for path in files:
         found = open_rows(path, NAMES, findings, delimiter=delimiter, encoding=encoding, goes_on=skip_bad)
-        rows = _of_table(str(path), found, columns) if isinstance(found, Table) else _of_objects(found, columns, lists)
+        rows = (
+            _of_table(str(path), found, columns)
+            if isinstance(found, Table)
+            else _of_objects(str(path), found, columns, lists)
+        )
         for place, made in rows:
             if isinstance(made, Labelled):
                 read.append((f"{path}, {place}", made))
@@ -179,13 +183,18 @@ def _as(one: Labelled, problem: str) -> Labelled:
 
 
 def _of_objects(
-    found: Sequence[tuple[str, Json | Unreadable]], columns: Columns, lists: bool
+    name: str, found: Sequence[tuple[str, Json | Unreadable]], columns: Columns, lists: bool
 ) -> Iterator[tuple[str, Labelled | BadRecord]]:
+    named, fields = [one for one in (columns.label, columns.pair) if one is not None], dict[str, None]()
     for place, value in found:
+        if named and isinstance(value, Mapping):
+            fields |= dict.fromkeys(value)
         try:
             yield place, _from_object(value, columns, lists)
         except BadRecord as bad:
             yield place, bad
+    if fields and (missing := [one for one in named if one not in fields]):  # each may be left out, but not by all
+        raise InputError(f"{name}: column {missing[0]!r}", ", ".join(fields)[:80], "a field of some record", ADVICE)
 
 
 def _from_object(value: Json | Unreadable, columns: Columns, lists: bool) -> Labelled:

@@ -14,24 +14,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from jieyue.errors import InputError
 
+from .preset_sizes import CAUSAL_PRESETS
+
 __all__ = ["CAUSAL_PRESETS", "build_causal", "causal_config", "set_generation"]
 
-CAUSAL_PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {
-        "hidden_size": 192,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "intermediate_size": 512,
-    },
-    "small": {
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "intermediate_size": 1408,
-    },
-}
 MAX_POSITIONS = 8192
 
 

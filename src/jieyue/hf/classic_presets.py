@@ -24,18 +24,11 @@ from transformers import AlbertConfig, BertConfig, PretrainedConfig, PreTrainedT
 from jieyue.errors import InputError, near
 
 from .loading import model_from_config
+from .preset_sizes import CLASSIC_PRESETS
 from .presets import PRESETS, STARTS, start_copying
 
 __all__ = ["CLASSIC_PRESETS", "build_classic", "classic_config", "refuse_misspelt"]
 
-_TINY = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
-_SMALL = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 1024}
-CLASSIC_PRESETS: dict[str, dict[str, int]] = {
-    "albert-tiny": _TINY,
-    "albert-small": _SMALL,
-    "bert-tiny": _TINY,
-    "bert-small": _SMALL,
-}
 MAX_POSITIONS = 512
 POSITIONS = 0.5  # of σ
 

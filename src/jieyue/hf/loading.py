@@ -25,6 +25,7 @@ from jieyue.report import write_whole
 from .activations import register_config
 from .attention import FIELD, register_attention, restore_attention
 from .finite import check_finite
+from .preset_sizes import CLASSIC_PRESETS, PRESETS
 from .saved_attention import LOAD_ALONE
 from .span import is_span_config, span_class, span_config
 
@@ -134,7 +135,9 @@ def load_model(
         if pointer is not None:
             found = f"{pointer.name} that is a Git LFS pointer of {pointer.stat().st_size} bytes"
             raise InputError(f"load({str(name)!r})", found, "the weights", "git lfs pull") from error
-        raise InputError(f"load({str(name)!r}): cannot be loaded as {HEADS[head]}: {_first_line(error)}") from error
+        raise InputError(
+            f"load({str(name)!r}): {_place(name)}cannot be loaded as {HEADS[head]}: {_first_line(error)}"
+        ) from error
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"])
     if new_head:
         mismatched = [key for key in mismatched if key.startswith(model.base_model_prefix + ".")]
@@ -186,7 +189,9 @@ def load_config(name: str | Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"load({str(name)!r}): no configuration could be loaded: {_first_line(error)}") from error
+        raise InputError(
+            f"load({str(name)!r}): {_place(name)}no configuration could be loaded: {_first_line(error)}"
+        ) from error
 
 
 def model_from_config(config: Any, head: str | None = "masked-lm") -> PreTrainedModel:
@@ -320,7 +325,12 @@ def save(
 
 
 def check_name(name: str | Path) -> None:
-    """``InputError`` for a file, a path that is no folder, or a folder without ``config.json``; other names may be the hub's."""
+    """``InputError`` for a preset, a file, a path that is no folder, a folder without ``config.json``; others may be the hub's."""
+    if str(name) in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
+        do = "train makes a model of a preset; name the folder that it leaves"
+        raise InputError(
+            f"load({str(name)!r})", "a preset, which has no weights yet", "a model's folder or hub name", do
+        )
     if Path(name).is_file():
         raise InputError(f"load({str(name)!r})", "a file", "a transformers model folder, or a name on the hub")
     looks_like_path = os.sep in str(name) and (str(name).startswith((".", "/", "~")) or str(name).count("/") > 1)
@@ -341,6 +351,11 @@ def _is_inside(model: Any, key: str) -> bool:
 
 def _some(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _place(name: str | Path) -> str:
+    """What to say first of a name that is no folder's: it was asked of the hub."""
+    return "" if Path(name).is_dir() else "no such folder here, and from the hub: "
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,14 +24,10 @@ from transformers import EuroBertConfig, PreTrainedTokenizerBase
 from jieyue.errors import InputError
 
 from .loading import model_from_config
+from .preset_sizes import PRESETS
 
 __all__ = ["PRESETS", "STARTS", "build", "preset_config", "start_copying", "start_weights"]
 
-PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192},
-    "small": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
-}
 STARTS = ("orthogonal-copy", "normal")
 MAX_POSITIONS = 8192
 DEVIATION = 0.08

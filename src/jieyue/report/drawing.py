@@ -22,7 +22,7 @@ from .files import write_whole
 from .hover import add_points
 from .picture import Picture
 
-__all__ = ["png", "save_picture", "svg", "svg_file"]
+__all__ = ["check_picture", "png", "save_picture", "svg", "svg_file"]
 
 SPACE = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
@@ -94,12 +94,17 @@ def svg_file(picture: Picture, *, width: int) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def save_picture(picture: Picture, path: str | Path, *, width: int = 720) -> Path:
-    """Writes the picture with its title, as .svg (follows light and dark mode) or .png by the name's end. Returns the path."""
-    path = Path(path)
-    kind = path.suffix.lower()
+def check_picture(path: str | Path) -> str:
+    """The kind of picture that a name asks for, ".svg" or ".png"; ``InputError`` for another."""
+    kind = Path(path).suffix.lower()
     if kind not in (".svg", ".png"):
         raise InputError(f"save_picture({str(path)!r}): expected a name that ends in .svg or .png")
+    return kind
+
+
+def save_picture(picture: Picture, path: str | Path, *, width: int = 720) -> Path:
+    """Writes the picture with its title, as .svg (follows light and dark mode) or .png by the name's end. Returns the path."""
+    path, kind = Path(path), check_picture(path)
     return write_whole(path, svg_file(picture, width=width) if kind == ".svg" else png(picture, width=width))
 
 

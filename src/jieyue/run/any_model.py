@@ -10,7 +10,7 @@ from typing import Any
 from jieyue.budget import Budget, format_bytes, format_seconds
 from jieyue.data.files import read_text
 from jieyue.errors import InputError, check_least
-from jieyue.hf.classic_presets import refuse_misspelt
+from jieyue.hf.classic_presets import CLASSIC_PRESETS, classic_config, refuse_misspelt
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
@@ -188,9 +188,10 @@ def open_subject(
     texts = [] if data is None else _texts(Path(data))
     config: Any
     tokenizer: Callable[[], Any]
-    if name in PRESETS and not Path(name).is_dir():
+    if name in {*PRESETS, *CLASSIC_PRESETS} and not Path(name).is_dir():
         own = make_tokenizer(learn_vocabulary(texts or _shipped()))
-        config, tokenizer, found = preset_config(name, own), lambda: own, "masked-lm"
+        config = preset_config(name, own) if name in PRESETS else classic_config(name, own)
+        tokenizer, found = lambda: own, "masked-lm"
     else:
         refuse_misspelt(name)
         config, tokenizer, found = load_config(name), lambda: load_tokenizer(name), head_of(name) or ""

@@ -183,8 +183,7 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
     def sources(self, config: RunConfig, settings: SettingsT, seed: int) -> Sources[Example]:
         """Reads everything and parts it: a tenth held out where no file is named, then 2 % of the rest (at most 400) set aside.
 
-        ``config.limit`` samples both parts, the same ones whatever the seed. ``InputError`` where too few are left to train
-        on or to judge by.
+        ``config.limit`` samples both, the same ones whatever the seed. ``InputError`` where too few are left to train or judge by.
         """
         if config.limit is not None and config.limit < LEAST:
             raise InputError(f"limit={config.limit}: expected at least {LEAST} {self.noun}; some are set aside")
@@ -196,10 +195,12 @@ class Task(ABC, Generic[Example, SettingsT, Answer]):
         known = self.limited([one for one in train if self.is_known(one)], config.limit, settings, "train")
         held = self.limited([one for one in held if self.is_known(one)], config.limit, settings, "held out")
         fit, aside = set_apart(known, self.groups(known), SET_ASIDE, "set aside", MOST_ASIDE)
+        if config.held_out and not held:
+            raise InputError(name_of(config.held_out), f"no {self.noun} whose answers are known", "some to judge by")
         if not fit or not aside or not held:
             raise InputError(
-                f"{name}: {len(known)} {self.noun} whose answers are known are too few to hold some out; add more, or name a "
-                "file to judge by (--held-out)"
+                f"{name}: {len({*self.groups(known)})} different texts whose answers are known are too few to hold some out; add "
+                "more, or name a file to judge by (--held-out)"
             )
         return Sources(name, fit, aside, held, findings, held_findings, self.shared(fit, held))
 

@@ -68,7 +68,8 @@ class ModelSource:
 def check_model(config: RunConfig) -> None:
     """``InputError`` for what a look tells, before data are read: a misspelt preset, a folder that is none, a pattern that is none."""
     refuse_misspelt(config.model)
-    check_name(config.model)
+    if config.model not in {*PRESETS, *CLASSIC_PRESETS}:
+        check_name(config.model)
     if "/" in config.model and not Path(config.model).is_dir():
         load_config(config.model)  # the hub's, or what is kept of it here
     for text in () if config.attention is None else split_layers(config.attention):

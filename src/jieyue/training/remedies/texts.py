@@ -10,7 +10,7 @@ import ast
 from collections.abc import Callable
 from typing import TypeAlias
 
-from jieyue.errors import InputError
+from jieyue.errors import InputError, near
 
 from .adversarial import fgm, penalize_gradient
 from .consistency import rdrop, unlikelihood
@@ -45,7 +45,9 @@ def parse_remedy(text: str) -> Remedy:
         if isinstance(call, ast.Name):
             call = ast.Call(call, [], [])
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in REMEDIES):
-            raise InputError(asked, "no such remedy", f"one of {', '.join(REMEDIES)}, such as fgm(0.5)")
+            name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
+            hint = near(name, REMEDIES)
+            raise InputError(asked, "no such remedy", f"one of {', '.join(REMEDIES)}, such as fgm(0.5){hint}")
     except SyntaxError as error:
         raise InputError(asked, str(error), _PLAIN) from None
     values = [_plain_value(value, asked) for value in call.args]
