@@ -14,6 +14,7 @@ from jieyue.options import check_kinds, options_of
 from jieyue.planning.setting import Setting
 from jieyue.run.any_model import plan_model
 from jieyue.run.in_hand import _files
+from jieyue.tasks.classify.settings import ClassifySettings
 from jieyue.tasks.read.settings import ReadSettings
 from jieyue.tasks.table import task
 from jieyue.training.remedies.consistency import rdrop, unlikelihood
@@ -171,3 +172,9 @@ def test_what_cannot_be_parted_says_why(tmp_path):
         with pytest.raises(InputError) as refused:
             job.sources(config, job.default_settings(config, 0), 0)
         assert told in str(refused.value)
+
+
+def test_a_model_of_other_labels_is_not_judged_by_the_corpus_that_ships():
+    settings = ClassifySettings(labels=("bad", "good"), problem="single-label")
+    with pytest.raises(InputError, match="no label of this model, expected files to judge by"):  # the score was 0.0 %
+        task("classify").judging_sources((), settings)

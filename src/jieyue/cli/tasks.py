@@ -313,8 +313,8 @@ def _run_train(verb: TaskVerb, given: Given) -> None:
     show(console, report, (task(verb.name).quality, "Memory", "Sharing"), page=out / "report.html")
     console.fact("saved", model=str(out), report=str(out / "report.html"))
     if not given["as_json"]:
-        place = shlex.quote(str(out))
-        console.say(f"\nNext:\n  jieyue evaluate {place}\n  {verb.then.format(place)}")
+        place, file = shlex.quote(str(out)), " FILE" if config.data else ""  # what ships is another thing than own data
+        console.say(f"\nNext:\n  jieyue evaluate {place}{file}\n  {verb.then.format(place)}")
 
 
 def _run_plan(verb: TaskVerb, given: Given) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from jieyue.data.batch import token_batch
 from jieyue.data.findings import Findings
 from jieyue.data.labelled import NAMES, Columns, Labelled, note_repeated, read_labelled, shared_texts
+from jieyue.errors import InputError
 from jieyue.metrics.calibration import calibration_error
 from jieyue.metrics.classification import NaiveBayes, gain_over, score_labels
 from jieyue.metrics.multilabel import score_sets
@@ -123,6 +124,15 @@ class ClassifyTask(Task[Labelled, ClassifySettings, Answer]):
 
     def shipped_held_out(self) -> tuple[list[Labelled], Findings]:
         return _counted(topics())
+
+    def judging_sources(
+        self, files: Sequence[str | Path], settings: ClassifySettings, *, skip_bad: bool = False
+    ) -> Sources[Labelled]:
+        """As every task's; ``InputError`` for a model of other labels than those of the corpus that ships, where no file is named."""
+        found = super().judging_sources(files, settings, skip_bad=skip_bad)
+        if not files and not {name for one in found.held_out for name in one.names} & {*settings.labels}:
+            raise InputError("files", "none, and in the corpus that ships no label of this model", "files to judge by")
+        return found
 
     def groups(self, examples: Sequence[Labelled]) -> list[str]:
         return [one.text for one in examples]
