@@ -1,6 +1,7 @@
 """The table of a plan: exact first, every row fits, the chosen settings cost what was predicted, the floor is named."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from jieyue.planning.prediction import predict
 from jieyue.planning.setting import OPTIMIZERS, Setting
 from jieyue.planning.subject import Subject
 from jieyue.planning.table import feasible, kinds
-from jieyue.run.any_model import plan_model
+from jieyue.run.any_model import open_subject, plan_model, plan_subject
 from jieyue.training.accumulation import accumulate
 from jieyue.training.techniques import APPROXIMATE, OTHER, UPDATES, technique
 
@@ -244,10 +245,36 @@ def test_a_process_of_its_own():
     assert measure_alone(subject(), setting, 4, timed=False).seconds is None
 
 
+class Heard:
+    def __init__(self):
+        self.said, self.counts = [], {}
+
+    def say(self, line):
+        self.said.append(line)
+
+    @contextmanager
+    def progress(self, what):
+        yield lambda done, total, facts: self.counts.setdefault(what, []).append((done, total))
+
+
+def test_slow_calls_are_not_repeated_at_length(monkeypatch):
+    """The fault: of a real model every call took seconds, and each was made five times."""
+    for enough, calls in ((0.0, 3), (3600.0, 9)):
+        asked = []
+        monkeypatch.setattr(calibration, "ENOUGH_SECONDS", enough)
+        assert calibration._seconds(lambda asked=asked: asked.append(1)) >= 0 and len(asked) == calls
+
+
 def test_plan_of_a_folder_with_a_configuration_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Calibration, "seconds", lambda *_: 1.0)
     bert(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
-    planned = plan_model(str(tmp_path), length=16, effective_batch=4)
+    heard = Heard()
+    planned = plan_subject("bert", open_subject(str(tmp_path), length=16), effective_batch=4, listener=heard)
+    assert heard.said == ["Planning: 12 kinds of setting are traced, and those that fit are timed"], (
+        "it began in silence"
+    )
+    assert heard.counts["tracing settings"][-1] == (12, 12)
+    assert heard.counts["timing settings"][-1] == (len(planned.table.rows),) * 2
     text = planned.report().markdown()
     assert "cheapest exact first" in text and "chunked" in text
     named = {one.name for row in planned.table.rows for one in row.setting.techniques}

@@ -49,16 +49,17 @@ def plan_model(
 ) -> None:
     """The settings in which any model could be trained within a budget, cheapest exact first; no weight is read."""
     from jieyue.planning.table import kinds
-    from jieyue.run.any_model import plan_model as plan
+    from jieyue.run.any_model import check_asked, open_subject, plan_subject
 
-    found = plan(
+    check_asked(budget, effective_batch, measure)
+    console = Console(as_json)
+    found = plan_subject(
         model,
+        open_subject(model, length=length, data=data, head=head),
         budget=budget,
         effective_batch=effective_batch,
-        length=length,
-        data=data,
-        head=head,
         settings=partial(kinds, attention=attention, optimizer=optimizer, dtype=dtype),
         measure=measure,
+        listener=console,
     )
-    show(Console(as_json), found.report(), out=out, name="plan")
+    show(console, found.report(), out=out, name="plan")

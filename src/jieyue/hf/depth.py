@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from jieyue.errors import InputError
 
+from .entries import split_layers
+from .saved_attention import FIELD
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig as PretrainedConfig  # named for planning, which imports no transformers
 
-__all__ = ["has_stages", "num_layers", "with_layers"]
+__all__ = ["has_stages", "layer_period", "num_layers", "with_layers"]
 
 
 def has_stages(config: PretrainedConfig) -> bool:
@@ -43,3 +48,29 @@ def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
         if isinstance(value, list) and len(value) == deep:
             setattr(shallow, name, value[:layers])
     return shallow
+
+
+def layer_period(config: PretrainedConfig, attention: str | None = None) -> int:
+    """After how many layers the kinds of layer repeat, as far as lists in the configuration and a pattern's text tell: at most all of
+    them. ``attention``: a pattern in place of the configuration's own."""
+    layers = num_layers(config)
+    lists: list[Sequence[Hashable]] = [
+        list(map(str, value)) for value in vars(config).values() if isinstance(value, list) and len(value) == layers
+    ]
+    text = attention or getattr(config, FIELD, None)
+    if text:
+        entries = split_layers(str(text))
+        lists.append([entries[layer % len(entries)] for layer in range(layers)])
+    return min(layers, math.lcm(1, *map(_period, lists)))
+
+
+def _period(values: Sequence[Hashable]) -> int:
+    """The smallest step after which a list repeats.
+
+    >>> _period("aabaab"), _period("aaa"), _period("abca"), _period("abcd")
+    (3, 1, 3, 4)
+    """
+    count = len(values)
+    return next(
+        step for step in range(1, count + 1) if all(values[at] == values[at - step] for at in range(step, count))
+    )

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,10 @@ from .kernels import KernelScratch
 from .known_values import KnownValues
 from .operators import Arguments, Keywords, Operator, Result, Types
 
-__all__ = ["Scalars", "Tracker", "TrainingStep", "predict", "run_update"]
+if TYPE_CHECKING:
+    from .alike import Depth
+
+__all__ = ["Scalars", "Tracker", "TrainingStep", "finish", "live_parts", "predict", "run_update", "trace", "with_state"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,8 @@ class TrainingStep:
     this torch has one. ``length``: positions of a row. ``weigh(batch)``: the labels that a batch counts; given, the
     update is folded into the backward pass (``training.in_backward``): no gradients between pieces, no clipping.
     ``in_backward``: each weight moves in the backward pass (``training.weightwise``), of a batch in one piece.
-    ``known``: what was traced of this very step, by rows of the batch, rows of a piece and checkpointing (``search.traced``).
+    ``depth``: how the model is told by a shallower one, where it may be. ``known``: what was traced of this very step, by rows of the
+    batch, rows of a piece and checkpointing (``search.traced``).
     """
 
     build_model: Callable[[], nn.Module]
@@ -73,6 +77,7 @@ class TrainingStep:
     mask: str | None = None
     columns: Collection[str] | None = None
     in_backward: bool = False
+    depth: Depth | None = None
     known: dict[tuple[int, int, bool], Cost] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def at(self, length: int) -> TrainingStep:
@@ -92,10 +97,10 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
         raise InputError(message("micro_batch", str(micro_batch), f"1 to effective_batch={effective_batch} rows"))
     if step.in_backward and micro_batch != effective_batch:
         raise InputError(message("in_backward", f"pieces of {micro_batch} rows", "the whole batch in one piece"))
-    sums = InPlaceSums(sole_owner())
+    tracker = Tracker()
     try:
-        with fakes_as_real():
-            return _trace(step, effective_batch, micro_batch, checkpointing, sums)
+        model, optimizer, waiting = trace(step, effective_batch, micro_batch, checkpointing, tracker)
+        return _cost(tracker, model, optimizer, waiting, torch.device(step.device))
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise InputError(
             message(
@@ -107,31 +112,44 @@ def predict(step: TrainingStep, *, effective_batch: int, micro_batch: int, check
         ) from error
 
 
-def _trace(step: TrainingStep, effective: int, micro: int, checkpointing: bool, sums: InPlaceSums) -> Cost:
+def trace(
+    step: TrainingStep, effective: int, micro: int, checkpointing: bool, tracker: Tracker
+) -> tuple[nn.Module, torch.optim.Optimizer, int]:
+    """One update on fake tensors under ``tracker``: the model, the optimizer with its state, and the bytes of rows that no traced
+    piece holds, which wait on the host."""
     rows, device = min(effective, 2 * micro), torch.device(step.device)
     real = step.example_batch(rows, step.length)
     if num_rows(real) != rows:
         raise InputError(message(f"example_batch({rows}, ...)", f"{num_rows(real)} rows", f"{rows} rows"))
-    mode = FakeTensorMode()
+    mode, sums = FakeTensorMode(), InPlaceSums(sole_owner())
     known = KnownValues(mode)
-    model = fake_model(mode, step.build_model, device).train()
-    with mode:
-        with Scalars():  # tables of quantised numbers are read back as they are made
-            optimizer = step.make_optimizer(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        for parameter in trained:
+    with fakes_as_real():
+        model = fake_model(mode, step.build_model, device).train()
+        with mode:
+            optimizer = with_state(step, model)
+            batch = known.faked(real)  # on the host: only pieces travel
+            waiting = _storage_bytes([v for v in batch.values() if isinstance(v, Tensor)]) / rows * (effective - rows)
+            tracker.track_external(model, optimizer, *batch.values())
+            tracker.watch(model)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            with tracker.gradients(trained), tracker:
+                pieces = MicroBatch(micro, mask=step.mask, columns=step.columns).pieces(batch)
+                modes = (KernelScratch(), known, sums)
+                run_update(step, model, optimizer, pieces, modes, checkpointing, tracker.pieces_done)
+    return model, optimizer, round(waiting)
+
+
+def with_state(step: TrainingStep, model: nn.Module) -> torch.optim.Optimizer:
+    """The step's optimizer of a model of fake tensors, with its state, as it has it from the second update on."""
+    with Scalars():  # tables of quantised numbers are read back as they are made
+        optimizer = step.make_optimizer(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-        with Scalars(integers=True):
-            optimizer.step()  # so that its state exists, as it does from the second update on
-        optimizer.zero_grad(set_to_none=True)
-        batch = known.faked(real)  # on the host: only pieces travel
-        batch_bytes = _storage_bytes([v for v in batch.values() if isinstance(v, Tensor)]) / rows * (effective - rows)
-        tracker = Tracker()
-        tracker.track_external(model, optimizer, *batch.values())
-        with tracker.gradients(trained), tracker:
-            pieces = MicroBatch(micro, mask=step.mask, columns=step.columns).pieces(batch)
-            run_update(step, model, optimizer, pieces, (KernelScratch(), known, sums), checkpointing)
-    return _cost(tracker, model, optimizer, round(batch_bytes), device)
+    with Scalars(integers=True):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
 
 
 def _cost(
@@ -139,8 +157,7 @@ def _cost(
 ) -> Cost:
     """The peak by part; ``waiting``: bytes of rows that no traced piece holds, which wait on the host."""
     peak, gradient_bytes, activation_bytes = tracker.peak(device)
-    weight_bytes = _storage_bytes([*model.parameters(), *model.buffers()])
-    optimizer_bytes = _storage_bytes(_state_tensors(optimizer))
+    weight_bytes, optimizer_bytes = live_parts(model, optimizer)
     peak += waiting if device.type == "cpu" else 0
     return Cost(
         peak_bytes=peak,
@@ -152,6 +169,11 @@ def _cost(
     )
 
 
+def live_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Bytes of the weights, with buffers, and of the optimizer's state."""
+    return _storage_bytes([*model.parameters(), *model.buffers()]), _storage_bytes(_state_tensors(optimizer))
+
+
 def run_update(
     step: TrainingStep,
     model: nn.Module,
@@ -159,9 +181,10 @@ def run_update(
     pieces: Iterable[Batch],
     modes: Iterable[TorchDispatchMode],
     checkpointing: bool,
+    pieces_done: Callable[[Folding | None], None] = lambda folding: None,
 ) -> None:
     """One update on fake tensors, from the first piece to the optimizer's step; ``modes`` see all but the latter, the last
-    one first. The gradients stay."""
+    one first. The gradients stay. ``pieces_done``: is called before what follows the last piece."""
     trained = [p for p in model.parameters() if p.requires_grad]
     with ExitStack() as stack:
         folding = None if step.weigh is None else stack.enter_context(Folding(model, optimizer, 1.0))
@@ -172,11 +195,12 @@ def run_update(
             for mode in (Scalars(integers=step.in_backward), *modes):
                 inner.enter_context(mode)
             backward_pieces(step.objective, model, pieces)
+        pieces_done(folding)
         if not step.in_backward:
-            _finish(step, trained, optimizer, folding)
+            finish(step, trained, optimizer, folding)
 
 
-def _finish(
+def finish(
     step: TrainingStep, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, folding: Folding | None
 ) -> None:
     """What follows the last piece."""
@@ -230,6 +254,12 @@ class Tracker(MemTracker):
     def __init__(self) -> None:
         super().__init__()
         self._mod_tracker = _NoModules()
+
+    def watch(self, model: nn.Module) -> None:
+        """Is told of the model before its update."""
+
+    def pieces_done(self, folding: Folding | None) -> None:
+        """Is told when the last piece is done."""
 
     def gradients(self, parameters: Iterable[nn.Parameter]) -> ExitStack:
         """Inside the ``with``, what becomes a ``.grad`` is counted as gradient."""

@@ -13,6 +13,7 @@ from jieyue.budget import Cost, format_bytes
 from jieyue.machine import resident_bytes
 from jieyue.malloc import release_free_memory
 
+from .alike import predict_by_depth
 from .prediction import TrainingStep, predict
 
 BY_LINE = 3  # probes that a line proposes; further ones halve what is left
@@ -24,10 +25,21 @@ def traced(step: TrainingStep, *, effective_batch: int, micro_batch: int, checkp
     """``predict``, once for each update of a step: a search that begins again, and what is told of a run, ask for the same ones."""
     asked = (effective_batch, micro_batch, checkpointing)
     if asked not in step.known:
-        step.known[asked] = predict(
+        tell = predict if step.depth is None else predict_quickly
+        step.known[asked] = tell(
             step, effective_batch=effective_batch, micro_batch=micro_batch, checkpointing=checkpointing
         )
     return step.known[asked]
+
+
+def predict_quickly(step: TrainingStep, *, effective_batch: int, micro_batch: int, checkpointing: bool) -> Cost:
+    """``predict``, by a shallower model where its layers are alike (``predict_by_depth``)."""
+    found = predict_by_depth(
+        step, effective_batch=effective_batch, micro_batch=micro_batch, checkpointing=checkpointing
+    )
+    if found is not None:
+        return found
+    return predict(step, effective_batch=effective_batch, micro_batch=micro_batch, checkpointing=checkpointing)
 
 
 def step_costs(

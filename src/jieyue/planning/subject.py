@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from jieyue.errors import InputError
-from jieyue.hf.depth import has_stages, num_layers, with_layers
+from jieyue.hf.depth import has_stages, layer_period, num_layers, with_layers
 from jieyue.hf.loading import model_from_config
 from jieyue.hf.optimizers import make_optimizer, optimizer_named
 from jieyue.hf.trainer import training_arguments
@@ -32,6 +32,7 @@ from jieyue.training.accumulation import under_autocast
 from jieyue.training.objective import IGNORED, token_loss
 from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
+from .alike import Depth, fewest_layers
 from .prediction import TrainingStep
 from .setting import DTYPES, Setting
 
@@ -46,12 +47,14 @@ OBJECTIVES = (*VOCABULARY_HEADS, "classification", "image-classification", "span
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """``config``: transformers' configuration; ``head``: of ``OBJECTIVES``; ``positions``: tokens of a row, the longest."""
+    """``config``: transformers' configuration; ``head``: of ``OBJECTIVES``; ``positions``: tokens of a row, the longest.
+    ``depths``: by the attention that was asked for, how the whole model is told by a few layers."""
 
     config: PretrainedConfig
     head: str
     positions: int
     device: str = "cpu"
+    depths: dict[str | None, Depth] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.head not in OBJECTIVES:
@@ -80,7 +83,23 @@ class Subject:
             device=self.device,
             weigh=partial(_weigh, self.head) if setting.in_backward else None,
             in_backward=setting.moving,
+            depth=self._depth(setting) if layers is None else None,
         )
+
+    def _depth(self, setting: Setting) -> Depth | None:
+        """How the whole model's costs are told by a few layers; None where it has few, or two stacks of them."""
+        layers = self.layers
+        if getattr(self.config, "is_encoder_decoder", False) or has_stages(self.config):
+            return None
+        period = layer_period(self.config, setting.attention)
+        shallow = fewest_layers(layers, period)
+        if 2 * shallow > layers:
+            return None
+        if setting.attention not in self.depths:
+            build = partial(self.build, setting.attention)
+            self.depths[setting.attention] = Depth(layers=layers, period=period, shallow=shallow, build=build)
+        kind = (setting.optimizer, setting.in_backward, setting.moving)
+        return replace(self.depths[setting.attention], kind=kind)
 
     def build(self, attention: str | None = None, layers: int | None = None) -> nn.Module:
         """A fresh model; ``attention``: a pattern in place of its own; ``layers``: the first ones alone."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from jieyue.budget import Budget, Cost, format_bytes
 from jieyue.errors import BudgetError, InputError, message
 from jieyue.hf.optimizers import optimizer_named
+from jieyue.listener import SILENT, ProgressListener
 from jieyue.training.techniques import UPDATES
 
 from .calibration import Calibration
@@ -82,6 +83,7 @@ def feasible(
     settings: Sequence[Setting] | None = None,
     fixed_bytes: int | None = None,
     timed: bool = True,
+    listener: ProgressListener = SILENT,
 ) -> Table:
     """Of ``settings`` (None: all ``kinds``), those that fit ``budget.memory_bytes``, the whole process included.
 
@@ -95,34 +97,35 @@ def feasible(
     rows: list[Row] = []
     rejected: list[tuple[Setting, str]] = []
     floors: list[tuple[str, TrainingStep, Cost]] = []
-    for kind in kinds(subject) if settings is None else settings:
-        if any(_whole(row, kind, effective_batch) for row in rows):
-            rejected.append((kind, "not needed: the whole batch fits without it"))
-            continue
-        try:
-            step = subject.step(kind)
-            found = largest_fitting(
-                step_costs(step, effective_batch, kind.checkpointing, fixed), effective_batch, allowed
-            )
-        except InputError as error:  # logits changed after the output layer; no layers to checkpoint
-            rejected.append((kind, str(error)))
-            continue
-        if isinstance(found, Cost):
-            floors.append((f"{kind.optimizer_text}, {kind.dtype}", step, found))
-            over = format_bytes(found.peak_bytes - allowed)
-            rejected.append((kind, f"one row needs {format_bytes(found.peak_bytes + fixed)}, {over} too much"))
-            continue
-        micro_batch, cost = found
-        rows.append(Row(setting=replace(kind, micro_batch=micro_batch), cost=cost))
+    tried = list(kinds(subject) if settings is None else settings)
+    with listener.progress("tracing settings") as update:
+        for number, kind in enumerate(tried):
+            update(number, len(tried), {"fitting": len(rows)})
+            if any(_whole(row, kind, effective_batch) for row in rows):
+                rejected.append((kind, "not needed: the whole batch fits without it"))
+                continue
+            try:
+                step = subject.step(kind)
+                found = largest_fitting(
+                    step_costs(step, effective_batch, kind.checkpointing, fixed), effective_batch, allowed
+                )
+            except InputError as error:  # logits changed after the output layer; no layers to checkpoint
+                rejected.append((kind, str(error)))
+                continue
+            if isinstance(found, Cost):
+                floors.append((f"{kind.optimizer_text}, {kind.dtype}", step, found))
+                over = format_bytes(found.peak_bytes - allowed)
+                rejected.append((kind, f"one row needs {format_bytes(found.peak_bytes + fixed)}, {over} too much"))
+                continue
+            micro_batch, cost = found
+            rows.append(Row(setting=replace(kind, micro_batch=micro_batch), cost=cost))
+        update(len(tried), len(tried), {"fitting": len(rows)})
     if not rows and floors:
         raise BudgetError(refusal(budget.memory_bytes or 0, floors))
     if not rows:
         raise InputError("; ".join(why for _, why in rejected) or message("plan", "no setting", "at least one"))
     if timed:
-        clock = Calibration(subject)
-        rows = [
-            replace(row, cost=replace(row.cost, seconds=clock.seconds(row.setting, effective_batch))) for row in rows
-        ]
+        rows = list(_timed(Calibration(subject), rows, effective_batch, listener))
     rows.sort(key=lambda row: (UPDATES.index(row.setting.update), row.cost.seconds or 0.0))
     return Table(
         effective_batch=effective_batch,
@@ -130,6 +133,14 @@ def feasible(
         rows=tuple(rows),
         rejected=tuple(rejected),
     )
+
+
+def _timed(clock: Calibration, rows: list[Row], effective_batch: int, listener: ProgressListener) -> Iterator[Row]:
+    with listener.progress("timing settings") as update:
+        for number, row in enumerate(rows):
+            update(number, len(rows), {})
+            yield replace(row, cost=replace(row.cost, seconds=clock.seconds(row.setting, effective_batch)))
+        update(len(rows), len(rows), {})
 
 
 def _whole(row: Row, kind: Setting, effective_batch: int) -> bool:

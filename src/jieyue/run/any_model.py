@@ -14,6 +14,7 @@ from jieyue.hf.classic_presets import CLASSIC_PRESETS, classic_config, refuse_mi
 from jieyue.hf.loading import head_of, load_config, load_tokenizer
 from jieyue.hf.presets import PRESETS, preset_config
 from jieyue.hf.tokenizers import learn_vocabulary, make_tokenizer
+from jieyue.listener import SILENT, ProgressListener
 from jieyue.planning.bfloat16 import Bfloat16Price, bfloat16_price
 from jieyue.planning.measurement import Measured, measure_alone
 from jieyue.planning.setting import Setting
@@ -24,7 +25,7 @@ from jieyue.report.amounts import Given
 from jieyue.report.values import Section
 from jieyue.training.techniques import TECHNIQUES
 
-__all__ = ["Planned", "Rows", "open_subject", "plan_model", "setting_cells"]
+__all__ = ["Planned", "Rows", "check_asked", "open_subject", "plan_model", "plan_subject", "setting_cells"]
 
 DEFAULT_LENGTH = 128
 QUANTILES = ((0.0, "shortest"), (0.5, "median"), (0.9, "nine of ten"), (1.0, "longest"))
@@ -167,14 +168,39 @@ def plan_model(
     None = the checkpoint's own. ``settings``: the kinds to try, such as ``partial(kinds, dtype="float32")``. ``measure``: so
     many rows from the top are run.
 
-    Time: about a second a trace, up to three traces a setting, and a short run of single layers.
+    Time: about a second a trace of some layers (``planning.alike``), or of all where they differ, some traces a setting, and a short
+    run of single layers.
     """
+    check_asked(budget, effective_batch, measure)
+    opened = open_subject(name, length=length, data=data, head=head)
+    return plan_subject(
+        name, opened, budget=budget, effective_batch=effective_batch, settings=settings, measure=measure
+    )
+
+
+def check_asked(budget: str | int | Budget, effective_batch: int, measure: int) -> Budget:
+    """What is allowed, before a model is opened; ``InputError`` for a budget, rows or a number of runs that are none."""
     allowed = Budget.parse(budget)
     check_least(1, effective_batch=effective_batch)
     check_least(0, measure=measure)
-    subject, rows = open_subject(name, length=length, data=data, head=head)
+    return allowed
+
+
+def plan_subject(
+    name: str,
+    opened: tuple[Subject, Rows],
+    *,
+    budget: str | int | Budget = "4GiB",
+    effective_batch: int = 32,
+    settings: Callable[[Subject], Iterable[Setting]] = kinds,
+    measure: int = 0,
+    listener: ProgressListener = SILENT,
+) -> Planned:
+    """``plan_model`` of a model that ``open_subject`` opened; ``listener`` is told how far it is."""
+    allowed, (subject, rows) = check_asked(budget, effective_batch, measure), opened
     tried = list(settings(subject))
-    table = feasible(subject, allowed, effective_batch=effective_batch, settings=tried)
+    listener.say(f"Planning: {len(tried)} kinds of setting are traced, and those that fit are timed")
+    table = feasible(subject, allowed, effective_batch=effective_batch, settings=tried, listener=listener)
     measured = tuple(measure_alone(subject, row.setting, effective_batch) for row in table.rows[:measure])
     narrow = bfloat16_price() if any(setting.dtype == "bfloat16" for setting in tried) else None
     return Planned(name=name, subject=subject, rows=rows, table=table, measured=measured, bfloat16=narrow)
