@@ -23,6 +23,7 @@ from jieyue.planning.search import fixed_cost, largest_fitting
 from jieyue.planning.setting import Setting
 from jieyue.run.measure import _cost
 from jieyue.run.plan import RunPlan
+from jieyue.tally import Tally
 from jieyue.training.accumulation import accumulate
 from jieyue.training.objective import token_loss
 
@@ -185,6 +186,35 @@ def test_values_written_over_by_unknown_ones_are_unknown():
 
     with pytest.raises(InputError, match="shapes depend on values"):
         predict(step_of(objective=overwritten), effective_batch=2, micro_batch=1)
+
+
+class Dropping(nn.Module):
+    """Leaves out layers by chance in training, as transformers' models with a ``layerdrop`` do."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share, self.layers = share, nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, hidden):
+        for layer in self.layers:
+            if self.training and torch.rand([]) < self.share:
+                continue
+            hidden = layer(hidden).tanh()
+        return hidden
+
+
+def test_layers_that_are_left_out_by_chance_are_planned_as_if_none_were():
+    """The fault: a number that is drawn had no value in a trace, so that such models (OPT, BART) were refused."""
+
+    def planned(share):
+        step = step_of(
+            build_model=lambda: Dropping(share),
+            objective=lambda model, batch: Tally(model(batch["x"]).sum(), len(batch["x"])),
+            example_batch=lambda rows, length: {"x": torch.zeros(rows, length, 64)},
+        )
+        return predict(step, effective_batch=4, micro_batch=2)
+
+    assert planned(0.5) == planned(0.0)
 
 
 def test_shapes_that_depend_on_weights_are_refused():

@@ -3,7 +3,9 @@
 A trace has shapes and no values; but what a step does may depend on values of its batch: a mask is left out where no token is
 padding, a loss looks only at positions that have labels, packed rows are found by positions that start again. Inside this mode
 such small tensors have a real twin: an operator whose tensors all have twins is run on them too, and where it asks for values
-(``.item()``, ``nonzero``, indexing by truth values) the twin answers. What depends on weights stays unknown.
+(``.item()``, ``nonzero``, indexing by truth values) the twin answers. What depends on weights stays unknown. Of numbers that are
+drawn one is known: a single one between 0 and 1, by which transformers' models leave out a layer (``layerdrop``) where it is small. It
+is taken as the largest, so that every layer runs: of all updates the one that needs most.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from .operators import Arguments, Keywords, Operator, Result, Types
 __all__ = ["KnownValues"]
 
 LARGEST = 2**22  # entries of a twin
+HIGHEST = 1 - 2**-11  # drawn below 1, in float16 too
 _ASKING = {torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default,
            torch.ops.aten.masked_select.default, torch.ops.aten.repeat_interleave.Tensor,
            torch.ops.aten._unique2.default, torch.ops.aten.unique_consecutive.default}  # fmt: skip
@@ -67,6 +70,8 @@ class KnownValues(TorchDispatchMode):
         known = all(twin is not None for twin in twins) and torch.Tag.nondeterministic_seeded not in func.tags
         if not tensors:
             known = known and _is_small_factory(func, kwargs)
+        if func is torch.ops.aten.rand.default and not args[0]:
+            return self._drawn(func(*args, **kwargs))
         if not known:
             self._lose(func, args, kwargs)
             return func(*args, **kwargs)
@@ -80,6 +85,11 @@ class KnownValues(TorchDispatchMode):
         else:
             self._lose(func, args, kwargs)
         return result
+
+    def _drawn(self, fake: Tensor) -> Tensor:
+        with _disable_current_modes():
+            self.twins[fake] = torch.full((), HIGHEST, dtype=fake.dtype)
+        return fake
 
     def _run(self, func: Operator, args: Arguments, kwargs: Keywords) -> Result:
         real_args, real_kwargs = tree_map(
