@@ -127,3 +127,7 @@ def test_where_a_few_layers_would_tell_nothing_there_is_no_such_way():
     for attention in ("local(4),full(),full()", "local(4),local(4),local(4),full(),full(),local(4),full()"):
         assert llama(8).step(Setting(micro_batch=1, attention=attention)).depth is None
     assert gpt2().step(Setting(micro_batch=1), 4).depth is None, "a shallow one itself"
+    step = gpt2().step(Setting(micro_batch=1))
+    for other in ({"build_model": lambda: None}, {"make_optimizer": lambda model: None}, {"max_grad_norm": 0.0}):
+        changed = replace(step, **other)
+        assert predict_by_depth(changed, effective_batch=1, micro_batch=1) is None, "it was made for another step"

@@ -36,7 +36,7 @@ from jieyue.training.in_backward import Folding
 from .fake_model import fake_model
 from .prediction import Tracker, TrainingStep, finish, live_parts, trace, with_state
 
-__all__ = ["Depth", "fewest_layers", "predict_by_depth"]
+__all__ = ["Depth", "fewest_layers", "predict_by_depth", "told_by"]
 
 BLOCKS = 4  # the first and the last one differ from those between, of which two show that they are equal
 _CPU = torch.device("cpu")
@@ -56,7 +56,8 @@ class Depth:
 
     ``layers``: of the whole model; ``period``: after how many the kinds of layer repeat; ``shallow``: of the model that is traced
     (``fewest_layers``); ``build(layers)``: the model of so many, the first of them; ``kind``: what tells optimizers of one model
-    apart. ``alike``, ``finishes``: what was found, shared by all steps of the model.
+    apart; ``told``: the step that it was made for, as ``_told`` has it: of another one nothing is known. ``alike``, ``finishes``: what
+    was found, shared by all steps of the model.
     """
 
     layers: int
@@ -64,6 +65,7 @@ class Depth:
     shallow: int
     build: Callable[[int], nn.Module]
     kind: Hashable = ()
+    told: tuple[Hashable, ...] = ()
     alike: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
     finishes: dict[Hashable, _Finish] = field(default_factory=dict, compare=False, repr=False)
 
@@ -86,7 +88,7 @@ def predict_by_depth(
     optimizer's step.
     """
     depth = step.depth
-    if depth is None or step.device != "cpu":
+    if depth is None or step.device != "cpu" or depth.told != _told(step):
         return None
     if "" not in depth.alike:
         depth.alike[""] = _is_alike(depth)
@@ -121,6 +123,16 @@ def predict_by_depth(
         activation_bytes=activation,
         temporary_bytes=rest,
     )
+
+
+def told_by(step: TrainingStep, depth: Depth) -> TrainingStep:
+    """The step, which the depth may tell."""
+    return replace(step, depth=replace(depth, told=_told(step)))
+
+
+def _told(step: TrainingStep) -> tuple[Hashable, ...]:
+    """What a depth must not be used without."""
+    return (step.build_model, step.make_optimizer, step.weigh, step.max_grad_norm, step.in_backward)
 
 
 class _Blocks(Tracker):

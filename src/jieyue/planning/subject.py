@@ -32,7 +32,7 @@ from jieyue.training.accumulation import under_autocast
 from jieyue.training.objective import IGNORED, token_loss
 from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
-from .alike import Depth, fewest_layers
+from .alike import Depth, fewest_layers, told_by
 from .prediction import TrainingStep
 from .setting import DTYPES, Setting
 
@@ -74,7 +74,7 @@ class Subject:
         autocast = DTYPES[setting.dtype]
         options = optimizer_named(setting.optimizer).options
         arguments = training_arguments("unused", steps=1, device=self.device, **options)
-        return TrainingStep(
+        step = TrainingStep(
             build_model=partial(self.build, setting.attention, layers),
             objective=objective if autocast is None else under_autocast(objective, torch.device(self.device), autocast),
             example_batch=self.example,
@@ -83,8 +83,9 @@ class Subject:
             device=self.device,
             weigh=partial(_weigh, self.head) if setting.in_backward else None,
             in_backward=setting.moving,
-            depth=self._depth(setting) if layers is None else None,
         )
+        depth = self._depth(setting) if layers is None else None
+        return step if depth is None else told_by(step, depth)
 
     def _depth(self, setting: Setting) -> Depth | None:
         """How the whole model's costs are told by a few layers; None where it has few, or two stacks of them."""
