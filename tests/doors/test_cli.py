@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
+import signal
 import sys
+import time
+import weakref
 from dataclasses import dataclass
 
 import pytest
 import typer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from jieyue.cli import build, main
+from jieyue.cli import _terminated_gently, build, main
 from jieyue.cli.help import VERBS
 from jieyue.report import Examples, Report
 from jieyue.run.waterfall import Step, Waterfall
@@ -205,3 +209,23 @@ def test_verify_attention_of_a_folder(trained, tmp_path):
     assert short.returncode == 2 and "drops no key of rows of" in " ".join(short.stderr.split()), "m would be 0 of all"
     wrong = jieyue("verify", "attention", trained[0], "--text", text, "--attention", "linear(elo)")
     assert wrong.returncode == 2 and "did you mean 'elu'" in wrong.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such signals here")
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_python_ignores_comes_again(number, ends, monkeypatch):
+    """The fault: one that came while a tensor's weak reference was told of its end, as in a trace, was lost."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def work():
+        gone = Done(0, "", "")
+        reference = weakref.ref(gone, lambda _: (os.kill(os.getpid(), number), time.sleep(0.01)))
+        del gone
+        assert reference() is None
+        for _ in range(200):
+            time.sleep(0.01)
+
+    with pytest.raises(ends), _terminated_gently():
+        work()
+    assert told == [] and sys.unraisablehook == told.append

@@ -156,7 +156,11 @@ def warning_line(
 
 @contextmanager
 def _terminated_gently() -> Iterator[None]:
-    """SIGTERM ends a verb as an exit does, so that what it has begun is put away: temporary files, children, locks."""
+    """SIGTERM ends a verb as an exit does, so that what it has begun is put away: temporary files, children, locks.
+
+    Where it comes while a weak reference is told that its object is gone, as of every tensor of a trace, Python ignores what is
+    raised there, Ctrl-C's as well: it is sent again a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -164,8 +168,22 @@ def _terminated_gently() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def ignored(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        if not isinstance(error, KeyboardInterrupt) and not (
+            isinstance(error, SystemExit) and error.code == 128 + number
+        ):
+            hook(unraisable)
+            return
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    before, hook = signal.signal(signal.SIGTERM, leave), sys.unraisablehook
+    sys.unraisablehook = ignored
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)

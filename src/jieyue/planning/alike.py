@@ -15,11 +15,11 @@ there is no answer, and the whole model is traced (``prediction``).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy
 import torch
@@ -33,41 +33,14 @@ from jieyue.hf.tracing import fakes_as_real
 from jieyue.training.checkpointing import layers_of
 from jieyue.training.in_backward import Folding
 
+from .depths import Depth, Finish
 from .fake_model import fake_model
 from .prediction import Tracker, TrainingStep, finish, live_parts, trace, with_state
 
-__all__ = ["Depth", "fewest_layers", "predict_by_depth", "told_by"]
+__all__ = ["fewest_layers", "predict_by_depth", "told_by"]
 
 BLOCKS = 4  # the first and the last one differ from those between, of which two show that they are equal
 _CPU = torch.device("cpu")
-
-
-class _Finish(NamedTuple):
-    """``changes`` [T, 3]: live bytes (all, gradients, activations) after each operator that follows the last piece, above those before;
-    ``held``: bytes of weights and of the optimizer's state."""
-
-    changes: numpy.ndarray
-    held: tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Depth:
-    """A model of many layers, of which a few may tell what all cost.
-
-    ``layers``: of the whole model; ``period``: after how many the kinds of layer repeat; ``shallow``: of the model that is traced
-    (``fewest_layers``); ``build(layers)``: the model of so many, the first of them; ``kind``: what tells optimizers of one model
-    apart; ``told``: the step that it was made for, as ``_told`` has it: of another one nothing is known. ``alike``, ``finishes``: what
-    was found, shared by all steps of the model.
-    """
-
-    layers: int
-    period: int
-    shallow: int
-    build: Callable[[int], nn.Module]
-    kind: Hashable = ()
-    told: tuple[Hashable, ...] = ()
-    alike: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
-    finishes: dict[Hashable, _Finish] = field(default_factory=dict, compare=False, repr=False)
 
 
 def fewest_layers(layers: int, period: int) -> int:
@@ -205,7 +178,7 @@ class _Blocks(Tracker):
 
     @property
     def finished(self) -> numpy.ndarray:
-        """Changes after the last piece, as ``_Finish`` has them."""
+        """Changes after the last piece, as ``Finish`` has them."""
         levels = numpy.array(self.levels[self.end :], dtype=numpy.int64)
         return levels[1:] - levels[:1]
 
@@ -234,7 +207,7 @@ class _Blocks(Tracker):
         return numpy.cumsum(numpy.concatenate([*parts, changes[done:]]), axis=0)
 
 
-def _finished(step: TrainingStep, depth: Depth, layers: int, names: tuple[str, ...]) -> _Finish:
+def _finished(step: TrainingStep, depth: Depth, layers: int, names: tuple[str, ...]) -> Finish:
     """What follows the last piece in the model of so many layers; ``names``: the weights with a gradient, as the shallower model has
     them. Traced once for each kind of optimizer."""
     key = (depth.kind, layers, names)
@@ -243,7 +216,7 @@ def _finished(step: TrainingStep, depth: Depth, layers: int, names: tuple[str, .
     return depth.finishes[key]
 
 
-def _finish_alone(step: TrainingStep, depth: Depth, layers: int, names: tuple[str, ...]) -> _Finish:
+def _finish_alone(step: TrainingStep, depth: Depth, layers: int, names: tuple[str, ...]) -> Finish:
     mode, tracker = FakeTensorMode(), _Blocks()
     with fakes_as_real(), ExitStack() as stack:
         model = fake_model(mode, partial(depth.build, layers), _CPU).train()
@@ -264,7 +237,7 @@ def _finish_alone(step: TrainingStep, depth: Depth, layers: int, names: tuple[st
         tracker.start()
         if not step.in_backward:
             finish(step, [p for p in model.parameters() if p.requires_grad], optimizer, folding)
-    return _Finish(tracker.finished, live_parts(model, optimizer))
+    return Finish(tracker.finished, live_parts(model, optimizer))
 
 
 def _deep_names(names: Iterable[str], model: nn.Module, depth: Depth, layers: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,12 @@ from jieyue.training.microbatch import MicroBatch
 from jieyue.training.objective import Batch, Objective, num_rows
 from jieyue.training.weightwise import Moves, PreviousNorm, moving
 
+from .depths import Depth
 from .fake_model import fake_model
 from .gradient_sums import InPlaceSums, sole_owner
 from .kernels import KernelScratch
 from .known_values import KnownValues
 from .operators import Arguments, Keywords, Operator, Result, Types
-
-if TYPE_CHECKING:
-    from .alike import Depth
 
 __all__ = ["Scalars", "Tracker", "TrainingStep", "finish", "live_parts", "predict", "run_update", "trace", "with_state"]
 

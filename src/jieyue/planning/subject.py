@@ -32,7 +32,8 @@ from jieyue.training.accumulation import under_autocast
 from jieyue.training.objective import IGNORED, token_loss
 from jieyue.training.vocabulary_loss import model_vocabulary_loss
 
-from .alike import Depth, fewest_layers, told_by
+from .alike import fewest_layers, told_by
+from .depths import Depth
 from .prediction import TrainingStep
 from .setting import DTYPES, Setting
 
