@@ -69,7 +69,11 @@ def _median(costs: Sequence[ReadingCost]) -> ReadingCost:
 
 def savings_section(report: Report, savings: Sequence[Saving], asked: Sequence[int], positions: int) -> None:
     """A table each for reading, one more token and the cache; a note on the lengths that the model has no positions for."""
-    left = [length for length in asked if length > positions]
+    if left := [length for length in asked if length > positions]:
+        told = ", ".join(f"{length:,}" for length in left)
+        report.section(SAVINGS).note(
+            f"Not measured at {told} tokens: the model has {positions:,} positions. --positions gives it more."
+        )
     if not savings:
         return
     section = report.section(SAVINGS)
@@ -106,8 +110,3 @@ def savings_section(report: Report, savings: Sequence[Saving], asked: Sequence[i
         assert last.full.cache_bytes is not None and last.sparse.cache_bytes is not None
         share = last.sparse.cache_bytes / last.full.cache_bytes
         section.fact(f"cache at {last.tokens:,} tokens", share, "share", how="of transformers' own", key=True)
-    if left:
-        told = ", ".join(f"{length:,}" for length in left)
-        section.note(
-            f"Not measured at {told} tokens: the model has {positions:,} positions. --positions gives it more."
-        )
