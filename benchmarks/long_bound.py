@@ -61,7 +61,7 @@ def main():
     report = Report(
         "How far a pattern moves a pretrained model's heads", about="untrained; by benchmarks/long_bound.py"
     )
-    section = report.section("Bound and deviation")
+    section = report.section("Bound over deviation")
     violations, queries = sum(one.violations for one in made), sum(one.queries for one in made)
     how = f"of {queries:,} rows: {given.queries:,} queries of {len(made)} heads, in float64"
     section.fact("violations of the bound", violations, how=how, key=True)
@@ -69,7 +69,7 @@ def main():
     cells = [
         [told, sum(float(getattr(one.found, name).sum()) for one in found) / measured] for name, told in NAMES.items()
     ]
-    section.table(["bound", "times the deviation"], cells, title="Bound over deviation", note="Of sums over all rows.")
+    section.table(["bound", "times the deviation"], cells, note="Of sums over all rows.")
     columns = [
         "layer",
         "mean m",
@@ -83,7 +83,7 @@ def main():
         f"m, bound and deviation: of the layer's worst head, at most so much for {SHARE:.0%} of the queries of {len(batches)} rows of "
         f"{given.tokens:,} tokens, at confidence {CONFIDENCE} for all layers and heads together (Clopper-Pearson, Bonferroni)."
     )
-    section.table(columns, by_layer(found, made), title="By layer", note=note)
+    report.section("By layer").table(columns, by_layer(found, made), note=note)
     report.section("Settings").facts(
         {"model": Path(given.model).name, "attention": given.attention, "processor": machine.cpu_name(),
          "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
