@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def peak_bytes(call: Timed, device: str = "cpu") -> int:
         torch.cuda.reset_peak_memory_stats()
         timed(call)
         return torch.cuda.max_memory_allocated() - before
+    os.putenv("KINETO_LOG_LEVEL", "99")  # read by the first profile; else each writes two lines to standard error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as profiled:
         call()
     assert profiled.profiler is not None and profiled.profiler.kineto_results is not None

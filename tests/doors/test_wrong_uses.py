@@ -1,5 +1,7 @@
 """Python's face used wrongly: refused in one line that names the argument, never answered by something else."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,13 @@ def test_strengths_are_numbers(remedy, strength):
         remedy(strength)
 
 
+@pytest.mark.slow
+def test_measuring_bytes_is_silent():
+    code = "import torch; from jieyue.timer import peak_bytes; print(peak_bytes(lambda: torch.ones(2**20)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 4 * 2**20 and done.stderr == ""
+
+
 def test_other_wrong_values():
     q = torch.ones(1, 1, 4, 2)
     for call, told in (
@@ -133,6 +142,8 @@ def test_other_wrong_values():
         (lambda: Setting(micro_batch=1, attention="locl(3)"), "locl(3)"),
         (lambda: jy.use((nn.Linear(1, 1), None), attention="local(3)"), "use(model): found tuple"),
         (lambda: jy.load(__file__), "a file"),
+        (lambda: jy.train("bert-tiny", resume=True, overwrite=True), "resume and overwrite"),
+        (lambda: jy.train("bert-tiny", out=__file__), "out: found the file"),
         (lambda: jy.load("bert-tiny"), "a preset, which has no weights yet"),
         (lambda: bench_activation(device="gpu"), "name a GPU cuda"),
         (lambda: parse_remedy("fgmm(0.5)"), "did you mean 'fgm'"),
