@@ -18,6 +18,7 @@ EQUAL = {
     "deepseek_v3": "latent keys", "gemma3_text": "windows", "gemma4_text": "shared keys", "diffllama": "keys read twice",
     "lfm2": "convolutions between", "qwen3_next": "recurrent layers between", "bart": "encoder and decoder",
     "encoder-decoder": "put together", "t5": "biases by offset", "vit": "pictures", "whisper": "sound", "llava": "pictures and text",
+    "nemotron_h": "state spaces between",
     "mpnet": "outside the interface, biases by offset", "bloom": "outside the interface, biases of keys",
 }  # fmt: skip
 REFUSED = {

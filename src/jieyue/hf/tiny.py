@@ -72,7 +72,7 @@ _OWN: Mapping[str, Mapping[str, object]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "nemotron_h": {"layer_types": ["linear_attention", "full_attention"]},
+    "nemotron_h": {"layer_types": ["linear_attention", "full_attention"], "n_groups": 1},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1},
 }
 
