@@ -396,6 +396,8 @@ def test_what_it_saves_and_still_finds_is_told(place, tmp_path):
     assert "Not measured at 1,000 tokens: the model has 128 positions" in report.text()
     assert [row[0] for row in tables["Found, by depth, 128 tokens"]] == ["0", "0.25", "0.5", "0.75", "1"]
     assert "nothing is claimed" in report.text(), "random weights find nothing"
+    with pytest.raises(InputError, match="resume: found another needles, savings_at than the interrupted run had"):
+        jieyue.sparsify(tmp_path / "long", resume=True, **given)
     given["out"] = tmp_path / "other"
     for name, wrong, says in (
         ("long", {"needles": 20}, "1,024 tokens of text for 100 prompts of 128 that share none"),

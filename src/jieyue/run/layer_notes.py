@@ -48,7 +48,7 @@ class Notes:
 def check_same(before: Facts, asked: Facts) -> None:
     """``InputError`` where an interrupted run had been asked something else."""
     if before != asked:
-        changed = sorted(name for name, value in asked.items() if before.get(name) != value)
+        changed = sorted(name for name in {*asked, *before} if before.get(name) != asked.get(name))
         raise InputError("resume", f"another {', '.join(changed)} than the interrupted run had", "the same")
 
 

@@ -68,7 +68,7 @@ __all__ = ["CHOICE", "EFFECTIVE_BATCH", "sparsify"]
 EFFECTIVE_BATCH = 8
 CHOICE = "choice.json"  # what was measured and chosen, for --resume
 NOTES = "measured.jsonl"  # what was measured before there is a choice
-_LATER = ("tokens", "control", "savings_at", "needles")  # what the choice does not depend on
+_LATER = ("tokens", "control")  # what is not told with the choice
 CONTROL, FULL = "control", "full"  # folders inside: the full model trained alike, and an encoder in hand as it was
 
 
@@ -166,7 +166,11 @@ def _stretched(
 
 def _asked(config: RunConfig, choosing: Choosing, settings: SparseSettings) -> Facts:
     """What a choice depends on: it is kept for --resume only where all of this is the same."""
+    usual = asdict(Choosing())
     own = {name: str(value) for name, value in asdict(choosing).items() if name not in _LATER}
+    for name in ("savings_at", "needles"):  # of which older choices know nothing
+        if own[name] == str(usual[name]):
+            del own[name]
     own["second_data"] = str(tuple(Path(path).name for path in choosing.second_data))
     rows = {"row_tokens": settings.row_tokens, "seed": settings.seed, "limit": config.limit}
     files = [Path(path).name for path in (*config.data, *config.held_out)]
