@@ -6,7 +6,8 @@ is left over). Its update is traced and cut where each block's forward and backw
     start | F₀ | F₁ | F₂ | F₃ and head | B₃ | B₂ | B₁ | B₀ | … further pieces … | division, clipping, optimizer
 
 Every operator leaves the live bytes changed by so much. Where F₁ = F₂ and B₂ = B₁ change by change, further blocks between them
-repeat these, and the peak of the deep model is that of the longer sequence, byte for byte. What follows the last piece looks at
+repeat these, and the peak of the deep model is that of the longer sequence, byte for byte; a model of one block more is traced as
+well and must be so, level by level. What follows the last piece looks at
 all weights together: it is traced by itself, with all layers, and the same of the shallower one must be what its whole update
 shows. Modules, weights and numbers of each layer of the deep model are held against the shallower one's. Where anything is not so
 there is no answer, and the whole model is traced (``prediction``).
@@ -76,7 +77,9 @@ def predict_by_depth(
     named = {id(parameter): name for name, parameter in model.named_parameters()}
     names = tuple(named[number] for number in tracker.given)
     pieces = tracker.repeated(depth)
-    if pieces is None or tuple(_deep_names(names, model, depth, depth.shallow)) != names:
+    if pieces is None or not _is_proven(few, depth, tracker, (effective_batch, micro_batch, checkpointing)):
+        return None
+    if tuple(_deep_names(names, model, depth, depth.shallow)) != names:
         return None
     own = _finished(step, depth, depth.shallow, names)
     if not numpy.array_equal(own.changes, tracker.finished) or own.held != live_parts(model, optimizer):
@@ -100,12 +103,29 @@ def predict_by_depth(
 
 def told_by(step: TrainingStep, depth: Depth) -> TrainingStep:
     """The step, which the depth may tell."""
-    return replace(step, depth=replace(depth, told=_told(step)))
+    return replace(step, depth=replace(depth, told=_told(step), proven={}))
 
 
 def _told(step: TrainingStep) -> tuple[Hashable, ...]:
     """What a depth must not be used without."""
     return (step.build_model, step.make_optimizer, step.weigh, step.max_grad_norm, step.in_backward)
+
+
+def _is_proven(few: TrainingStep, depth: Depth, tracker: _Blocks, asked: tuple[int, int, bool]) -> bool:
+    """Whether the update with a block more is, level by level, what the shallower model says of it: what grows with the number of
+    layers and comes or goes at once (weights that autocast keeps) is seen by that alone. Traced once for one piece, once for several.
+    """
+    effective, micro, checkpointing = asked
+    key = (checkpointing, effective > micro)
+    if key not in depth.proven:
+        more, another = depth.shallow + depth.period, _Blocks()
+        trace(replace(few, build_model=partial(depth.build, more)), effective, micro, checkpointing, another)
+        told = tracker.repeated(replace(depth, layers=more))
+        found = numpy.array(another.levels[: another.end + 1], dtype=numpy.int64)
+        if told is not None:
+            told[:, 0] += found[0, 0] - told[0, 0]
+        depth.proven[key] = told is not None and numpy.array_equal(told, found)
+    return depth.proven[key]
 
 
 class _Blocks(Tracker):
@@ -199,12 +219,22 @@ class _Blocks(Tracker):
             place = {cut[:2]: cut[2] for cut in cuts}
             for name, edges in (("forward", (1, 2, 3)), ("backward", (3, 2, 1))):
                 ends = [block * period - (name == "backward") for block in edges]
-                start, middle, stop = (place[name, layer] for layer in ends)
-                if not numpy.array_equal(changes[start:middle], changes[middle:stop]):
+                found = _repeating(changes, *(place[name, layer] for layer in ends))
+                if found is None:
                     return None
+                start, middle = found
                 parts += [changes[done:middle], *[changes[start:middle]] * more]
                 done = middle
         return numpy.cumsum(numpy.concatenate([*parts, changes[done:]]), axis=0)
+
+
+def _repeating(changes: numpy.ndarray, start: int, middle: int, stop: int) -> tuple[int, int] | None:
+    """(start, middle) of a block that the next one repeats; None where it does not. What the layer before has left goes with a block's
+    first operator, so that a first layer of other types (float32 under autocast) is seen there: then blocks begin after it."""
+    for late in (0, 1):
+        if numpy.array_equal(changes[start + late : middle + late], changes[middle + late : stop + late]):
+            return start + late, middle + late
+    return None
 
 
 def _finished(step: TrainingStep, depth: Depth, layers: int, names: tuple[str, ...]) -> Finish:

@@ -26,8 +26,8 @@ class Depth:
 
     ``layers``: of the whole model; ``period``: after how many the kinds of layer repeat; ``shallow``: of the model that is traced
     (``fewest_layers``); ``build(layers)``: the model of so many, the first of them; ``kind``: what tells optimizers of one model
-    apart; ``told``: the step that it was made for, as ``alike`` knows it: of another one nothing is known. ``alike``, ``finishes``:
-    what was found, shared by all steps of the model.
+    apart; ``told``: the step that it was made for, as ``alike`` knows it: of another one nothing is known. ``proven``: what was
+    found of that step's updates; ``alike``, ``finishes``: of the model, shared by all its steps.
     """
 
     layers: int
@@ -37,4 +37,5 @@ class Depth:
     kind: Hashable = ()
     told: tuple[Hashable, ...] = ()
     alike: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)
+    proven: dict[tuple[bool, bool], bool] = field(default_factory=dict, compare=False, repr=False)
     finishes: dict[Hashable, Finish] = field(default_factory=dict, compare=False, repr=False)
