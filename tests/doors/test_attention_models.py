@@ -214,7 +214,10 @@ def test_masks_carry_packed_documents():
         (None, masking_utils.causal_mask_function),
         (1, masking_utils.sliding_window_causal_mask_function(2)),
     ):
-        packed = masking_utils.packed_sequence_compatibility_function(function, positions, ids)
+        if hasattr(masking_utils, "packed_sequence_compatibility_function"):
+            packed = masking_utils.packed_sequence_compatibility_function(function, positions, ids)
+        else:  # transformers 5.17
+            packed = masking_utils.and_masks(function, masking_utils.packed_sequence_mask_function(ids))
         ask = ask_of(asked_mask(1, 3, 3, mask_function=packed))
         assert (ask.causal, ask.window, ask.segments.tolist()) == (True, window, ids.tolist())
 
