@@ -1,5 +1,6 @@
 """Tiny models of the families that the attention tests run, in float64, and inputs with padding."""
 
+import pytest
 import torch
 import transformers
 
@@ -26,6 +27,12 @@ MODELS = {
     "mistral": ("MistralConfig", GROUPED | PAD | {"sliding_window": None}, "AutoModelForCausalLM", True),
     "bart": ("BartConfig", BART | PAD, "AutoModelForSeq2SeqLM", True),
 }  # fmt: skip
+
+
+def skip_where_it_differs_from_itself(name):
+    """``use`` refuses a model whose own eager and SDPA attention differ, as those of these do under transformers 5.17."""
+    if name in ("gemma2", "umt5") and tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
+        pytest.skip(f"{name}'s own eager and SDPA attention differ under transformers {transformers.__version__}")
 
 
 def make(name, **more):
