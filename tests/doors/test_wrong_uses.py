@@ -143,7 +143,6 @@ def test_other_wrong_values():
         (lambda: jy.use((nn.Linear(1, 1), None), attention="local(3)"), "use(model): found tuple"),
         (lambda: jy.load(__file__), "a file"),
         (lambda: jy.train("bert-tiny", resume=True, overwrite=True), "resume and overwrite"),
-        (lambda: jy.train("bert-tiny", out=__file__), "out: found the file"),
         (lambda: jy.load("bert-tiny"), "a preset, which has no weights yet"),
         (lambda: bench_activation(device="gpu"), "name a GPU cuda"),
         (lambda: parse_remedy("fgmm(0.5)"), "did you mean 'fgm'"),

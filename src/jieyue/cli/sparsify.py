@@ -80,7 +80,7 @@ def _flags() -> list[inspect.Parameter]:
 def _run(given: Given) -> None:
     budget, out, console = Budget.parse(given["budget"], given["device"]), given["out"], Console(given["as_json"])
     if not given["show"]:
-        check_free(out, resume=given["resume"], overwrite=given["overwrite"])
+        check_free(out, given["model"], resume=given["resume"], overwrite=given["overwrite"])
     settings = SparseSettings(**chosen(SparseSettings, given), seed=given["seed"])
     config = RunConfig(**chosen(RunConfig, given) | {"model": given["model"], "settings": settings})
     choosing = Choosing(**chosen(Choosing, given))

@@ -278,7 +278,7 @@ def _training(given: Given) -> TrainingConfig:
 def _run_train(verb: TaskVerb, given: Given) -> None:
     budget, out = Budget.parse(given["budget"], given["device"]), given["out"]
     if not given["show"]:
-        check_free(out, resume=given["resume"], overwrite=given["overwrite"])
+        check_free(out, given["model"], resume=given["resume"], overwrite=given["overwrite"])
     config = run_config(verb, given, given["seed"])
     training, console = _training(given), Console(given["as_json"])
     if given["show"]:

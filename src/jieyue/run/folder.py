@@ -21,6 +21,7 @@ __all__ = [
     "RESOLVED",
     "Out",
     "check_apart",
+    "check_either",
     "check_folder",
     "check_free",
     "check_unfinished",
@@ -48,10 +49,16 @@ class Out:
         return out if isinstance(out, Out) else cls(Path(out))
 
 
-def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """What of ``check_folder`` and ``check_unfinished`` can be told by looking, before anything slow is imported."""
+def check_either(*, resume: bool, overwrite: bool) -> None:
+    """Refuses to go on and to begin anew at once."""
     if resume and overwrite:
         raise InputError("resume and overwrite: found both, expected one of them")
+
+
+def check_free(folder: Path, model: str, *, resume: bool, overwrite: bool) -> None:
+    """What of the checks of a run's folder can be told by looking, before anything slow is imported."""
+    check_either(resume=resume, overwrite=overwrite)
+    check_apart(folder, model)
     if folder.exists() and not folder.is_dir():
         raise InputError("out", f"the file {folder}", "a folder, or a name that is free")
     check_unfinished(folder, overwrite or resume)

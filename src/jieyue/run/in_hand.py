@@ -31,7 +31,7 @@ from jieyue.training.remedies.remedy import Remedy
 from . import jobs
 from .bars import Bars
 from .config import TrainingConfig
-from .folder import IN_HAND, Out, check_free
+from .folder import IN_HAND, Out, check_either
 from .layer_options import Choosing, FullLayers
 from .predict import Predictor, check_rows
 from .sparsify import EFFECTIVE_BATCH
@@ -129,7 +129,7 @@ def train(
 
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is trained.
     """
-    check_free(Path(out), resume=options.get("resume", False), overwrite=options.get("overwrite", False))
+    check_either(resume=options.get("resume", False), overwrite=options.get("overwrite", False))
     with _in_files(model, tokenizer, data=data, held_out=held_out) as (name, files):
         config, training, device = _configured(task, name, files, options)
         report = jobs.train(
@@ -211,7 +211,7 @@ def sparsify(
     Raises ``InputError`` (a ValueError) for what does not fit together, before anything is measured. Cost: about a pass over the
     calibration text for each layer and ``candidates`` for each round of the choice, then the training.
     """
-    check_free(Path(out), resume=options.get("resume", False), overwrite=options.get("overwrite", False))
+    check_either(resume=options.get("resume", False), overwrite=options.get("overwrite", False))
     held_out, second_data = options.get("held_out", ()), options.get("second_data", ())
     with _in_files(model, tokenizer, data=data, held_out=held_out, second_data=second_data) as (name, files):
         given: Facts = {**options, "tokens": tokens, "full_layers": str(FullLayers.parse(full_layers))}

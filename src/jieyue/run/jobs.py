@@ -219,8 +219,9 @@ def evaluate(
     given = {name: value for name, value in (reading or {}).items() if value is not None}
     settings = job.settings_class.from_dict({**record["settings"], **given})
     memory = read_memory(folder)
-    sources = job.judging_sources(files, settings, skip_bad=skip_bad)
+    named = job.judging_sources(files, settings, skip_bad=skip_bad) if files else None  # told before weights are read
     model, tokenizer = load(folder, settings.head(job.head))
+    sources = named or job.judging_sources(files, settings, skip_bad=skip_bad)
     judged = job.judge(model, tokenizer, sources.held_out, settings, memory, batch_size=batch_size, listener=listener)
     report = Report(f"Evaluation · {Path(folder).name}")
     job.report(report, judged, settings, {})
