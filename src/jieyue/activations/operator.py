@@ -75,7 +75,8 @@ def variant(approximate: Variant) -> str | Approximation:
 def gelu(x: Tensor, approximate: Variant = "none") -> Tensor:
     """GELU of ``x`` [...], any shape and float dtype, by the named or fitted one: ``approximate`` is what ``variant`` knows.
 
-    Differentiable any number of times. Saves ``x`` alone. Cost: ``jieyue bench activation``.
+    Differentiable any number of times. Saves ``x`` alone. ``InputError`` for whole numbers and what ``variant`` does not know. Cost:
+    ``jieyue bench activation``.
 
     >>> gelu(torch.tensor([-1.0, 0.0, 2.0]), "sigmoid")
     tensor([-0.1542,  0.0000,  1.9357])
