@@ -195,6 +195,7 @@ def numbers_of(template, good):
             for what in ("accuracy", "same answers", "apart", "seconds")
         }
         update = {"largest": 1e-15 if good else 0.5, "told": "the same update"}
+        found |= {"commonest": 0.5}
         return found | {f"{way} update": update for way in (accumulation.OURS, accumulation.TRAINER)}
     if key == "pretrained-wider-beam":
         found = {f"{width} {what}": 0.5 for width in beams.WIDTHS for what in ("log p", "right")}
@@ -239,6 +240,16 @@ def test_each_is_judged_both_ways_round(template):
         assert verdict.word == wanted, verdict.why
         assert verdict.rows and all(len(row) == len(verdict.columns) for row in verdict.rows)
     assert Outcome(claim, "minutes", results_of(claim, template, True, seeds=(0,))).verdict.word == UNTESTED
+
+
+def test_accuracies_of_ways_that_learned_nothing_do_not_hold():
+    template = next(one for one in TEMPLATES if one.claim.key == accumulation.KEY)
+    claim = bind(template, Weights({"name": "demo", "kind": "encoder"}))
+    results = results_of(claim, template, True)
+    for result in results:
+        result.numbers.update({f"{way} accuracy": result.numbers["commonest"] for way in accumulation.WAYS})
+    verdict = Outcome(claim, "minutes", results).verdict
+    assert verdict.word != HOLDS and accumulation.CHANCE in verdict.why
 
 
 def facts(name, kind):
