@@ -217,6 +217,9 @@ def test_a_signal_that_python_ignores_comes_again(number, ends, monkeypatch):
     """The fault: one that came while a tensor's weak reference was told of its end, as in a trace, was lost."""
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell in the background starts all with it ignored
 
     def work():
         gone = Done(0, "", "")
@@ -226,6 +229,9 @@ def test_a_signal_that_python_ignores_comes_again(number, ends, monkeypatch):
         for _ in range(200):
             time.sleep(0.01)
 
-    with pytest.raises(ends), _terminated_gently():
-        work()
+    try:
+        with pytest.raises(ends), _terminated_gently():
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert told == [] and sys.unraisablehook == told.append

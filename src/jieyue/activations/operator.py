@@ -72,6 +72,11 @@ def variant(approximate: Variant) -> str | Approximation:
     return approximate
 
 
+def _check_floats(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise InputError(f"gelu(x): found {x.dtype}, expected a floating point tensor")
+
+
 def gelu(x: Tensor, approximate: Variant = "none") -> Tensor:
     """GELU of ``x`` [...], any shape and float dtype, by the named or fitted one: ``approximate`` is what ``variant`` knows.
 
@@ -81,8 +86,7 @@ def gelu(x: Tensor, approximate: Variant = "none") -> Tensor:
     >>> gelu(torch.tensor([-1.0, 0.0, 2.0]), "sigmoid")
     tensor([-0.1542,  0.0000,  1.9357])
     """
-    if isinstance(x, Tensor) and not x.is_floating_point():
-        raise InputError("gelu(x)", str(x.dtype), "a tensor of a float dtype")
+    _check_floats(x)
     chosen = variant(approximate)
     if chosen == "none":
         return F.gelu(x)
@@ -129,8 +133,7 @@ class Activation(nn.Module):
 
 
 def _applied(x: Tensor, chosen: Approximation, *, product: bool) -> Tensor:
-    if not x.is_floating_point():
-        raise InputError(f"gelu(x): found {x.dtype}, expected a floating point tensor")
+    _check_floats(x)
     form = chosen.form
     if product and form.polynomial is not None:
         return _PolynomialGate.apply(x, form.polynomial(*chosen.constants))
